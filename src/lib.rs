@@ -1,0 +1,1 @@
+//! bsn-operator: permissioned blockchain networks on Kubernetes.

@@ -1,0 +1,1 @@
+//! Real local clusters for tests.
