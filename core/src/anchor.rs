@@ -1,0 +1,256 @@
+//! The anchor: facts about a network that must never be forgotten.
+//!
+//! It is a `ConfigMap` beside the network's objects, written with compare-and-swap before anything
+//! depends on a fact in it. Status is only a view computed from it and from the chain; losing status
+//! loses nothing, losing the anchor is a refusal.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::engine::cometbft::keys::PublicKey;
+use crate::names::NodeName;
+
+/// Key of the anchor in its `ConfigMap`.
+pub const ANCHOR_KEY: &str = "anchor.json";
+
+/// Version of the anchor's form; a newer one is refused, never rewritten.
+pub const ANCHOR_VERSION: u32 = 1;
+
+/// A network's anchor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Anchor {
+    /// [`ANCHOR_VERSION`].
+    pub version: u32,
+    /// Id of the hub that writes here; another hub must not.
+    pub hub_id: String,
+    /// Random id of the network. Not the object's uid: that changes when it is deleted and applied
+    /// again, the network stays the same.
+    pub network_id: String,
+    /// Id of the chain.
+    pub chain_id: String,
+    /// Time in the genesis (RFC 3339), fixed with the founders.
+    pub genesis_time: Timestamp,
+    /// Names and powers of the founding validators, in the order of the genesis. Fixed before the
+    /// first key is made: later edits of the network cannot reach into a chain being formed.
+    pub founders: Vec<Founder>,
+    /// The certificate authority, once its key exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<KeyRecord>,
+    /// SHA-256 of the genesis, once fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub genesis_hash: Option<String>,
+    /// The genesis is published: nodes may start. Never taken back.
+    #[serde(default)]
+    pub formed: bool,
+    /// Next index per node set; a name is never used for a second identity.
+    pub next_index: BTreeMap<String, u32>,
+    /// Every identity the network ever had, by node name.
+    pub identities: BTreeMap<String, Identity>,
+}
+
+/// A founding validator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Founder {
+    /// Its node's name.
+    pub name: String,
+    /// Voting power in the genesis.
+    pub power: u64,
+}
+
+/// A key pair kept in a `Secret`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyRecord {
+    /// SHA-256 of the public key (`SubjectPublicKeyInfo`), lower-case hexadecimal.
+    pub spki_sha256: String,
+    /// The Secret's uid.
+    pub secret_uid: String,
+}
+
+/// A node's place in its network, for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Identity {
+    /// Random id.
+    pub id: String,
+    /// The node set it was made from.
+    pub set: String,
+    /// Its role.
+    pub role: Role,
+    /// Gone for good: its disk and key never serve another identity.
+    #[serde(default)]
+    pub retired: bool,
+    /// Public parts of its keys, once they exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<IdentityKeys>,
+    /// Uids of its objects, once they exist.
+    #[serde(default)]
+    pub uids: ObjectUids,
+    /// Hash of the pod template in force, once one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_hash: Option<String>,
+}
+
+/// What a node does on its chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Role {
+    /// Votes.
+    Validator,
+    /// Follows without voting.
+    FullNode,
+}
+
+/// Public parts of a node's private keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IdentityKeys {
+    /// Consensus key.
+    pub consensus: PublicKey,
+    /// Peer-to-peer key.
+    pub p2p: PublicKey,
+    /// SHA-256 of the TLS public key (`SubjectPublicKeyInfo`), lower-case hexadecimal.
+    pub tls_spki_sha256: String,
+}
+
+/// Uids of the objects a node depends on. An object of the same name with another uid is a stranger.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ObjectUids {
+    /// `Secret` with the private keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<String>,
+    /// `PersistentVolumeClaim`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// `Service`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+impl Identity {
+    /// Keys, disk and Service exist and are recorded: others may depend on this node.
+    pub fn provisioned(&self) -> bool {
+        self.keys.is_some()
+            && self.uids.keys.is_some()
+            && self.uids.disk.is_some()
+            && self.uids.service.is_some()
+    }
+}
+
+/// Why an anchor could not be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnchorError {
+    /// Not an anchor.
+    #[error("the anchor cannot be read: {0}; restore it from a backup")]
+    Unreadable(String),
+    /// Written by a newer operator.
+    #[error("the anchor has form {found}, this operator writes form {ANCHOR_VERSION}; upgrade the operator")]
+    Newer {
+        /// Its version.
+        found: u32,
+    },
+    /// Another hub looks after this network.
+    #[error("the anchor belongs to hub {found}, this is hub {expected}; one network has one hub")]
+    AnotherHub {
+        /// In the anchor.
+        found: String,
+        /// This hub's.
+        expected: String,
+    },
+    /// A retained anchor of another chain under the same name.
+    #[error(
+        "a network of this name was here before with chain id {found}; apply it with that chain id, choose another \
+         name, or delete its retained objects"
+    )]
+    AnotherChain {
+        /// In the anchor.
+        found: String,
+    },
+}
+
+impl Anchor {
+    /// Reads an anchor and checks that it is this hub's and this chain's.
+    pub fn parse(text: &str, hub_id: &str, chain_id: &str) -> Result<Self, AnchorError> {
+        #[derive(Deserialize)]
+        struct Form {
+            version: u32,
+        }
+        let unreadable = |err: serde_json::Error| AnchorError::Unreadable(err.to_string());
+        // The version first: a newer form may not parse as this one.
+        let form: Form = serde_json::from_str(text).map_err(unreadable)?;
+        if form.version > ANCHOR_VERSION {
+            return Err(AnchorError::Newer { found: form.version });
+        }
+        let anchor: Self = serde_json::from_str(text).map_err(unreadable)?;
+        if anchor.hub_id != hub_id {
+            return Err(AnchorError::AnotherHub {
+                found: anchor.hub_id,
+                expected: hub_id.to_owned(),
+            });
+        }
+        if anchor.chain_id != chain_id {
+            return Err(AnchorError::AnotherChain { found: anchor.chain_id });
+        }
+        Ok(anchor)
+    }
+
+    /// The anchor's text.
+    pub fn to_json(&self) -> String {
+        // Strings, numbers and maps with string keys: serialising them cannot fail.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// Identities that are not retired, by name.
+    pub fn members(&self) -> impl Iterator<Item = (NodeName, &Identity)> {
+        self.identities
+            .iter()
+            .filter(|(_, identity)| !identity.retired)
+            .map(|(name, identity)| (NodeName::from_object(name), identity))
+    }
+
+    /// The identity of a node.
+    pub fn identity(&self, node: &NodeName) -> Option<&Identity> {
+        self.identities.get(node.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anchor() -> Anchor {
+        Anchor {
+            version: ANCHOR_VERSION,
+            hub_id: "h1".into(),
+            network_id: "n1".into(),
+            chain_id: "c1".into(),
+            genesis_time: "2026-01-01T00:00:00Z".parse().unwrap(),
+            founders: vec![],
+            ca: None,
+            genesis_hash: None,
+            formed: false,
+            next_index: BTreeMap::new(),
+            identities: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn reads_what_it_wrote() {
+        let text = anchor().to_json();
+        assert_eq!(Anchor::parse(&text, "h1", "c1").unwrap(), anchor());
+    }
+
+    #[test]
+    fn refuses_other_hubs_other_chains_and_newer_forms() {
+        let text = anchor().to_json();
+        assert!(matches!(Anchor::parse(&text, "h2", "c1"), Err(AnchorError::AnotherHub { .. })));
+        assert!(matches!(Anchor::parse(&text, "h1", "c2"), Err(AnchorError::AnotherChain { .. })));
+        let newer = r#"{"version": 2, "whatever": true}"#;
+        assert_eq!(Anchor::parse(newer, "h1", "c1"), Err(AnchorError::Newer { found: 2 }));
+        assert!(matches!(Anchor::parse("", "h1", "c1"), Err(AnchorError::Unreadable(_))));
+    }
+}

@@ -1,0 +1,211 @@
+//! The engine's configuration file (`config/config.go`, `config/toml.go`).
+//!
+//! Only what must differ from the engine's defaults is written. The list of peers is not part of
+//! it: that changes with every node that joins and is filled in when a node starts.
+
+use serde::Serialize;
+
+use super::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE};
+use super::{ABCI_PORT, P2P_PORT, RPC_PORT};
+
+/// File name of the configuration.
+pub const CONFIG_FILE: &str = "config.toml";
+/// File name of the record of what the consensus key signed last.
+pub const SIGNING_STATE_FILE: &str = "priv_validator_state.json";
+/// The signing state of a key that never signed.
+pub const FRESH_SIGNING_STATE: &str = "{\n  \"height\": \"0\",\n  \"round\": 0,\n  \"step\": 0\n}\n";
+
+/// The application whose state the chain replicates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Application {
+    /// The engine's built-in key-value store, kept on the node's disk.
+    PersistentKvstore,
+    /// A user's program in a container of its own in the same pod.
+    Socket,
+}
+
+/// Where a node's files are inside its containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// The engine's directory on the node's disk: blocks, state, signing state.
+    pub data: String,
+    /// Where the private keys are mounted.
+    pub keys: String,
+    /// Where the genesis is mounted.
+    pub genesis: String,
+}
+
+/// What a node's configuration depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig<'a> {
+    /// The node's name, shown to peers.
+    pub moniker: &'a str,
+    /// The name and port under which peers reach this node.
+    pub external_address: &'a str,
+    /// The application.
+    pub application: Application,
+    /// File locations.
+    pub paths: &'a Paths,
+}
+
+#[derive(Serialize)]
+struct File<'a> {
+    moniker: &'a str,
+    proxy_app: String,
+    abci: &'static str,
+    db_dir: &'a str,
+    log_format: &'static str,
+    genesis_file: String,
+    priv_validator_key_file: String,
+    priv_validator_state_file: String,
+    node_key_file: String,
+    rpc: Rpc,
+    p2p: P2p<'a>,
+    consensus: Consensus,
+}
+
+#[derive(Serialize)]
+struct Rpc {
+    laddr: String,
+}
+
+#[derive(Serialize)]
+struct P2p<'a> {
+    laddr: String,
+    external_address: &'a str,
+    addr_book_file: String,
+    addr_book_strict: bool,
+    allow_duplicate_ip: bool,
+    pex: bool,
+    persistent_peers_max_dial_period: &'static str,
+}
+
+#[derive(Serialize)]
+struct Consensus {
+    wal_file: String,
+}
+
+/// Renders `config.toml` without peers.
+pub fn render_config(node: &NodeConfig<'_>) -> String {
+    let paths = node.paths;
+    let file = File {
+        moniker: node.moniker,
+        proxy_app: match node.application {
+            Application::PersistentKvstore => "persistent_kvstore".to_owned(),
+            Application::Socket => format!("tcp://127.0.0.1:{ABCI_PORT}"),
+        },
+        abci: "socket",
+        db_dir: &paths.data,
+        log_format: "json",
+        genesis_file: paths.genesis.clone(),
+        priv_validator_key_file: format!("{}/{CONSENSUS_KEY_FILE}", paths.keys),
+        priv_validator_state_file: format!("{}/{SIGNING_STATE_FILE}", paths.data),
+        node_key_file: format!("{}/{NODE_KEY_FILE}", paths.keys),
+        // Loopback only: whoever reaches the RPC of the built-in store can change the validators.
+        rpc: Rpc { laddr: format!("tcp://127.0.0.1:{RPC_PORT}") },
+        p2p: P2p {
+            laddr: format!("tcp://0.0.0.0:{P2P_PORT}"),
+            external_address: node.external_address,
+            // Beside the data, since the home directory does not outlive the pod.
+            addr_book_file: format!("{}/addrbook.json", paths.data),
+            // Service addresses are private ones.
+            addr_book_strict: false,
+            // Peers behind one machine's address translation share an address.
+            allow_duplicate_ip: true,
+            // Every node is told its peers; nobody else's word is taken.
+            pex: false,
+            // The default backs off exponentially and gives up.
+            persistent_peers_max_dial_period: "10s",
+        },
+        consensus: Consensus {
+            wal_file: format!("{}/cs.wal/wal", paths.data),
+        },
+    };
+    // Strings and booleans in plain structs: serialising them cannot fail.
+    toml::to_string(&file).unwrap_or_default()
+}
+
+/// A node of the same network, as its peers dial it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// Id of its peer-to-peer key.
+    pub node_id: String,
+    /// Name under which it is reached.
+    pub host: String,
+}
+
+impl Peer {
+    /// One line of the peer list: `<id>@<host>:<port>`.
+    pub fn line(&self) -> String {
+        format!("{}@{}:{P2P_PORT}", self.node_id, self.host)
+    }
+
+    /// Reads a line of the peer list.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (node_id, address) = line.trim().split_once('@')?;
+        let (host, port) = address.rsplit_once(':')?;
+        (port.parse() == Ok(P2P_PORT) && !host.is_empty())
+            .then(|| Self { node_id: node_id.to_owned(), host: host.to_owned() })
+    }
+}
+
+/// Why a configuration could not be completed.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration is not what the operator renders: {0}")]
+pub struct ConfigError(String);
+
+/// Puts the peers of this moment into a configuration made by [`render_config`].
+pub fn complete_config(rendered: &str, peers: &[Peer]) -> Result<String, ConfigError> {
+    let mut document: toml::Table =
+        rendered.parse().map_err(|err: toml::de::Error| ConfigError(err.message().to_owned()))?;
+    let list = peers.iter().map(Peer::line).collect::<Vec<_>>().join(",");
+    document
+        .get_mut("p2p")
+        .and_then(toml::Value::as_table_mut)
+        .ok_or_else(|| ConfigError("it has no [p2p] section".to_owned()))?
+        .insert("persistent_peers".to_owned(), toml::Value::String(list));
+    toml::to_string(&document).map_err(|err| ConfigError(err.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(application: Application) -> String {
+        let paths = Paths {
+            data: "/data/cometbft".to_owned(),
+            keys: "/keys".to_owned(),
+            genesis: "/genesis/genesis.json".to_owned(),
+        };
+        render_config(&NodeConfig {
+            moniker: "city-ledger-hangzhou-0",
+            external_address: "city-ledger-hangzhou-0.ledger.svc:26656",
+            application,
+            paths: &paths,
+        })
+    }
+
+    #[test]
+    fn config_with_the_built_in_store() {
+        insta::assert_snapshot!(rendered(Application::PersistentKvstore));
+    }
+
+    #[test]
+    fn config_with_a_users_application() {
+        insta::assert_snapshot!(rendered(Application::Socket));
+    }
+
+    #[test]
+    fn peers_are_added_and_nothing_else_changes() {
+        let before = rendered(Application::PersistentKvstore);
+        let peer = Peer { node_id: "ab".repeat(20), host: "city-ledger-hangzhou-1.ledger.svc".into() };
+        assert_eq!(Peer::parse(&peer.line()), Some(peer.clone()));
+        let after = complete_config(&before, &[peer.clone(), peer.clone()]).unwrap();
+        let mut table: toml::Table = after.parse().unwrap();
+        let p2p = table.get_mut("p2p").unwrap().as_table_mut().unwrap();
+        let list = p2p.remove("persistent_peers").unwrap();
+        assert_eq!(list.as_str().unwrap(), format!("{0},{0}", peer.line()));
+        assert_eq!(table, before.parse::<toml::Table>().unwrap());
+        assert!(complete_config("[rpc]", &[]).is_err());
+    }
+}

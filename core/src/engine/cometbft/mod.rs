@@ -1,0 +1,93 @@
+//! `CometBFT` 0.38.
+//!
+//! Sources are named by path in github.com/cometbft/cometbft at v0.38.25.
+
+pub mod config;
+pub mod genesis;
+pub mod keys;
+pub mod requests;
+pub mod status;
+
+use crate::quorum::QuorumRule;
+
+/// Port of the peer-to-peer listener.
+pub const P2P_PORT: u16 = 26656;
+/// Port of the RPC listener; on loopback only, the gateway serves it to others.
+pub const RPC_PORT: u16 = 26657;
+/// Port on which a user's application speaks ABCI, on loopback inside the pod.
+pub const ABCI_PORT: u16 = 26658;
+
+/// Longest chain id in characters (`types/genesis.go`, `MaxChainIDLen`).
+pub const MAX_CHAIN_ID: usize = 50;
+/// Bound on the sum of all voting powers: `MaxInt64 / 8` (`types/validator_set.go`, `MaxTotalVotingPower`).
+pub const MAX_TOTAL_POWER: u64 = i64::MAX as u64 / 8;
+/// Voting power of a validator that names none.
+pub const DEFAULT_POWER: u64 = 1000;
+
+/// First patch release supported: earlier ones were retracted (0.38.0–4, 0.38.14) or have known
+/// consensus bugs.
+pub const OLDEST_PATCH: u32 = 15;
+
+/// The quorum of Tendermint consensus: more than two thirds of the power.
+#[derive(Debug, Clone, Copy)]
+pub struct MoreThanTwoThirds;
+
+impl QuorumRule for MoreThanTwoThirds {
+    fn needed(&self, total: u64) -> u64 {
+        // Split so that 2 * total never overflows.
+        total / 3 * 2 + total % 3 * 2 / 3 + 1
+    }
+}
+
+/// A supported version of the engine, `0.38.<patch>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    patch: u32,
+}
+
+/// Why a version was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "CometBFT version {given:?} is not supported; use 0.38.{OLDEST_PATCH} or a later 0.38 release, for example 0.38.25"
+)]
+pub struct VersionError {
+    given: String,
+}
+
+impl Version {
+    /// Reads `0.38.<patch>` and checks the range.
+    pub fn parse(text: &str) -> Result<Self, VersionError> {
+        text.strip_prefix("0.38.")
+            .and_then(|patch| patch.parse().ok())
+            .filter(|patch| *patch >= OLDEST_PATCH)
+            .map(|patch| Self { patch })
+            .ok_or_else(|| VersionError { given: text.to_owned() })
+    }
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "0.38.{}", self.patch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn needs_more_than_two_thirds() {
+        for (total, needed) in [(1, 1), (3, 3), (4, 3), (5, 4), (6, 5), (7, 5), (4000, 2667)] {
+            assert_eq!(MoreThanTwoThirds.needed(total), needed, "total {total}");
+        }
+        assert!(MoreThanTwoThirds.needed(MAX_TOTAL_POWER) > MAX_TOTAL_POWER / 3 * 2);
+    }
+
+    #[test]
+    fn accepts_only_the_supported_line() {
+        assert_eq!(Version::parse("0.38.25").unwrap().to_string(), "0.38.25");
+        for bad in ["0.38.4", "0.37.15", "1.0.1", "0.38", "v0.38.25", "0.38.x", "0.38.14"] {
+            assert!(Version::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

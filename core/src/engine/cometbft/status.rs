@@ -1,0 +1,134 @@
+//! Reading a node's own answers (`rpc/core/types/responses.go`).
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+use crate::evidence::EngineReport;
+
+/// A node's answers, as JSON-RPC results.
+#[derive(Debug, Clone)]
+pub struct Answers {
+    /// Result of `status`.
+    pub status: serde_json::Value,
+    /// Result of `net_info`.
+    pub net_info: serde_json::Value,
+    /// Result of `abci_info`.
+    pub abci_info: serde_json::Value,
+}
+
+/// Why an answer could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine's answer to {method} is not as expected: {source}")]
+pub struct AnswerError {
+    method: &'static str,
+    source: serde_json::Error,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    node_info: NodeInfo,
+    sync_info: SyncInfo,
+    validator_info: ValidatorInfo,
+}
+
+#[derive(Deserialize)]
+struct NodeInfo {
+    id: String,
+    network: String,
+    version: String,
+}
+
+#[derive(Deserialize)]
+struct SyncInfo {
+    #[serde(deserialize_with = "number")]
+    latest_block_height: u64,
+    latest_block_time: String,
+    catching_up: bool,
+}
+
+#[derive(Deserialize)]
+struct ValidatorInfo {
+    address: String,
+    #[serde(deserialize_with = "number")]
+    voting_power: u64,
+}
+
+#[derive(Deserialize)]
+struct NetInfo {
+    #[serde(deserialize_with = "number")]
+    n_peers: u64,
+}
+
+#[derive(Deserialize)]
+struct AbciInfo {
+    response: AbciResponse,
+}
+
+#[derive(Deserialize)]
+struct AbciResponse {
+    // Left out by the engine while it is zero.
+    #[serde(default, deserialize_with = "number")]
+    last_block_height: u64,
+}
+
+/// 64-bit numbers come as JSON strings.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+/// Puts a node's answers into the form every engine reports in.
+pub fn parse_report(answers: Answers) -> Result<EngineReport, AnswerError> {
+    let failed = |method| move |source| AnswerError { method, source };
+    let status: Status = serde_json::from_value(answers.status).map_err(failed("status"))?;
+    let net: NetInfo = serde_json::from_value(answers.net_info).map_err(failed("net_info"))?;
+    let abci: AbciInfo = serde_json::from_value(answers.abci_info).map_err(failed("abci_info"))?;
+    Ok(EngineReport {
+        chain_id: status.node_info.network,
+        version: status.node_info.version,
+        node_id: status.node_info.id,
+        address: status.validator_info.address,
+        height: status.sync_info.latest_block_height,
+        block_time: status.sync_info.latest_block_time,
+        applied_height: abci.response.last_block_height,
+        catching_up: status.sync_info.catching_up,
+        peers: net.n_peers,
+        voting_power: status.validator_info.voting_power,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn answers() -> Answers {
+        Answers {
+            status: json!({
+                "node_info": {"id": "c167", "network": "poa-lab-1", "version": "0.38.25"},
+                "sync_info": {"latest_block_height": "41", "catching_up": false,
+                              "latest_block_time": "2026-11-23T04:00:41.5Z"},
+                "validator_info": {"address": "E038", "voting_power": "10"},
+            }),
+            net_info: json!({"listening": true, "n_peers": "3", "peers": []}),
+            abci_info: json!({"response": {"data": "{}", "last_block_height": "41"}}),
+        }
+    }
+
+    #[test]
+    fn reads_the_answers_of_a_running_node() {
+        let report = parse_report(answers()).unwrap();
+        assert_eq!((report.height, report.applied_height, report.peers), (41, 41, 3));
+        assert_eq!(report.voting_power, 10);
+        assert!(!report.catching_up);
+    }
+
+    #[test]
+    fn a_fresh_application_has_height_zero_and_a_strange_answer_is_an_error() {
+        let mut fresh = answers();
+        fresh.abci_info = json!({"response": {}});
+        assert_eq!(parse_report(fresh).unwrap().applied_height, 0);
+        let mut strange = answers();
+        strange.status["sync_info"]["latest_block_height"] = json!("-1");
+        assert!(parse_report(strange).unwrap_err().to_string().contains("status"));
+    }
+}

@@ -1,0 +1,427 @@
+//! How a network comes to be, and which nodes it has.
+//!
+//! 1. The founders are written into the anchor before anything else exists. Later edits wait.
+//! 2. Keys, disk and Service of every founder are made and recorded.
+//! 3. The genesis follows from the anchor alone; its hash is recorded, then its bytes are published.
+//! 4. `formed` is latched. Only now may a pod start. No path leads back.
+//!
+//! A crash between any two of these resumes where it stopped: every step is decided by what is
+//! recorded, and the genesis is computed again to the same bytes.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::anchor::{ANCHOR_VERSION, Anchor, Founder, Identity, ObjectUids, Role};
+use crate::engine::cometbft::genesis::{Genesis, GenesisError, GenesisValidator, build_genesis};
+use crate::names::{NameError, NetworkName, NodeName, SetName};
+
+/// A node set as the user wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredSet {
+    /// Its name.
+    pub name: SetName,
+    /// Role of its nodes.
+    pub role: Role,
+    /// How many.
+    pub replicas: u32,
+    /// Voting power of each validator.
+    pub power: u64,
+}
+
+/// A network as the user wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredNetwork {
+    /// Its name.
+    pub name: NetworkName,
+    /// Id of its chain.
+    pub chain_id: String,
+    /// Its node sets, in the order of the file.
+    pub sets: Vec<DesiredSet>,
+}
+
+/// Where random ids come from.
+pub trait IdSource {
+    /// A new random id, never the same twice.
+    fn next_id(&mut self) -> String;
+}
+
+/// Why a network cannot be formed from its description.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FormingError {
+    /// A node's name cannot be made.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The chain would not start.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+}
+
+/// Makes the anchor of a network that has none: founders, ids and names, nothing more.
+pub fn build_anchor(
+    desired: &DesiredNetwork,
+    hub_id: &str,
+    now: Timestamp,
+    ids: &mut impl IdSource,
+) -> Result<Anchor, FormingError> {
+    let mut anchor = Anchor {
+        version: ANCHOR_VERSION,
+        hub_id: hub_id.to_owned(),
+        network_id: ids.next_id(),
+        chain_id: desired.chain_id.clone(),
+        // Whole seconds: the engine compares bytes, and people read them.
+        genesis_time: Timestamp::from_second(now.as_second()).unwrap_or(now),
+        founders: Vec::new(),
+        ca: None,
+        genesis_hash: None,
+        formed: false,
+        next_index: BTreeMap::new(),
+        identities: BTreeMap::new(),
+    };
+    for set in &desired.sets {
+        for index in 0..set.replicas {
+            let name = desired.name.node(&set.name, index)?;
+            if set.role == Role::Validator {
+                anchor.founders.push(Founder { name: name.to_string(), power: set.power });
+            }
+            add_identity(&mut anchor, &name, set, ids);
+        }
+        anchor.next_index.insert(set.name.to_string(), set.replicas);
+    }
+    if anchor.founders.is_empty() {
+        return Err(GenesisError::NoValidators.into());
+    }
+    Ok(anchor)
+}
+
+fn add_identity(anchor: &mut Anchor, name: &NodeName, set: &DesiredSet, ids: &mut impl IdSource) {
+    anchor.identities.insert(
+        name.to_string(),
+        Identity {
+            id: ids.next_id(),
+            set: set.name.to_string(),
+            role: set.role,
+            retired: false,
+            keys: None,
+            uids: ObjectUids::default(),
+            template_hash: None,
+        },
+    );
+}
+
+/// What forming waits for or does next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FormingStep {
+    /// The CA's key must be made and recorded.
+    MakeAuthority,
+    /// These founders' keys, disks and Services are not recorded yet.
+    AwaitFounders(Vec<NodeName>),
+    /// Record this genesis' hash.
+    RecordGenesis(Genesis),
+    /// Publish this genesis, then latch `formed`.
+    PublishGenesis(Genesis),
+    /// Nothing is left to do; the genesis is given to be put back if its `ConfigMap` is lost.
+    Formed(Genesis),
+}
+
+/// Why forming stands still until a person helps.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FormingRefusal {
+    /// The founders recorded make no chain.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+    /// The anchor was edited: it no longer gives the genesis it recorded.
+    #[error("the anchor gives genesis {computed}, but {recorded} is recorded in it; restore the anchor from a backup")]
+    GenesisDiffers {
+        /// Hash recorded.
+        recorded: String,
+        /// Hash computed now.
+        computed: String,
+    },
+}
+
+/// Decides the next step of forming from the anchor alone.
+pub fn next_forming_step(anchor: &Anchor) -> Result<FormingStep, FormingRefusal> {
+    if anchor.ca.is_none() {
+        return Ok(FormingStep::MakeAuthority);
+    }
+    let mut validators = Vec::with_capacity(anchor.founders.len());
+    let mut waiting = Vec::new();
+    for founder in &anchor.founders {
+        let name = NodeName::from_object(&founder.name);
+        let identity = anchor.identity(&name);
+        match identity.and_then(|identity| identity.keys.as_ref()) {
+            // Once formed, the keys alone matter: what else is recorded belongs to the nodes.
+            Some(keys) if anchor.formed || identity.is_some_and(Identity::provisioned) => {
+                validators.push(GenesisValidator {
+                    name: founder.name.clone(),
+                    key: keys.consensus.clone(),
+                    power: founder.power,
+                });
+            }
+            _ => waiting.push(name),
+        }
+    }
+    if !waiting.is_empty() {
+        return Ok(FormingStep::AwaitFounders(waiting));
+    }
+    let time = anchor.genesis_time.to_string();
+    let genesis = build_genesis(&anchor.chain_id, &time, &validators)?;
+    match &anchor.genesis_hash {
+        None => Ok(FormingStep::RecordGenesis(genesis)),
+        Some(recorded) if *recorded != genesis.hash => Err(FormingRefusal::GenesisDiffers {
+            recorded: recorded.clone(),
+            computed: genesis.hash,
+        }),
+        Some(_) if anchor.formed => Ok(FormingStep::Formed(genesis)),
+        Some(_) => Ok(FormingStep::PublishGenesis(genesis)),
+    }
+}
+
+/// A change of the list of nodes that does not touch consensus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberChange {
+    /// Add a full node of this set.
+    Add(NodeName, DesiredSet),
+    /// Retire a full node.
+    Retire(NodeName),
+}
+
+/// What the description asks for and this version of the operator does not do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemberRefusal {
+    /// The founders are fixed.
+    #[error(
+        "set {set:?} asks for {desired} validators and the chain was formed with {formed}; this version does not change \
+         the validators of a chain: set replicas back to {formed}"
+    )]
+    Validators {
+        /// The set.
+        set: String,
+        /// Replicas wanted.
+        desired: u32,
+        /// Validators there are.
+        formed: u32,
+    },
+    /// No name left.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+/// Compares the description with the anchor. Full nodes come and go (newest first); validators stay.
+pub fn plan_members(
+    desired: &DesiredNetwork,
+    anchor: &Anchor,
+) -> (Vec<MemberChange>, Vec<MemberRefusal>) {
+    let mut changes = Vec::new();
+    let mut refusals = Vec::new();
+    let mut present: BTreeMap<&str, Vec<(NodeName, Role)>> = BTreeMap::new();
+    for (name, identity) in anchor.members() {
+        present.entry(&identity.set).or_default().push((name, identity.role));
+    }
+    for set in &desired.sets {
+        let members = present.remove(set.name.as_str()).unwrap_or_default();
+        let have = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        let validators =
+            set.role == Role::Validator || members.iter().any(|(_, role)| *role == Role::Validator);
+        if validators {
+            if have != set.replicas {
+                refusals.push(MemberRefusal::Validators {
+                    set: set.name.to_string(),
+                    desired: set.replicas,
+                    formed: have,
+                });
+            }
+            continue;
+        }
+        let next = anchor.next_index.get(set.name.as_str()).copied().unwrap_or(0);
+        for offset in 0..set.replicas.saturating_sub(have) {
+            match desired.name.node(&set.name, next.saturating_add(offset)) {
+                Ok(name) => changes.push(MemberChange::Add(name, set.clone())),
+                Err(err) => refusals.push(err.into()),
+            }
+        }
+        changes.extend(newest_first(members).take(have.saturating_sub(set.replicas) as usize));
+    }
+    for (set, members) in present {
+        let validators = members.iter().filter(|(_, role)| *role == Role::Validator).count();
+        if validators > 0 {
+            refusals.push(MemberRefusal::Validators {
+                set: set.to_owned(),
+                desired: 0,
+                formed: u32::try_from(validators).unwrap_or(u32::MAX),
+            });
+        } else {
+            changes.extend(newest_first(members));
+        }
+    }
+    (changes, refusals)
+}
+
+fn newest_first(mut members: Vec<(NodeName, Role)>) -> impl Iterator<Item = MemberChange> {
+    let index = |name: &NodeName| -> u32 {
+        name.as_str().rsplit('-').next().and_then(|index| index.parse().ok()).unwrap_or(0)
+    };
+    members.sort_by_key(|(name, _)| std::cmp::Reverse(index(name)));
+    members.into_iter().map(|(name, _)| MemberChange::Retire(name))
+}
+
+/// Records changes in the anchor; the effects follow once it is stored.
+pub fn record_members(anchor: &mut Anchor, changes: &[MemberChange], ids: &mut impl IdSource) {
+    for change in changes {
+        match change {
+            MemberChange::Add(name, set) => {
+                add_identity(anchor, name, set, ids);
+                let next = anchor.next_index.entry(set.name.to_string()).or_insert(0);
+                *next = next.saturating_add(1);
+            }
+            MemberChange::Retire(name) => {
+                if let Some(identity) = anchor.identities.get_mut(name.as_str()) {
+                    identity.retired = true;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::anchor::{IdentityKeys, KeyRecord};
+    use crate::engine::cometbft::keys::PrivateKey;
+
+    struct Counter(u32);
+    impl IdSource for Counter {
+        fn next_id(&mut self) -> String {
+            self.0 += 1;
+            format!("id-{}", self.0)
+        }
+    }
+
+    fn set(name: &str, role: Role, replicas: u32) -> DesiredSet {
+        DesiredSet { name: SetName::parse(name).unwrap(), role, replicas, power: 1000 }
+    }
+
+    fn network(sets: Vec<DesiredSet>) -> DesiredNetwork {
+        DesiredNetwork { name: NetworkName::parse("net").unwrap(), chain_id: "net-1".into(), sets }
+    }
+
+    fn provision(identity: &mut Identity, n: u8) {
+        let public = PrivateKey::from_random([n; 32]).public();
+        identity.keys = Some(IdentityKeys {
+            consensus: public.clone(),
+            p2p: public,
+            tls_spki_sha256: "aa".into(),
+        });
+        let uid = Some("uid".to_owned());
+        identity.uids = ObjectUids { keys: uid.clone(), disk: uid.clone(), service: uid };
+    }
+
+    fn fresh() -> (DesiredNetwork, Anchor) {
+        let desired =
+            network(vec![set("v", Role::Validator, 2), set("full", Role::FullNode, 1)]);
+        let now = "2026-01-01T00:00:00.123Z".parse().unwrap();
+        let anchor = build_anchor(&desired, "hub", now, &mut Counter(0)).unwrap();
+        (desired, anchor)
+    }
+
+    fn formed() -> (DesiredNetwork, Anchor) {
+        let (desired, mut anchor) = fresh();
+        anchor.ca = Some(KeyRecord { spki_sha256: "bb".into(), secret_uid: "u".into() });
+        for (n, identity) in anchor.identities.values_mut().enumerate() {
+            provision(identity, u8::try_from(n).unwrap());
+        }
+        let Ok(FormingStep::RecordGenesis(genesis)) = next_forming_step(&anchor) else {
+            panic!("expected the genesis to be recorded next")
+        };
+        anchor.genesis_hash = Some(genesis.hash);
+        anchor.formed = true;
+        (desired, anchor)
+    }
+
+    #[test]
+    fn forming_takes_its_steps_in_order_and_only_forward() {
+        let (_, mut anchor) = fresh();
+        assert_eq!(next_forming_step(&anchor), Ok(FormingStep::MakeAuthority));
+        anchor.ca = Some(KeyRecord { spki_sha256: "bb".into(), secret_uid: "u".into() });
+        let waiting = |anchor: &Anchor| match next_forming_step(anchor) {
+            Ok(FormingStep::AwaitFounders(names)) => names.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(waiting(&anchor), 2);
+        provision(anchor.identities.get_mut("net-v-0").unwrap(), 1);
+        assert_eq!(waiting(&anchor), 1);
+        // A key without a recorded disk is not enough.
+        let second = anchor.identities.get_mut("net-v-1").unwrap();
+        provision(second, 2);
+        second.uids.disk = None;
+        assert_eq!(waiting(&anchor), 1);
+        anchor.identities.get_mut("net-v-1").unwrap().uids.disk = Some("uid".into());
+        // Full nodes are not waited for.
+        let Ok(FormingStep::RecordGenesis(genesis)) = next_forming_step(&anchor) else { panic!() };
+        anchor.genesis_hash = Some(genesis.hash.clone());
+        assert_eq!(next_forming_step(&anchor), Ok(FormingStep::PublishGenesis(genesis.clone())));
+        anchor.formed = true;
+        assert_eq!(next_forming_step(&anchor), Ok(FormingStep::Formed(genesis)));
+    }
+
+    #[test]
+    fn an_edited_anchor_never_gives_a_second_genesis() {
+        let (_, mut anchor) = formed();
+        anchor.founders[0].power += 1;
+        assert!(matches!(
+            next_forming_step(&anchor),
+            Err(FormingRefusal::GenesisDiffers { .. })
+        ));
+    }
+
+    #[test]
+    fn the_founders_are_those_of_the_first_description() {
+        let (mut desired, anchor) = formed();
+        desired.sets[0].replicas = 4;
+        let (changes, refusals) = plan_members(&desired, &anchor);
+        assert!(changes.is_empty());
+        assert!(refusals[0].to_string().contains("set replicas back to 2"), "{refusals:?}");
+        desired.sets.remove(0);
+        let (changes, refusals) = plan_members(&desired, &anchor);
+        assert!(changes.is_empty());
+        assert_eq!(refusals.len(), 1);
+    }
+
+    #[test]
+    fn full_nodes_come_and_go_and_names_are_never_used_twice() {
+        let (mut desired, mut anchor) = formed();
+        let step = |desired: &DesiredNetwork, anchor: &mut Anchor| {
+            let (changes, refusals) = plan_members(desired, anchor);
+            assert!(refusals.is_empty());
+            record_members(anchor, &changes, &mut Counter(100));
+            let (again, _) = plan_members(desired, anchor);
+            assert!(again.is_empty(), "planning twice changes nothing more");
+            changes
+        };
+        desired.sets[1].replicas = 3;
+        assert_eq!(step(&desired, &mut anchor).len(), 2);
+        desired.sets[1].replicas = 1;
+        let changes = step(&desired, &mut anchor);
+        let gone: Vec<_> = changes
+            .iter()
+            .map(|change| match change {
+                MemberChange::Retire(name) => name.as_str(),
+                MemberChange::Add(..) => panic!("{change:?}"),
+            })
+            .collect();
+        assert_eq!(gone, ["net-full-2", "net-full-1"]);
+        desired.sets[1].replicas = 2;
+        let changes = step(&desired, &mut anchor);
+        assert!(matches!(&changes[..], [MemberChange::Add(name, _)] if name.as_str() == "net-full-3"));
+        desired.sets.pop();
+        assert_eq!(step(&desired, &mut anchor).len(), 2);
+    }
+
+    #[test]
+    fn a_network_without_validators_is_not_begun() {
+        let desired = network(vec![set("full", Role::FullNode, 3)]);
+        let now = Timestamp::UNIX_EPOCH;
+        assert!(build_anchor(&desired, "hub", now, &mut Counter(0)).is_err());
+    }
+}
