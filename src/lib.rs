@@ -1,1 +1,15 @@
-//! bsn-operator: permissioned blockchain networks on Kubernetes.
+//! bsn-operator: runs permissioned blockchain networks on Kubernetes.
+//!
+//! Every controller has the same five steps: *observe* (all reads), *validate*, *plan* (pure, in
+//! `bsn-core`), *build* (pure, Kubernetes objects), *apply* (effects in a written order), and ends with
+//! *report* (status, on change only). `docs/architecture.md` draws how data flows.
+
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod evidence;
+pub mod labels;
+pub mod lease;
+pub mod pki;
+pub mod telemetry;
+pub mod view;

@@ -1,0 +1,30 @@
+//! Where things are inside a node's pod. The pod's builder mounts them, the agents read them.
+
+/// The node's disk.
+pub const DISK: &str = "/bsn/disk";
+/// The engine's directory on the disk.
+pub const ENGINE_DATA: &str = "/bsn/disk/engine";
+/// A user's application's directory on the disk.
+pub const APP_DATA: &str = "/bsn/disk/app";
+/// The engine's home, made anew at every start of the pod.
+pub const HOME: &str = "/bsn/home";
+/// The engine's private keys (files named as the engine names them).
+pub const KEYS: &str = "/bsn/keys";
+/// Directory of the TLS private key.
+pub const TLS_KEY_DIR: &str = "/bsn/tls-key";
+/// File name and Secret key of the TLS private key.
+pub const TLS_KEY_FILE: &str = "tls.key";
+/// Directory of the leaf certificate and the CA bundle.
+pub const CERT_DIR: &str = "/bsn/cert";
+/// File name of the leaf certificate (PEM).
+pub const CERT_FILE: &str = "tls.crt";
+/// File name of the CA bundle (PEM).
+pub const CA_FILE: &str = "ca.crt";
+/// Directory of the rendered configuration (`config.toml`).
+pub const CONFIG_DIR: &str = "/bsn/config";
+/// Directory of the list of peers.
+pub const PEERS_DIR: &str = "/bsn/peers";
+/// File name of the list of peers: one `<id>@<host>:<port>` a line, this node included.
+pub const PEERS_FILE: &str = "peers";
+/// Directory of the genesis (`genesis.json`).
+pub const GENESIS_DIR: &str = "/bsn/genesis";

@@ -1,0 +1,197 @@
+//! Condition types and reasons, each defined once. They are part of the API.
+//!
+//! `Ready`, `Progressing` and `Stalled` follow kstatus, so that GitOps tools wait correctly.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The object is as described and works.
+pub const READY: &str = "Ready";
+/// The operator is working towards the description.
+pub const PROGRESSING: &str = "Progressing";
+/// Nothing will happen until a person helps.
+pub const STALLED: &str = "Stalled";
+/// Blocks advance.
+pub const CHAIN_LIVE: &str = "ChainLive";
+/// The nodes are those of the description.
+pub const MEMBERSHIP_CONVERGED: &str = "MembershipConverged";
+/// All certificates are valid for longer than their renewal time.
+pub const CERTIFICATES_VALID: &str = "CertificatesValid";
+/// The operator leaves the object alone, on request.
+pub const PAUSED: &str = "Paused";
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Why a condition is as it is.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason { $($(#[$doc])* $name),* }
+
+        impl Reason {
+            /// The reason as it is written in a condition, an event and a metric.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name)),* }
+            }
+
+            /// Every reason there is.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+        }
+    };
+}
+
+reasons! {
+    /// All is as described.
+    AsDescribed,
+    /// The chain is being formed: keys and genesis are made.
+    Forming,
+    /// Nodes are being made or are starting.
+    NodesStarting,
+    /// A node runs but trails the head of the chain.
+    CatchingUp,
+    /// The pod of a node is not ready.
+    PodNotReady,
+    /// The gateway of a node does not answer.
+    NodeSilent,
+    /// Blocks advance.
+    BlocksAdvance,
+    /// The head of the chain has not moved for longer than five blocks take.
+    HeadStands,
+    /// The chain has not been watched for long enough to say.
+    NotYetObserved,
+    /// Certificates are valid.
+    CertificatesCurrent,
+    /// A certificate ends before it could be renewed in time, or has ended.
+    CertificateExpiring,
+    /// The description asks for a change that this version does not make.
+    ChangeNotSupported,
+    /// The description is not valid.
+    InvalidSpec,
+    /// The object does not parse as this version of the API.
+    Unparsable,
+    /// `spec.paused` is set.
+    PausedByUser,
+    /// `spec.paused` is not set.
+    NotPaused,
+    /// An object of a name we need exists and is not ours.
+    NameTaken,
+    /// A key that was made once is missing or has changed; it is never made again.
+    KeyLost,
+    /// A disk that was used is missing or was replaced by another.
+    DiskLost,
+    /// The anchor is missing, damaged or belongs to another hub or chain.
+    AnchorRefused,
+    /// The genesis does not follow from the anchor.
+    GenesisRefused,
+    /// The engine may not start on the disk it was given.
+    DiskRefused,
+    /// The network a node belongs to does not exist.
+    NetworkMissing,
+    /// Pods are not admitted or cannot run.
+    PodFailing,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Longest message of a condition in characters (the API allows 32768; people read less).
+const MAX_MESSAGE: usize = 1024;
+
+/// A condition's new state, before it is compared with the old one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// Type of the condition.
+    pub kind: &'static str,
+    /// `None` = unknown.
+    pub status: Option<bool>,
+    /// Why.
+    pub reason: Reason,
+    /// For people, with the next step where there is one.
+    pub message: String,
+}
+
+impl State {
+    /// A condition's state.
+    pub fn new(
+        kind: &'static str,
+        status: impl Into<Option<bool>>,
+        reason: Reason,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { kind, status: status.into(), reason, message: message.into() }
+    }
+}
+
+/// Finds a condition by type.
+pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+/// Merges new states into existing conditions. The transition time changes only with the status, and
+/// the result equals `existing` when nothing changed, so that no write follows.
+pub fn merge(
+    existing: &[Condition],
+    states: &[State],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let mut merged: Vec<Condition> = states
+        .iter()
+        .map(|state| {
+            let status = match state.status {
+                Some(true) => "True",
+                Some(false) => "False",
+                None => "Unknown",
+            };
+            let old = find(existing, state.kind);
+            let since = old
+                .filter(|old| old.status == status)
+                .map_or(Time(now), |old| old.last_transition_time.clone());
+            Condition {
+                type_: state.kind.to_owned(),
+                status: status.to_owned(),
+                reason: state.reason.as_str().to_owned(),
+                message: state.message.chars().take(MAX_MESSAGE).collect(),
+                last_transition_time: since,
+                observed_generation: generation,
+            }
+        })
+        .collect();
+    // Types written by a newer or older version stay as they are.
+    for old in existing {
+        if find(&merged, &old.type_).is_none() {
+            merged.push(old.clone());
+        }
+    }
+    merged.sort_by(|a, b| a.type_.cmp(&b.type_));
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn the_transition_time_moves_only_with_the_status() {
+        let ready = |status| vec![State::new(READY, status, Reason::AsDescribed, "m")];
+        let first = merge(&[], &ready(true), Some(1), at(10));
+        assert_eq!(merge(&first, &ready(true), Some(1), at(20)), first);
+        let flipped = merge(&first, &ready(false), Some(1), at(30));
+        assert_eq!(flipped[0].last_transition_time, Time(at(30)));
+        assert_eq!(flipped[0].status, "False");
+    }
+
+    #[test]
+    fn unknown_types_of_other_versions_are_kept() {
+        let state = State::new("Other", true, Reason::AsDescribed, "m");
+        let old = merge(&[], &[state], None, at(1));
+        let new = merge(&old, &[State::new(READY, None, Reason::NotYetObserved, "")], None, at(2));
+        assert_eq!(new.len(), 2);
+        assert_eq!(find(&new, READY).unwrap().status, "Unknown");
+    }
+}

@@ -1,0 +1,288 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// A permissioned blockchain network: one chain and the nodes that run it.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "bsn-operator.io",
+    version = "v1alpha1",
+    kind = "BsnNetwork",
+    plural = "bsnnetworks",
+    singular = "bsnnetwork",
+    shortname = "bsnnet",
+    category = "bsn",
+    namespaced,
+    status = "BsnNetworkStatus",
+    doc = "A permissioned blockchain network: one chain and the nodes that run it.",
+    printcolumn(name = "Chain", type_ = "string", json_path = ".spec.chainId"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Live", type_ = "string", json_path = ".status.conditions[?(@.type==\"ChainLive\")].status"),
+    printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes"),
+    printcolumn(name = "Validators", type_ = "integer", json_path = ".status.validators", priority = 1),
+    printcolumn(name = "Margin", type_ = "integer", json_path = ".status.margin", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("size(self.metadata.name) <= 30 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("use a name of at most 30 characters that starts with a letter and holds only lower-case letters, digits and '-': nodes and their Services are named after it"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.nodeSets.exists(s, s.role == 'Validator' && s.replicas > 0)")
+        .message("a chain needs a validator: add a node set with role: Validator and replicas of at least 1"),
+    validation = Rule::new("self.nodeSets.all(s, s.role == 'Validator' ? oldSelf.nodeSets.exists(o, o.name == s.name && o.role == s.role) : true) && oldSelf.nodeSets.all(o, o.role == 'Validator' ? self.nodeSets.exists(s, s.name == o.name && s.role == o.role) : true)")
+        .message("this version does not change the validators of a chain: keep the node sets with role Validator as they were"),
+)]
+pub struct BsnNetworkSpec {
+    /// The chain family that the network runs. Exactly one of its keys is set.
+    #[x_kube(
+        validation = Rule::new("has(self.cometbft)")
+            .message("name one engine, for example engine: {cometbft: {version: 0.38.25, app: {persistentKvstore: {}}}}"),
+        validation = Rule::new("self == oldSelf")
+            .message("this version does not change the engine of a running network; apply a new network instead"),
+    )]
+    pub engine: Engine,
+
+    /// Id of the chain, 1 to 50 characters. It is part of every signature, hence immutable.
+    #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("chainId is immutable: every block is signed with it; apply a new network for another chain"))]
+    pub chain_id: String,
+
+    /// Groups of nodes that are alike; at most 20.
+    #[schemars(length(min = 1, max = 20))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub node_sets: Vec<NodeSet>,
+
+    /// Certificates.
+    #[serde(default)]
+    pub pki: Pki,
+
+    /// Leave everything as it is: the operator neither makes nor changes anything of this network
+    /// while this is true. Nodes run on; certificates are not renewed.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+/// The chain family, as a union: exactly one key is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Engine {
+    /// `CometBFT` 0.38.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cometbft: Option<CometBft>,
+}
+
+/// A `CometBFT` network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CometBft {
+    /// Version of the engine: 0.38.15 or a later 0.38 release.
+    #[schemars(regex(pattern = r"^0\.38\.(1[5-9]|[2-9][0-9]|[1-9][0-9][0-9])$"))]
+    pub version: String,
+
+    /// Image of the engine, with the binary `cometbft` on the path. Left out:
+    /// `cometbft/cometbft:v<version>`, from the registry the operator is set up with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+
+    /// The application whose state the chain replicates. Exactly one key is set.
+    #[x_kube(validation = Rule::new("has(self.persistentKvstore) != has(self.container)")
+        .message("name one application: app: {persistentKvstore: {}} for the built-in store, or app: {container: {image: …}} for your own"))]
+    pub app: App,
+}
+
+/// The application of a `CometBFT` chain, as a union: exactly one key is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct App {
+    /// The engine's built-in key-value store, kept on the node's disk. For trials and tests: it
+    /// checks no signatures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_kvstore: Option<PersistentKvstore>,
+
+    /// Your own ABCI application, in a container beside the engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<AppContainer>,
+}
+
+/// The built-in key-value store; it has no settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+pub struct PersistentKvstore {}
+
+/// An ABCI application. It must listen on `tcp://127.0.0.1:26658` (also given in the environment
+/// variable `ABCI_ADDRESS`), run as any non-root user with a read-only root file system, and keep its
+/// state under the directory in `APP_DATA`, on the node's disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AppContainer {
+    /// Image of the application.
+    #[schemars(length(min = 1, max = 512))]
+    pub image: String,
+
+    /// Replaces the image's entry point.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub command: Vec<String>,
+
+    /// Arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub args: Vec<String>,
+}
+
+/// Nodes that are alike, as the pods of a `StatefulSet` are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.role == 'Validator' || !has(self.votingPower)")
+        .message("votingPower is for validators: remove it from sets with another role"),
+    validation = Rule::new("self.role == oldSelf.role")
+        .message("the role of a node set is immutable: add another set"),
+    validation = Rule::new("self.role != 'Validator' || (self.replicas == oldSelf.replicas && has(self.votingPower) == has(oldSelf.votingPower) && (!has(self.votingPower) || self.votingPower == oldSelf.votingPower))")
+        .message("this version does not change the validators of a chain: keep replicas and votingPower as they were"),
+    validation = Rule::new("self.storage == oldSelf.storage")
+        .message("this version does not change the disks of existing nodes: keep storage as it was, or add another set"),
+)]
+pub struct NodeSet {
+    /// Name of the set, at most 15 characters; nodes are named `<network>-<set>-<index>`.
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+
+    /// What the nodes do on the chain.
+    pub role: NodeRole,
+
+    /// How many nodes, at most 100.
+    #[schemars(range(min = 0, max = 100))]
+    pub replicas: u32,
+
+    /// Voting power of each validator; 1000 if left out. Powers count relative to each other: more
+    /// than two thirds of the sum must agree on a block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub voting_power: Option<u64>,
+
+    /// The nodes' disks.
+    #[serde(default)]
+    pub storage: Storage,
+}
+
+/// What a node does on its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub enum NodeRole {
+    /// Votes on blocks.
+    Validator,
+    /// Follows the chain without voting.
+    FullNode,
+}
+
+/// A node's disk. It outlives the pod, the node and the network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Storage {
+    /// Size, as a Kubernetes quantity.
+    #[serde(default = "default_storage_size")]
+    #[schemars(length(max = 20), regex(pattern = r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"))]
+    pub size: String,
+
+    /// Storage class; left out: the cluster's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+fn default_storage_size() -> String {
+    "20Gi".to_owned()
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { size: default_storage_size(), storage_class_name: None }
+    }
+}
+
+/// Certificates of a network. The operator runs a certificate authority of its own for it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Pki {
+    /// Certificates of nodes and clients.
+    #[serde(default)]
+    pub leaf: Leaf,
+}
+
+/// How long certificates last.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("duration(self.renewBefore) < duration(self.validity)")
+        .message("renewBefore must be shorter than validity: a certificate is renewed when that much is left of it"),
+    validation = Rule::new("duration(self.validity) >= duration('2m') && duration(self.validity) <= duration('43800h')")
+        .message("validity must be between 2m and 43800h (five years)"),
+)]
+pub struct Leaf {
+    /// From issue to end, for example `2160h`.
+    #[serde(default = "default_validity")]
+    #[schemars(length(max = 20), regex(pattern = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
+    pub validity: String,
+
+    /// A certificate is renewed, with the same key, when no more than this is left of it. It is also
+    /// the longest time the operator may be away before certificates end.
+    #[serde(default = "default_renew_before")]
+    #[schemars(length(max = 20), regex(pattern = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
+    pub renew_before: String,
+}
+
+fn default_validity() -> String {
+    "2160h".to_owned()
+}
+
+fn default_renew_before() -> String {
+    "720h".to_owned()
+}
+
+impl Default for Leaf {
+    fn default() -> Self {
+        Self { validity: default_validity(), renew_before: default_renew_before() }
+    }
+}
+
+/// What the operator reports about a network. It changes on transitions only: heights and other
+/// live numbers are in the metrics and in `kubectl bsn status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BsnNetworkStatus {
+    /// Generation of the spec this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// `Ready`, `Progressing`, `Stalled`, `ChainLive`, `MembershipConverged`, `CertificatesValid`,
+    /// `Paused`.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
+    pub conditions: Vec<Condition>,
+
+    /// Random id of the network; it stays when the object is deleted and applied again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_id: Option<String>,
+
+    /// SHA-256 of the genesis, once it is fixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub genesis_hash: Option<String>,
+
+    /// Nodes that are ready, of all: `4/4`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<String>,
+
+    /// Number of validators the chain was formed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validators: Option<u32>,
+
+    /// How many validators may be down before the chain stops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<u32>,
+
+    /// The earliest end of a node's certificate (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates_end: Option<String>,
+}

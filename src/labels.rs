@@ -1,0 +1,47 @@
+//! Labels, annotations, field manager and ports, each defined once.
+
+/// Standard label: what made the object. Watches select on it.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`].
+pub const OPERATOR: &str = "bsn-operator";
+/// Standard label: the program that runs.
+pub const APP_NAME: &str = "app.kubernetes.io/name";
+/// Standard label: the network.
+pub const INSTANCE: &str = "app.kubernetes.io/instance";
+
+/// The network's name.
+pub const NETWORK: &str = "bsn-operator.io/network";
+/// The network's random id; an object of another id is a stranger's.
+pub const NETWORK_ID: &str = "bsn-operator.io/network-id";
+/// The node's name.
+pub const NODE: &str = "bsn-operator.io/node";
+/// The identity's random id.
+pub const IDENTITY_ID: &str = "bsn-operator.io/identity-id";
+/// The node's role, for selectors.
+pub const ROLE: &str = "bsn-operator.io/role";
+/// Id of the hub that manages the object.
+pub const HUB_ID: &str = "bsn-operator.io/hub-id";
+
+/// Annotation: hash of what was applied last, to see a changed wish without asking the API server.
+pub const APPLIED_HASH: &str = "bsn-operator.io/applied-hash";
+
+/// Field manager of every server-side apply.
+pub const FIELD_MANAGER: &str = "bsn-operator";
+
+/// Selector of all objects the operator makes.
+pub fn managed_selector() -> String {
+    format!("{MANAGED_BY}={OPERATOR}")
+}
+
+/// Port of a node's gateway (HTTPS, mutual TLS).
+pub const GATEWAY_PORT: u16 = 8443;
+/// Port of a node's probes (plain HTTP, answers nothing but ready or not).
+pub const PROBE_PORT: u16 = 8081;
+/// Port of the operator's `/livez`, `/readyz` and `/metrics`.
+pub const OPERATOR_PORT: u16 = 8080;
+/// Port of the operator's status endpoint, on loopback only: `kubectl bsn` reaches it by port-forward,
+/// so the API server authenticates and authorises its readers.
+pub const STATUS_PORT: u16 = 8082;
+
+/// Name of the Lease that elects the operator's leader; also the operator's Deployment by default.
+pub const LEASE: &str = "bsn-operator";

@@ -1,0 +1,114 @@
+//! Live numbers about networks, kept in memory: what `kubectl bsn status` and the metrics show.
+//!
+//! They are never written to the API server, since they change with every block.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+
+/// Namespace and name of a network.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct NetworkKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl std::fmt::Display for NetworkKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Whether a chain makes blocks, as shown to people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Liveness {
+    /// The head advances.
+    Live,
+    /// It has not advanced for longer than five blocks take.
+    Standing,
+    /// Not watched for long enough to say.
+    Unknown,
+}
+
+/// A network at this moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkView {
+    /// Id of the chain.
+    pub chain_id: String,
+    /// Nodes may start: the genesis is fixed and published.
+    pub formed: bool,
+    /// Highest block any node reported; 0 = none.
+    pub head: u64,
+    /// Whether the head advances.
+    pub liveness: Liveness,
+    /// How long ago the head advanced, in seconds, on the operator's clock.
+    pub head_age_seconds: f64,
+    /// Average time between blocks in seconds, once two were seen.
+    pub block_interval_seconds: Option<f64>,
+    /// Power that must agree on a block, and the sum of all powers.
+    pub quorum_power: u64,
+    /// Sum of the validators' powers.
+    pub total_power: u64,
+    /// How many validators may be down before the chain stops.
+    pub margin: usize,
+    /// The nodes, by name.
+    pub nodes: Vec<NodeView>,
+}
+
+/// A node at this moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// `Validator` or `FullNode`.
+    pub role: String,
+    /// Seconds since its gateway last answered; `None` = never.
+    pub evidence_age_seconds: Option<f64>,
+    /// Why there are no numbers now, if there are none.
+    pub problem: Option<String>,
+    /// Height of its newest block.
+    pub height: Option<u64>,
+    /// Blocks behind the head.
+    pub lag: Option<u64>,
+    /// Follows the head.
+    pub in_sync: bool,
+    /// Connected peers.
+    pub peers: Option<u64>,
+    /// Voting power; 0 = does not vote.
+    pub voting_power: Option<u64>,
+    /// The engine's version.
+    pub version: Option<String>,
+    /// When the certificate it serves ends (RFC 3339).
+    pub certificate_ends: Option<String>,
+}
+
+/// All networks' views, shared between the observer that writes them and those who show them.
+#[derive(Debug, Clone, Default)]
+pub struct Views(Arc<RwLock<BTreeMap<NetworkKey, NetworkView>>>);
+
+impl Views {
+    /// Replaces a network's view.
+    pub fn put(&self, key: NetworkKey, view: NetworkView) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, view);
+    }
+
+    /// Drops all networks that `keep` does not name.
+    pub fn retain(&self, keep: impl Fn(&NetworkKey) -> bool) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
+    }
+
+    /// One network's view.
+    pub fn get(&self, key: &NetworkKey) -> Option<NetworkView> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// All views.
+    pub fn all(&self) -> BTreeMap<NetworkKey, NetworkView> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
