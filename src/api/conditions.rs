@@ -95,6 +95,9 @@ impl std::fmt::Display for Reason {
     }
 }
 
+/// A condition as Kubernetes has it.
+pub type Raw = Condition;
+
 /// Longest message of a condition in characters (the API allows 32768; people read less).
 const MAX_MESSAGE: usize = 1024;
 

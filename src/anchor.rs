@@ -1,0 +1,104 @@
+//! The anchor's store: a `ConfigMap`, written by compare-and-swap on its resourceVersion.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bsn_core::anchor::{ANCHOR_KEY, Anchor, AnchorError};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, PostParams};
+use tokio::sync::Mutex;
+
+use crate::apply::{ApiError, bounded, read};
+use crate::labels;
+use crate::view::NetworkKey;
+
+/// How often a write is tried again when somebody else wrote in between.
+const MAX_CONFLICTS: usize = 5;
+
+/// Why the anchor could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The API server.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The anchor itself.
+    #[error(transparent)]
+    Anchor(#[from] AnchorError),
+    /// It is gone, although something depends on it.
+    #[error("the anchor {0} is missing; restore it from a backup: without it no step is safe")]
+    Missing(String),
+    /// Others wrote again and again.
+    #[error("the anchor {0} was changed by others {MAX_CONFLICTS} times in a row")]
+    Contended(String),
+}
+
+/// What an anchor must agree with to be ours.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// Id of this hub.
+    pub hub_id: String,
+    /// Id of the chain in the network's description.
+    pub chain_id: String,
+}
+
+/// Reads an anchor out of its `ConfigMap`.
+pub fn parse_map(map: &ConfigMap, expected: &Expected) -> Result<Anchor, AnchorError> {
+    let text = map
+        .data
+        .as_ref()
+        .and_then(|data| data.get(ANCHOR_KEY))
+        .ok_or_else(|| AnchorError::Unreadable(format!("it has no entry {ANCHOR_KEY}")))?;
+    Anchor::parse(text, &expected.hub_id, &expected.chain_id)
+}
+
+/// Writes anchors. Writers of one process take turns, so that they do not fail each other's swaps.
+#[derive(Clone, Default)]
+pub struct AnchorStore {
+    turns: Arc<Mutex<BTreeMap<NetworkKey, Arc<Mutex<()>>>>>,
+}
+
+impl AnchorStore {
+    /// Changes the anchor `name`: reads it live, lets `change` edit it, and writes it if it differs.
+    /// `change` may run several times, each time on what is stored then.
+    pub async fn update(
+        &self,
+        client: &kube::Client,
+        key: &NetworkKey,
+        name: &str,
+        expected: &Expected,
+        mut change: impl FnMut(&mut Anchor),
+    ) -> Result<Anchor, StoreError> {
+        let turn = self.turns.lock().await.entry(key.clone()).or_default().clone();
+        let _mine = turn.lock().await;
+        let full_name = format!("{}/{name}", key.namespace);
+        let api = Api::<ConfigMap>::namespaced(client.clone(), &key.namespace);
+        for _ in 0..MAX_CONFLICTS {
+            let mut map: ConfigMap = read(client, &key.namespace, name)
+                .await?
+                .ok_or_else(|| StoreError::Missing(full_name.clone()))?;
+            let before = parse_map(&map, expected)?;
+            let mut after = before.clone();
+            change(&mut after);
+            if after == before {
+                return Ok(after);
+            }
+            map.data
+                .get_or_insert_default()
+                .insert(ANCHOR_KEY.to_owned(), after.to_json());
+            // The map still carries the resourceVersion that was read: the swap's comparison.
+            map.metadata.managed_fields = None;
+            let params = PostParams {
+                field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+                ..PostParams::default()
+            };
+            match bounded(|| format!("update ConfigMap {full_name}"), api.replace(name, &params, &map))
+                .await
+            {
+                Ok(_) => return Ok(after),
+                Err(error) if error.code() == Some(409) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::Contended(full_name))
+    }
+}

@@ -1,0 +1,333 @@
+//! The only place where Kubernetes objects are written.
+//!
+//! The first write of an object is a create, so that an object of the same name that somebody else
+//! made is never overwritten. Later writes are server-side applies that carry the known uid. Before
+//! either, the wish is compared with what is there: in steady state nothing is written.
+
+use std::time::Duration;
+
+use bsn_core::hash::short_hash;
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::labels;
+
+/// Longest a single request may take. The client itself has no bound on reads.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a request to the API server failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The server answered with an error, or could not be asked.
+    #[error("{what}: {source}")]
+    Request {
+        /// What was tried.
+        what: String,
+        /// The client's error.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// No answer in time. The request may have had its effect.
+    #[error("{what}: no answer within {} s", REQUEST_DEADLINE.as_secs())]
+    Deadline {
+        /// What was tried.
+        what: String,
+    },
+    /// An object of this name exists and is not ours.
+    #[error("{kind} {name} exists and is not this network's ({owner}); delete or rename it, then the operator goes on")]
+    NameTaken {
+        /// The object's kind.
+        kind: String,
+        /// The object's name.
+        name: String,
+        /// Whose it seems to be.
+        owner: String,
+    },
+}
+
+impl ApiError {
+    /// The kind of error, from a fixed list: safe as a metric's label.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Deadline { .. } => "deadline",
+            Self::NameTaken { .. } => "name-taken",
+            Self::Request { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => match status.code {
+                    403 => "forbidden",
+                    404 => "not-found",
+                    409 => "conflict",
+                    422 => "invalid",
+                    429 => "throttled",
+                    500.. => "server",
+                    _ => "refused",
+                },
+                _ => "transport",
+            },
+        }
+    }
+
+    /// The HTTP status of the server's answer, if it answered.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Request { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Runs one request within [`REQUEST_DEADLINE`].
+pub async fn bounded<T>(
+    what: impl FnOnce() -> String,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, ApiError> {
+    match tokio::time::timeout(REQUEST_DEADLINE, request).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(source)) => Err(ApiError::Request { what: what(), source: Box::new(source) }),
+        Err(_) => Err(ApiError::Deadline { what: what() }),
+    }
+}
+
+/// A kind of object that lives in a namespace and can be read, made and applied.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + std::fmt::Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+fn describe<K: Object>(verb: &str, namespace: &str, name: &str) -> String {
+    format!("{verb} {} {namespace}/{name}", K::kind(&()))
+}
+
+/// Reads an object live. `None` = it does not exist; a failed read is an error, never `None`.
+pub async fn read<K: Object>(
+    client: &kube::Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<K>, ApiError> {
+    let api = Api::<K>::namespaced(client.clone(), namespace);
+    bounded(|| describe::<K>("get", namespace, name), api.get_opt(name)).await
+}
+
+/// What became of a wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was already so.
+    Unchanged,
+    /// The object was made.
+    Created,
+    /// The object was changed.
+    Changed,
+}
+
+/// Whether `object` is ours: recorded by its uid, or marked with this network's id.
+pub fn is_ours(object: &impl Resource, recorded_uid: Option<&str>, network_id: &str) -> bool {
+    let meta = object.meta();
+    let recorded = recorded_uid.is_some() && meta.uid.as_deref() == recorded_uid;
+    let labels = meta.labels.as_ref();
+    let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
+    recorded
+        || (label(labels::MANAGED_BY) == Some(labels::OPERATOR)
+            && label(labels::NETWORK_ID) == Some(network_id))
+}
+
+fn name_taken<K: Object>(object: &K) -> ApiError {
+    let owner = match object.labels().get(labels::NETWORK_ID) {
+        Some(id) => format!("it carries the marks of network id {id}"),
+        None => "it has no mark of this operator".to_owned(),
+    };
+    ApiError::NameTaken { kind: K::kind(&()).into_owned(), name: object.name_any(), owner }
+}
+
+/// Makes `desired` so, given what a cache knows of it (`cached`; a cache may be behind).
+///
+/// `recorded_uid` is the uid in the anchor, if any: an object with it is ours even when its marks were
+/// damaged. Returns the object as it is now.
+pub async fn ensure<K: Object>(
+    client: &kube::Client,
+    cached: Option<&K>,
+    mut desired: K,
+    recorded_uid: Option<&str>,
+    network_id: &str,
+) -> Result<(K, Outcome), ApiError> {
+    let name = desired.name_any();
+    let namespace = desired.namespace().unwrap_or_default();
+    let hash = wish_hash(&desired);
+    desired.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash);
+
+    let existing = match cached {
+        Some(object) => object.clone(),
+        None => match create(client, &namespace, &desired).await? {
+            Created::Now(object) => return Ok((object, Outcome::Created)),
+            // The cache was behind.
+            Created::Already(object) => object,
+        },
+    };
+    if !is_ours(&existing, recorded_uid, network_id) {
+        return Err(name_taken(&existing));
+    }
+    if satisfied(&desired, &existing) {
+        return Ok((existing, Outcome::Unchanged));
+    }
+    // The uid makes the API server refuse if the object was replaced since it was read.
+    desired.meta_mut().uid = existing.uid();
+    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    let params = PatchParams::apply(labels::FIELD_MANAGER).force();
+    let applied = bounded(
+        || describe::<K>("apply", &namespace, &name),
+        api.patch(&name, &params, &Patch::Apply(&desired)),
+    )
+    .await?;
+    Ok((applied, Outcome::Changed))
+}
+
+/// Makes an object that is never changed afterwards, or takes the one that is there.
+pub async fn ensure_exists<K: Object>(
+    client: &kube::Client,
+    cached: Option<&K>,
+    desired: K,
+    recorded_uid: Option<&str>,
+    network_id: &str,
+) -> Result<(K, Outcome), ApiError> {
+    let (object, outcome) = match cached {
+        Some(object) => (object.clone(), Outcome::Unchanged),
+        None => {
+            let namespace = desired.namespace().unwrap_or_default();
+            match create(client, &namespace, &desired).await? {
+                Created::Now(object) => (object, Outcome::Created),
+                Created::Already(object) => (object, Outcome::Unchanged),
+            }
+        }
+    };
+    if is_ours(&object, recorded_uid, network_id) { Ok((object, outcome)) } else { Err(name_taken(&object)) }
+}
+
+enum Created<K> {
+    Now(K),
+    Already(K),
+}
+
+async fn create<K: Object>(
+    client: &kube::Client,
+    namespace: &str,
+    desired: &K,
+) -> Result<Created<K>, ApiError> {
+    let name = desired.name_any();
+    let api = Api::<K>::namespaced(client.clone(), namespace);
+    let params =
+        PostParams { field_manager: Some(labels::FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    match bounded(|| describe::<K>("create", namespace, &name), api.create(&params, desired)).await {
+        Ok(object) => Ok(Created::Now(object)),
+        Err(error) if error.code() == Some(409) => match read(client, namespace, &name).await? {
+            Some(object) => Ok(Created::Already(object)),
+            // It went between the two requests; the next pass sees it.
+            None => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// Hash of what is wished for. Metadata that the API server fills in is not part of a wish.
+fn wish_hash(desired: &impl Serialize) -> String {
+    // Objects made by our builders: serialising them cannot fail.
+    short_hash(&serde_json::to_vec(desired).unwrap_or_default())
+}
+
+/// The object already is what is wished for: it was applied with the same hash, and nobody has
+/// changed a field of it since.
+fn satisfied<K: Object>(desired: &K, existing: &K) -> bool {
+    let same_hash = desired.annotations().get(labels::APPLIED_HASH)
+        == existing.annotations().get(labels::APPLIED_HASH);
+    same_hash
+        && match (serde_json::to_value(desired), serde_json::to_value(existing)) {
+            (Ok(desired), Ok(existing)) => contains(&existing, &desired),
+            _ => false,
+        }
+}
+
+/// Whether `existing` has every field of `desired` with the same value. Lists are compared element by
+/// element: our builders name all of a list's elements, in the server's order.
+fn contains(existing: &Value, desired: &Value) -> bool {
+    match (existing, desired) {
+        (Value::Object(existing), Value::Object(desired)) => desired.iter().all(|(key, wish)| {
+            existing.get(key).map_or_else(|| is_empty(wish), |value| contains(value, wish))
+        }),
+        (Value::Array(existing), Value::Array(desired)) => {
+            existing.len() == desired.len()
+                && existing.iter().zip(desired).all(|(value, wish)| contains(value, wish))
+        }
+        _ => existing == desired,
+    }
+}
+
+/// The server drops empty values.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(map) => map.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn defaults_of_the_server_are_not_a_difference_but_edits_are() {
+        let wish = json!({"spec": {"ports": [{"port": 1}], "type": "ClusterIP"}, "empty": {}});
+        let live = json!({
+            "spec": {"ports": [{"port": 1, "nodePort": 0}], "type": "ClusterIP", "clusterIP": "x"},
+            "status": {}
+        });
+        assert!(contains(&live, &wish));
+        for edited in [
+            json!({"spec": {"ports": [{"port": 2}], "type": "ClusterIP"}}),
+            json!({"spec": {"ports": [{"port": 1}, {"port": 3}], "type": "ClusterIP"}}),
+            json!({"spec": {"ports": [{"port": 1}]}}),
+        ] {
+            assert!(!contains(&edited, &wish), "{edited}");
+        }
+    }
+
+    #[test]
+    fn ours_is_what_is_recorded_or_marked_with_this_network() {
+        use k8s_openapi::api::core::v1::ConfigMap;
+        let mut object = ConfigMap::default();
+        object.metadata.uid = Some("u1".into());
+        assert!(!is_ours(&object, None, "n1"));
+        assert!(is_ours(&object, Some("u1"), "n1"));
+        assert!(!is_ours(&object, Some("u2"), "n1"));
+        let labels = object.labels_mut();
+        labels.insert(labels::MANAGED_BY.into(), labels::OPERATOR.into());
+        labels.insert(labels::NETWORK_ID.into(), "n1".into());
+        assert!(is_ours(&object, None, "n1"));
+        assert!(!is_ours(&object, None, "n2"));
+    }
+}

@@ -1,0 +1,110 @@
+//! `ConfigMap`s: the anchor, the CA's certificate, the genesis, the peers; a node's configuration and
+//! its certificate. Nothing in them is secret.
+
+use std::collections::BTreeMap;
+
+use bsn_core::anchor::{ANCHOR_KEY, Anchor};
+use bsn_core::engine::cometbft::config::{
+    Application, CONFIG_FILE, NodeConfig, Paths, Peer, render_config,
+};
+use bsn_core::engine::cometbft::genesis::{GENESIS_FILE, Genesis};
+use bsn_core::engine::cometbft::P2P_PORT;
+use bsn_core::hash::short_hash;
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use super::{NetworkParts, NodeParts};
+use crate::agent::paths;
+
+/// Key of the genesis hash in the genesis `ConfigMap`, for people and for `kubectl`.
+pub const GENESIS_HASH_KEY: &str = "genesis.sha256";
+
+fn data<const N: usize>(entries: [(&str, String); N]) -> Option<BTreeMap<String, String>> {
+    Some(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+}
+
+/// The anchor. It stays when the network goes.
+pub fn build_anchor_map(network: &NetworkParts<'_>, anchor: &Anchor) -> ConfigMap {
+    ConfigMap {
+        metadata: network.kept(network.name.anchor()),
+        data: data([(ANCHOR_KEY, anchor.to_json())]),
+        ..ConfigMap::default()
+    }
+}
+
+/// The CA's certificate, for clients of the gateways.
+pub fn build_ca_map(network: &NetworkParts<'_>, ca_pem: &str) -> ConfigMap {
+    ConfigMap {
+        metadata: network.kept(network.name.ca()),
+        data: data([(paths::CA_FILE, ca_pem.to_owned())]),
+        ..ConfigMap::default()
+    }
+}
+
+/// The genesis: immutable, named by its hash. It stays when the network goes.
+pub fn build_genesis_map(network: &NetworkParts<'_>, genesis: &Genesis) -> ConfigMap {
+    ConfigMap {
+        metadata: network.kept(network.name.genesis(&genesis.hash)),
+        data: data([
+            (GENESIS_FILE, genesis.text.clone()),
+            (GENESIS_HASH_KEY, genesis.hash.clone()),
+        ]),
+        immutable: Some(true),
+        ..ConfigMap::default()
+    }
+}
+
+/// The nodes' addresses for each other, this list the same for all. It is read when a node starts; a
+/// node that joins later dials the others, so nobody restarts for it.
+pub fn build_peers_map(network: &NetworkParts<'_>, peers: &[Peer]) -> ConfigMap {
+    let lines: String = peers.iter().map(|peer| peer.line() + "\n").collect();
+    ConfigMap {
+        metadata: network.owned(network.name.peers()),
+        data: data([(paths::PEERS_FILE, lines)]),
+        ..ConfigMap::default()
+    }
+}
+
+/// The nodes that can be dialled: their keys and Services exist. Sorted by name.
+pub fn peers_of(anchor: &Anchor, namespace: &str) -> Vec<Peer> {
+    anchor
+        .members()
+        .filter(|(_, identity)| identity.provisioned())
+        .filter_map(|(name, identity)| {
+            let keys = identity.keys.as_ref()?;
+            Some(Peer { node_id: keys.p2p.node_id(), host: name.service_dns(namespace) })
+        })
+        .collect()
+}
+
+/// A node's leaf certificate and the CA bundle. Updated in place: the gateway reads it again.
+pub fn build_certificate_map(node: &NodeParts<'_>, leaf_pem: &str, ca_pem: &str) -> ConfigMap {
+    ConfigMap {
+        metadata: node.owned(node.name.certificate()),
+        data: data([
+            (paths::CERT_FILE, leaf_pem.to_owned()),
+            (paths::CA_FILE, ca_pem.to_owned()),
+        ]),
+        ..ConfigMap::default()
+    }
+}
+
+/// A node's configuration: immutable, named by its content.
+pub fn build_config_map(node: &NodeParts<'_>, application: Application) -> ConfigMap {
+    let host = node.name.service_dns(node.network.namespace);
+    let text = render_config(&NodeConfig {
+        moniker: node.name.as_str(),
+        external_address: &format!("{host}:{P2P_PORT}"),
+        application,
+        paths: &Paths {
+            data: paths::ENGINE_DATA.to_owned(),
+            keys: paths::KEYS.to_owned(),
+            genesis: format!("{}/{GENESIS_FILE}", paths::GENESIS_DIR),
+        },
+    });
+    ConfigMap {
+        metadata: node.owned(node.name.config(&short_hash(text.as_bytes()))),
+        data: data([(CONFIG_FILE, text)]),
+        immutable: Some(true),
+        ..ConfigMap::default()
+    }
+}

@@ -1,0 +1,35 @@
+//! The voters' disruption budget: voluntary evictions never take more voters than the chain's margin.
+
+use bsn_core::anchor::Role;
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{NetworkParts, role_text};
+use crate::labels;
+
+/// Builds the budget for `voters` validators of which any `margin` may be down.
+pub fn build_disruption_budget(
+    network: &NetworkParts<'_>,
+    voters: usize,
+    margin: usize,
+) -> PodDisruptionBudget {
+    let min_available = i32::try_from(voters.saturating_sub(margin)).unwrap_or(i32::MAX);
+    let selector = [
+        (labels::NETWORK_ID.to_owned(), network.network_id.to_owned()),
+        (labels::ROLE.to_owned(), role_text(Role::Validator).to_owned()),
+    ];
+    PodDisruptionBudget {
+        metadata: network.owned(network.name.disruption_budget()),
+        spec: Some(PodDisruptionBudgetSpec {
+            // An integer: percentages would need the pods' controller to have a scale.
+            min_available: Some(IntOrString::Int(min_available)),
+            selector: Some(LabelSelector {
+                match_labels: Some(selector.into()),
+                ..LabelSelector::default()
+            }),
+            ..PodDisruptionBudgetSpec::default()
+        }),
+        ..PodDisruptionBudget::default()
+    }
+}

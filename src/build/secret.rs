@@ -1,0 +1,76 @@
+//! `Secret`s: the CA, a node's private keys, and a certificate for ordinary clients.
+
+use std::collections::BTreeMap;
+
+use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE, PrivateKey};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+
+use super::{NetworkParts, NodeParts};
+use crate::agent::paths;
+
+/// Key of a certificate in a Secret of type `kubernetes.io/tls`.
+pub const TLS_CERT: &str = "tls.crt";
+/// Key of a private key in a Secret of type `kubernetes.io/tls`.
+pub const TLS_KEY: &str = "tls.key";
+
+fn data<const N: usize>(entries: [(&str, &str); N]) -> Option<BTreeMap<String, ByteString>> {
+    Some(
+        entries
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), ByteString(value.as_bytes().to_vec())))
+            .collect(),
+    )
+}
+
+/// The network's certificate authority: made once, immutable. It stays when the network goes.
+pub fn build_ca_secret(network: &NetworkParts<'_>, cert_pem: &str, key_pem: &str) -> Secret {
+    Secret {
+        metadata: network.kept(network.name.ca()),
+        type_: Some("kubernetes.io/tls".to_owned()),
+        data: data([(TLS_CERT, cert_pem), (TLS_KEY, key_pem)]),
+        immutable: Some(true),
+        ..Secret::default()
+    }
+}
+
+/// A certificate with the role `client`, for people and programs that use the chain. Making it anew
+/// harms nobody, so it goes with the network.
+pub fn build_client_secret(
+    network: &NetworkParts<'_>,
+    cert_pem: &str,
+    key_pem: &str,
+    ca_pem: &str,
+) -> Secret {
+    Secret {
+        metadata: network.owned(network.name.client()),
+        type_: Some("kubernetes.io/tls".to_owned()),
+        data: data([(TLS_CERT, cert_pem), (TLS_KEY, key_pem), (paths::CA_FILE, ca_pem)]),
+        ..Secret::default()
+    }
+}
+
+/// A node's private keys: made once, immutable. They stay when the node and the network go.
+pub fn build_keys_secret(
+    node: &NodeParts<'_>,
+    consensus: &PrivateKey,
+    p2p: &PrivateKey,
+    tls_key_pem: &str,
+) -> Secret {
+    Secret {
+        metadata: node.kept(node.name.keys()),
+        type_: Some("Opaque".to_owned()),
+        data: data([
+            (CONSENSUS_KEY_FILE, &consensus.consensus_key_file()),
+            (NODE_KEY_FILE, &p2p.node_key_file()),
+            (paths::TLS_KEY_FILE, tls_key_pem),
+        ]),
+        immutable: Some(true),
+        ..Secret::default()
+    }
+}
+
+/// One entry of a Secret as text.
+pub fn entry<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
+    secret.data.as_ref()?.get(key).and_then(|bytes| std::str::from_utf8(&bytes.0).ok())
+}

@@ -1,0 +1,395 @@
+//! A node's `StatefulSet`: one replica, `OnDelete`, so that a restart is a decision and never a side
+//! effect. Single nodes can be restarted, moved and removed in any order.
+
+use std::collections::BTreeMap;
+
+use bsn_core::disk::Marker;
+use bsn_core::engine::cometbft::config::Application;
+use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
+use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE};
+use bsn_core::engine::cometbft::{ABCI_PORT, P2P_PORT};
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
+use k8s_openapi::api::core::v1::{
+    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
+    EnvVar, HTTPGetAction, KeyToPath, PersistentVolumeClaimVolumeSource, PodAffinityTerm,
+    PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
+    SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    WeightedPodAffinityTerm,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::NodeParts;
+use crate::agent::paths;
+use crate::labels::{self, GATEWAY_PORT, PROBE_PORT};
+
+/// User and group of every container in a node's pod; any id but root would do.
+const POD_USER: i64 = 65532;
+
+/// Time between SIGTERM and SIGKILL, in seconds. The engine stops within one; a user's application may
+/// have to finish a block.
+const GRACE_SECONDS: i64 = 60;
+
+/// What a node runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// The engine's image.
+    pub engine_image: String,
+    /// The operator's own image.
+    pub agent_image: String,
+    /// A user's application, if the chain runs one.
+    pub app: Option<AppWorkload>,
+}
+
+/// A user's application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppWorkload {
+    /// Its image.
+    pub image: String,
+    /// Replaces the entry point, unless empty.
+    pub command: Vec<String>,
+    /// Arguments.
+    pub args: Vec<String>,
+}
+
+impl Workload {
+    /// How the engine reaches its application.
+    pub fn application(&self) -> Application {
+        if self.app.is_some() { Application::Socket } else { Application::PersistentKvstore }
+    }
+}
+
+/// Names of the objects a pod mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounts {
+    /// The configuration `ConfigMap`.
+    pub config: String,
+    /// The genesis `ConfigMap`.
+    pub genesis: String,
+    /// The peers `ConfigMap`.
+    pub peers: String,
+}
+
+/// Builds a node's `StatefulSet`. `marker` is the identity the pod runs for.
+pub fn build_stateful_set(
+    node: &NodeParts<'_>,
+    workload: &Workload,
+    mounts: &Mounts,
+    marker: &Marker,
+) -> StatefulSet {
+    let mut pod_labels = node.labels();
+    pod_labels.insert(labels::APP_NAME.to_owned(), "cometbft".to_owned());
+    StatefulSet {
+        metadata: node.owned(node.name.to_string()),
+        spec: Some(StatefulSetSpec {
+            replicas: Some(1),
+            service_name: Some(node.name.to_string()),
+            selector: LabelSelector {
+                match_labels: Some(node.selector()),
+                ..LabelSelector::default()
+            },
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("OnDelete".to_owned()),
+                ..StatefulSetUpdateStrategy::default()
+            }),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
+                spec: Some(pod(node, workload, mounts, marker)),
+            },
+            ..StatefulSetSpec::default()
+        }),
+        ..StatefulSet::default()
+    }
+}
+
+fn pod(node: &NodeParts<'_>, workload: &Workload, mounts: &Mounts, marker: &Marker) -> PodSpec {
+    let mut containers = vec![engine(workload, marker)];
+    if let Some(app) = &workload.app {
+        containers.push(application(app));
+    }
+    PodSpec {
+        // The gateway first: it answers while the next step works, and goes last.
+        init_containers: Some(vec![gateway(workload, marker), init_home(workload, marker)]),
+        containers,
+        volumes: Some(volumes(node, mounts)),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        affinity: Some(spread(node)),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(POD_USER),
+            run_as_group: Some(POD_USER),
+            fs_group: Some(POD_USER),
+            // A large volume would otherwise be walked through at every start.
+            fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                ..SeccompProfile::default()
+            }),
+            ..PodSecurityContext::default()
+        }),
+        ..PodSpec::default()
+    }
+}
+
+/// Nodes of one network and role avoid each other: first machines, then zones. A preference, so that
+/// a small cluster can still hold a network.
+fn spread(node: &NodeParts<'_>) -> Affinity {
+    let others: BTreeMap<String, String> = [
+        (labels::NETWORK_ID.to_owned(), node.network.network_id.to_owned()),
+        (labels::ROLE.to_owned(), super::role_text(node.identity.role).to_owned()),
+    ]
+    .into();
+    let apart = |weight: i32, topology: &str| WeightedPodAffinityTerm {
+        weight,
+        pod_affinity_term: PodAffinityTerm {
+            topology_key: topology.to_owned(),
+            label_selector: Some(LabelSelector {
+                match_labels: Some(others.clone()),
+                ..LabelSelector::default()
+            }),
+            ..PodAffinityTerm::default()
+        },
+    };
+    Affinity {
+        pod_anti_affinity: Some(PodAntiAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![
+                apart(100, "kubernetes.io/hostname"),
+                apart(50, "topology.kubernetes.io/zone"),
+            ]),
+            ..PodAntiAffinity::default()
+        }),
+        ..Affinity::default()
+    }
+}
+
+fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            ..Capabilities::default()
+        }),
+        ..SecurityContext::default()
+    }
+}
+
+fn resources(cpu: &str, memory: &str, memory_limit: Option<&str>) -> ResourceRequirements {
+    let quantity = |name: &str, value: &str| (name.to_owned(), Quantity(value.to_owned()));
+    ResourceRequirements {
+        requests: Some([quantity("cpu", cpu), quantity("memory", memory)].into()),
+        limits: memory_limit.map(|limit| [quantity("memory", limit)].into()),
+        ..ResourceRequirements::default()
+    }
+}
+
+fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    }
+}
+
+fn identity_env(marker: &Marker) -> Vec<EnvVar> {
+    vec![EnvVar {
+        name: "BSN_IDENTITY".to_owned(),
+        // A plain struct of strings: serialising it cannot fail.
+        value: Some(serde_json::to_string(marker).unwrap_or_default()),
+        ..EnvVar::default()
+    }]
+}
+
+fn container_port(name: &str, port: u16) -> ContainerPort {
+    ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: i32::from(port),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    }
+}
+
+fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::Int(i32::from(PROBE_PORT)),
+            scheme: Some("HTTP".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period_seconds),
+        timeout_seconds: Some(2),
+        failure_threshold: Some(failure_threshold),
+        ..Probe::default()
+    }
+}
+
+fn gateway(workload: &Workload, marker: &Marker) -> Container {
+    let mut args = vec!["gateway".to_owned()];
+    if workload.app.is_none() {
+        args.push("--guard-validators".to_owned());
+    }
+    Container {
+        name: "gateway".to_owned(),
+        image: Some(workload.agent_image.clone()),
+        args: Some(args),
+        env: Some(identity_env(marker)),
+        // A native sidecar: starts before the engine, restarts alone, stops after it.
+        restart_policy: Some("Always".to_owned()),
+        ports: Some(vec![container_port("gateway", GATEWAY_PORT), container_port("probe", PROBE_PORT)]),
+        readiness_probe: Some(probe("/readyz", 5, 3)),
+        liveness_probe: Some(probe("/livez", 20, 3)),
+        resources: Some(resources("20m", "32Mi", Some("128Mi"))),
+        security_context: Some(restricted()),
+        volume_mounts: Some(vec![
+            mount("cert", paths::CERT_DIR, true),
+            mount("tls-key", paths::TLS_KEY_DIR, true),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn init_home(workload: &Workload, marker: &Marker) -> Container {
+    Container {
+        name: "home".to_owned(),
+        image: Some(workload.agent_image.clone()),
+        args: Some(vec!["init-home".to_owned()]),
+        env: Some(identity_env(marker)),
+        resources: Some(resources("20m", "32Mi", Some("128Mi"))),
+        security_context: Some(restricted()),
+        volume_mounts: Some(vec![
+            mount("disk", paths::DISK, false),
+            mount("home", paths::HOME, false),
+            mount("keys", paths::KEYS, true),
+            mount("config", paths::CONFIG_DIR, true),
+            mount("peers", paths::PEERS_DIR, true),
+            mount("genesis", paths::GENESIS_DIR, true),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn engine(workload: &Workload, marker: &Marker) -> Container {
+    let text = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+    Container {
+        name: "engine".to_owned(),
+        image: Some(workload.engine_image.clone()),
+        command: Some(text(&["cometbft"])),
+        args: Some(text(&[
+            "start",
+            "--home",
+            paths::HOME,
+            // The engine checks the file it was given once more.
+            "--genesis_hash",
+            &marker.genesis_hash,
+        ])),
+        ports: Some(vec![container_port("p2p", P2P_PORT)]),
+        // No liveness probe: an engine that lives says nothing about consensus, and one that ends is
+        // restarted anyway.
+        readiness_probe: Some(probe("/engine/readyz", 3, 3)),
+        resources: Some(resources("100m", "256Mi", None)),
+        security_context: Some(restricted()),
+        volume_mounts: Some(vec![
+            mount("disk", paths::DISK, false),
+            mount("home", paths::HOME, false),
+            mount("keys", paths::KEYS, true),
+            mount("genesis", paths::GENESIS_DIR, true),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn application(app: &AppWorkload) -> Container {
+    let given = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
+    let env = |name: &str, value: String| EnvVar {
+        name: name.to_owned(),
+        value: Some(value),
+        ..EnvVar::default()
+    };
+    Container {
+        name: "app".to_owned(),
+        image: Some(app.image.clone()),
+        command: given(&app.command),
+        args: given(&app.args),
+        env: Some(vec![
+            env("ABCI_ADDRESS", format!("tcp://127.0.0.1:{ABCI_PORT}")),
+            env("APP_DATA", paths::APP_DATA.to_owned()),
+        ]),
+        resources: Some(resources("100m", "128Mi", None)),
+        security_context: Some(restricted()),
+        volume_mounts: Some(vec![
+            VolumeMount {
+                // Its own directory only: blocks and signing state are none of its business.
+                sub_path: Some("app".to_owned()),
+                ..mount("disk", paths::APP_DATA, false)
+            },
+            mount("tmp", "/tmp", false),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn volumes(node: &NodeParts<'_>, mounts: &Mounts) -> Vec<Volume> {
+    let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
+    let config_map = |name: &str, object: &str| Volume {
+        config_map: Some(ConfigMapVolumeSource {
+            name: object.to_owned(),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..named(name)
+    };
+    // One Secret, two mounts: the engine never sees the TLS key, the gateway never the consensus key.
+    let secret = |name: &str, files: &[&str]| Volume {
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(node.name.keys()),
+            // Readable for the pod's group, which is the volume's.
+            default_mode: Some(0o440),
+            items: Some(
+                files
+                    .iter()
+                    .map(|file| KeyToPath {
+                        key: (*file).to_owned(),
+                        path: (*file).to_owned(),
+                        mode: None,
+                    })
+                    .collect(),
+            ),
+            ..SecretVolumeSource::default()
+        }),
+        ..named(name)
+    };
+    let empty =
+        |name: &str| Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named(name) };
+    vec![
+        Volume {
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: node.name.disk(),
+                ..PersistentVolumeClaimVolumeSource::default()
+            }),
+            ..named("disk")
+        },
+        empty("home"),
+        empty("tmp"),
+        secret("keys", &[CONSENSUS_KEY_FILE, NODE_KEY_FILE]),
+        secret("tls-key", &[paths::TLS_KEY_FILE]),
+        config_map("cert", &node.name.certificate()),
+        config_map("config", &mounts.config),
+        config_map("peers", &mounts.peers),
+        Volume {
+            config_map: Some(ConfigMapVolumeSource {
+                name: mounts.genesis.clone(),
+                items: Some(vec![KeyToPath {
+                    key: GENESIS_FILE.to_owned(),
+                    path: GENESIS_FILE.to_owned(),
+                    mode: None,
+                }]),
+                ..ConfigMapVolumeSource::default()
+            }),
+            ..named("genesis")
+        },
+    ]
+}

@@ -1,0 +1,254 @@
+//! `bsn-operator render`: every object the operator would make, without any cluster.
+//!
+//! Ids, keys and certificates are random in a cluster; here they are fixed or left out, so that the
+//! same file always prints the same objects. Private keys are not printed: none are made.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+
+use bsn_core::anchor::{Anchor, IdentityKeys, KeyRecord, ObjectUids};
+use bsn_core::disk::Marker;
+use bsn_core::engine::cometbft::MoreThanTwoThirds;
+use bsn_core::engine::cometbft::keys::PrivateKey;
+use bsn_core::forming::{FormingStep, IdSource, build_anchor, next_forming_step};
+use bsn_core::hash::sha256_hex;
+use bsn_core::quorum::margin;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use serde::Serialize;
+
+use super::RenderArgs;
+use crate::api::BsnNetwork;
+use crate::build::bsn_node::build_bsn_node;
+use crate::build::config_map::{
+    build_anchor_map, build_ca_map, build_certificate_map, build_config_map, build_genesis_map,
+    build_peers_map, peers_of,
+};
+use crate::build::disk::build_disk;
+use crate::build::disruption_budget::build_disruption_budget;
+use crate::build::secret::{build_ca_secret, build_client_secret, build_keys_secret};
+use crate::build::service::build_service;
+use crate::build::stateful_set::{Mounts, Workload, build_stateful_set};
+use crate::build::{NetworkParts, NodeParts};
+use crate::controller::network::validate::{ValidatedNetwork, validate_network};
+
+/// Why nothing was printed.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// The file.
+    #[error("cannot read {0}: {1}")]
+    Read(String, std::io::Error),
+    /// Not YAML, or not a `BsnNetwork`.
+    #[error("{file}, document {document}: {message}")]
+    Parse {
+        /// The file.
+        file: String,
+        /// Which document, from 1.
+        document: usize,
+        /// What the parser said.
+        message: String,
+    },
+    /// No network in it.
+    #[error("{0} holds no BsnNetwork")]
+    Empty(String),
+    /// A network that makes no sense.
+    #[error("BsnNetwork {0}: {1}")]
+    Invalid(String, String),
+}
+
+/// Ids that are the same in every run.
+struct FixedIds(u32);
+
+impl IdSource for FixedIds {
+    fn next_id(&mut self) -> String {
+        self.0 += 1;
+        format!("{:032x}", self.0)
+    }
+}
+
+const NOT_MADE: &str = "(made in the cluster)\n";
+
+/// Renders the networks of a file as a stream of YAML documents.
+pub fn render(args: &RenderArgs) -> Result<String, RenderError> {
+    let file = args.filename.display().to_string();
+    let mut text = String::new();
+    let read = if file == "-" {
+        std::io::stdin().read_to_string(&mut text).map(|_| ())
+    } else {
+        std::fs::read_to_string(&args.filename).map(|content| text = content)
+    };
+    read.map_err(|error| RenderError::Read(file.clone(), error))?;
+    let mut out = String::new();
+    for mut network in parse_networks(&text, &file)? {
+        network.metadata.namespace.get_or_insert_with(|| args.namespace.clone());
+        render_network(&network, &args.agent_image, &mut out)?;
+    }
+    Ok(out)
+}
+
+/// Reads the `BsnNetwork`s of a file; other kinds in it are passed over.
+pub fn parse_networks(text: &str, file: &str) -> Result<Vec<BsnNetwork>, RenderError> {
+    let fail = |document: usize, message: String| RenderError::Parse {
+        file: file.to_owned(),
+        document,
+        message,
+    };
+    let documents: Vec<serde_json::Value> =
+        serde_saphyr::from_multiple(text).map_err(|error| fail(1, error.to_string()))?;
+    let mut networks = Vec::new();
+    for (i, document) in documents.into_iter().enumerate() {
+        if document.get("kind").and_then(|kind| kind.as_str()) != Some("BsnNetwork") {
+            continue;
+        }
+        let network: BsnNetwork =
+            serde_json::from_value(document).map_err(|error| fail(i + 1, error.to_string()))?;
+        networks.push(network);
+    }
+    if networks.is_empty() { Err(RenderError::Empty(file.to_owned())) } else { Ok(networks) }
+}
+
+fn render_network(
+    network: &BsnNetwork,
+    agent_image: &str,
+    out: &mut String,
+) -> Result<(), RenderError> {
+    let invalid = |message: String| RenderError::Invalid(network.name_any(), message);
+    let validated = validate_network(network, "").map_err(|error| invalid(error.to_string()))?;
+    let (anchor, genesis_hash) = formed_anchor(&validated).map_err(invalid)?;
+    let parts = NetworkParts::new(&validated.namespace, &validated.desired.name, &anchor, None);
+
+    push(out, &build_anchor_map(&parts, &anchor));
+    push(out, &redacted(build_ca_secret(&parts, NOT_MADE, NOT_MADE)));
+    push(out, &build_ca_map(&parts, NOT_MADE));
+    push(out, &redacted(build_client_secret(&parts, NOT_MADE, NOT_MADE, NOT_MADE)));
+    if let Ok(FormingStep::Formed(genesis)) = next_forming_step(&anchor) {
+        push(out, &build_genesis_map(&parts, &genesis));
+    }
+    push(out, &build_peers_map(&parts, &peers_of(&anchor, &validated.namespace)));
+    let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
+    let margin = margin(&MoreThanTwoThirds, &powers);
+    push(out, &build_disruption_budget(&parts, powers.len(), margin));
+
+    let workload = Workload {
+        engine_image: validated.engine_image.clone(),
+        agent_image: agent_image.to_owned(),
+        app: validated.app.clone(),
+    };
+    for (name, identity) in anchor.members() {
+        let node = NodeParts { network: parts, name: &name, identity, owner: None };
+        let storage = validated.storage.get(&identity.set).cloned().unwrap_or_default();
+        let placeholder = stand_in_key(name.as_str());
+        push(out, &build_bsn_node(&node, &storage));
+        push(out, &build_service(&node));
+        push(out, &redacted(build_keys_secret(&node, &placeholder, &placeholder, NOT_MADE)));
+        push(out, &build_disk(&node, &storage));
+        push(out, &build_certificate_map(&node, NOT_MADE, NOT_MADE));
+        let config = build_config_map(&node, workload.application());
+        let mounts = Mounts {
+            config: config.name_any(),
+            genesis: validated.desired.name.genesis(&genesis_hash),
+            peers: validated.desired.name.peers(),
+        };
+        let marker = Marker {
+            network_id: anchor.network_id.clone(),
+            identity_id: identity.id.clone(),
+            consensus_key: placeholder.public().base64().to_owned(),
+            genesis_hash: genesis_hash.clone(),
+        };
+        push(out, &config);
+        push(out, &build_stateful_set(&node, &workload, &mounts, &marker));
+    }
+    Ok(())
+}
+
+/// A key that stands for the random one of a node, the same in every run.
+fn stand_in_key(node: &str) -> PrivateKey {
+    let digest = sha256_hex(node.as_bytes());
+    PrivateKey::from_random(std::array::from_fn(|i| digest.as_bytes().get(i).copied().unwrap_or(0)))
+}
+
+fn formed_anchor(validated: &ValidatedNetwork) -> Result<(Anchor, String), String> {
+    let mut anchor =
+        build_anchor(&validated.desired, "(hub id)", Timestamp::UNIX_EPOCH, &mut FixedIds(0))
+            .map_err(|error| error.to_string())?;
+    anchor.ca = Some(KeyRecord { spki_sha256: "(made in the cluster)".into(), secret_uid: String::new() });
+    for (name, identity) in &mut anchor.identities {
+        let public = stand_in_key(name).public();
+        identity.keys = Some(IdentityKeys {
+            consensus: public.clone(),
+            p2p: public,
+            tls_spki_sha256: "(made in the cluster)".into(),
+        });
+        let uid = Some("(given by the cluster)".to_owned());
+        identity.uids = ObjectUids { keys: uid.clone(), disk: uid.clone(), service: uid };
+    }
+    let genesis = match next_forming_step(&anchor) {
+        Ok(FormingStep::RecordGenesis(genesis)) => genesis,
+        Ok(other) => return Err(format!("forming ended at {other:?}")),
+        Err(error) => return Err(error.to_string()),
+    };
+    anchor.genesis_hash = Some(genesis.hash.clone());
+    anchor.formed = true;
+    Ok((anchor, genesis.hash))
+}
+
+/// A Secret with its entries named but not filled.
+fn redacted(mut secret: Secret) -> Secret {
+    let entries = secret.data.take().unwrap_or_default();
+    let named: BTreeMap<String, String> =
+        entries.into_keys().map(|key| (key, NOT_MADE.trim().to_owned())).collect();
+    secret.string_data = Some(named);
+    secret
+}
+
+fn push(out: &mut String, object: &impl Serialize) {
+    use std::fmt::Write as _;
+    // Built from typed values: serialising it cannot fail, and writing to a String neither.
+    let value = serde_json::to_value(object).unwrap_or_default();
+    let yaml = serde_saphyr::to_string(&value).unwrap_or_default();
+    let _ = write!(out, "---\n{yaml}");
+    if !yaml.ends_with('\n') {
+        out.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(file: &str) -> RenderArgs {
+        RenderArgs {
+            filename: std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file),
+            namespace: "default".into(),
+            agent_image: "bsn-operator:test".into(),
+        }
+    }
+
+    #[test]
+    fn renders_the_sample_network() {
+        insta::assert_snapshot!(render(&args("manifests/samples/city-ledger.yaml")).unwrap());
+    }
+
+    #[test]
+    fn renders_a_users_application_and_full_nodes() {
+        let all = render(&args("manifests/samples/own-application.yaml")).unwrap();
+        assert!(all.contains("name: app"), "{all}");
+        let all = render(&args("manifests/samples/with-full-node.yaml")).unwrap();
+        assert!(all.contains("FullNode"), "{all}");
+    }
+
+    #[test]
+    fn prints_no_private_key() {
+        let all = render(&args("manifests/samples/city-ledger.yaml")).unwrap();
+        assert!(!all.contains("PrivKey") && !all.contains("PRIVATE KEY"));
+    }
+
+    #[test]
+    fn says_where_a_file_is_wrong() {
+        let error = parse_networks("kind: BsnNetwork\nspec: {}\n", "f.yaml").unwrap_err();
+        assert!(error.to_string().starts_with("f.yaml, document 1:"), "{error}");
+        let error = parse_networks("kind: Pod\n", "f.yaml").unwrap_err();
+        assert!(error.to_string().contains("no BsnNetwork"), "{error}");
+    }
+}

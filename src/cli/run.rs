@@ -1,0 +1,210 @@
+//! `bsn-operator run`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bsn_core::hash::hex;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, ObjectMeta, PostParams};
+
+use super::RunArgs;
+use crate::apply::{ApiError, bounded, read};
+use crate::build::secret::entry;
+use crate::cluster::{Watches, client, watches};
+use crate::controller::context::{Context, Credentials, Settings, random_bytes};
+use crate::controller::{network, node, run};
+use crate::evidence::poller::{Poller, Targets};
+use crate::labels;
+use crate::lease::LeaderElection;
+use crate::telemetry::{Events, Health, Metrics, server};
+use crate::view::Views;
+
+/// Secret with this hub's id; back it up.
+const HUB_SECRET: &str = "bsn-operator-hub";
+/// Its entry.
+const HUB_ID: &str = "hubId";
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No connection to the cluster.
+    #[error("cannot reach the cluster: {0}")]
+    Connect(#[source] Box<kube::Error>),
+    /// The API server.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// No random bytes.
+    #[error(transparent)]
+    Controller(#[from] crate::controller::Error),
+    /// A listener.
+    #[error("cannot listen: {0}")]
+    Listen(#[from] std::io::Error),
+    /// The hub's id is not readable.
+    #[error("Secret {0} has no entry {HUB_ID}; delete it if this hub never managed a network, else restore it from a backup")]
+    HubId(String),
+    /// Another replica leads now.
+    #[error("leadership was lost; ending, so that nothing is done twice")]
+    LeadershipLost,
+}
+
+/// Runs the operator until it is told to stop or loses the lead.
+pub async fn run(args: RunArgs) -> Result<(), RunError> {
+    let metrics = Metrics::new();
+    let views = Views::default();
+    let client = client::connect(&metrics)
+        .await
+        .map_err(|error| RunError::Connect(Box::new(error)))?;
+    let (stop_sender, stop) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        terminated().await;
+        tracing::info!("stopping");
+        // No receiver left means everything has ended already.
+        let _ = stop_sender.send(true);
+    });
+    let stopped = || {
+        let mut stop = stop.clone();
+        async move {
+            // A closed channel is a stop, too.
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
+    };
+
+    let health = Health::new();
+    metrics.watch_views(&views);
+    let public = server::serve_public(args.listen, health.clone(), metrics.clone(), stopped()).await?;
+    let status =
+        server::serve_status(args.status_listen, health.clone(), views.clone(), stopped()).await?;
+    tokio::spawn(public);
+    tokio::spawn(status);
+
+    let hub_id = ensure_hub_id(&client, &args.namespace).await?;
+    tracing::info!(%hub_id, identity = %args.identity, "waiting for the lead");
+    // A follower is ready: it has nothing to do but wait.
+    health.set_ready(true);
+    let election = LeaderElection::new(
+        client.clone(),
+        &args.namespace,
+        labels::LEASE,
+        &args.identity,
+    );
+    let Some(leadership) = election.acquire(stopped()).await else { return Ok(()) };
+    tracing::info!("leading");
+    metrics.set_leader(true);
+    health.set_leading(true);
+
+    let Watches { caches, triggers, network_queue, node_queue, tasks } =
+        watches::watch_cluster(&client);
+    let ctx = Arc::new(Context {
+        client: client.clone(),
+        caches: caches.clone(),
+        triggers: triggers.clone(),
+        anchors: crate::anchor::AnchorStore::default(),
+        targets: Targets::default(),
+        views: views.clone(),
+        metrics: metrics.clone(),
+        events: Events::new(client.clone(), &args.identity),
+        hub_id,
+        settings: Settings { agent_image: args.agent_image, image_prefix: args.image_prefix },
+        credentials: Credentials::default(),
+    });
+    let poller = Poller {
+        targets: ctx.targets.clone(),
+        views,
+        caches: caches.clone(),
+        triggers,
+        metrics: metrics.clone(),
+    };
+    let watching = async {
+        let mut tasks: FuturesUnordered<_> = tasks.into_iter().collect();
+        while tasks.next().await.is_some() {}
+    };
+    let controlling = async {
+        // Deciding on a half-filled cache would make things that are there already.
+        caches.wait_until_ready().await;
+        tracing::info!("caches are filled");
+        futures::join!(
+            run::run_controller(
+                "network",
+                network::reconcile,
+                ctx.clone(),
+                caches.networks.clone(),
+                network_queue,
+                stopped(),
+            ),
+            run::run_controller(
+                "node",
+                node::reconcile,
+                ctx.clone(),
+                caches.nodes.clone(),
+                node_queue,
+                stopped(),
+            ),
+        );
+    };
+    let lost = leadership.lost();
+    let ended = tokio::select! {
+        // Passes under way are finished before this returns.
+        () = controlling => Ok(()),
+        () = watching => Ok(()),
+        () = poller.run() => Ok(()),
+        () = lost => Err(RunError::LeadershipLost),
+    };
+    if ended.is_ok() {
+        leadership.release().await;
+    }
+    ended
+}
+
+/// Reads this hub's id, or makes it the first time.
+async fn ensure_hub_id(client: &kube::Client, namespace: &str) -> Result<String, RunError> {
+    for _ in 0..3 {
+        if let Some(secret) = read::<Secret>(client, namespace, HUB_SECRET).await? {
+            return entry(&secret, HUB_ID)
+                .map(|id| id.trim().to_owned())
+                .filter(|id| !id.is_empty())
+                .ok_or_else(|| RunError::HubId(format!("{namespace}/{HUB_SECRET}")));
+        }
+        let id = hex(&random_bytes::<16>()?);
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(HUB_SECRET.to_owned()),
+                namespace: Some(namespace.to_owned()),
+                ..ObjectMeta::default()
+            },
+            immutable: Some(true),
+            data: Some([(HUB_ID.to_owned(), ByteString(id.into_bytes()))].into()),
+            ..Secret::default()
+        };
+        let api = Api::<Secret>::namespaced(client.clone(), namespace);
+        let params = PostParams::default();
+        let made = bounded(
+            || format!("create Secret {namespace}/{HUB_SECRET}"),
+            api.create(&params, &secret),
+        )
+        .await;
+        match made {
+            // Read back: another replica may have been first.
+            Ok(_) => {}
+            Err(error) if error.code() == Some(409) => {}
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Err(RunError::HubId(format!("{namespace}/{HUB_SECRET}")))
+}
+
+/// Resolves when the process is asked to end.
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut term) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        // An error here means that Ctrl-C cannot be watched; SIGTERM still can.
+        Ok(()) = tokio::signal::ctrl_c() => {}
+    }
+}

@@ -1,0 +1,298 @@
+//! One watch per kind. Each keeps a cache and says which network or node an event is about.
+
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::fmt::Debug;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bsn_core::names::NetworkName;
+use futures::StreamExt;
+use futures::channel::mpsc;
+use futures::future::BoxFuture;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::Api;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use crate::api::{BsnNetwork, BsnNode};
+use crate::labels;
+
+/// A network or what is left of one that does not parse.
+pub type GuardedNetwork = DeserializeGuard<BsnNetwork>;
+/// A node or what is left of one that does not parse.
+pub type GuardedNode = DeserializeGuard<BsnNode>;
+
+/// What the watches know. A cache may be behind, never ahead.
+#[derive(Clone)]
+pub struct Caches {
+    /// Networks.
+    pub networks: Store<GuardedNetwork>,
+    /// Nodes.
+    pub nodes: Store<GuardedNode>,
+    /// Workloads of nodes.
+    pub stateful_sets: Store<StatefulSet>,
+    /// Pods of nodes.
+    pub pods: Store<Pod>,
+    /// Services of nodes.
+    pub services: Store<Service>,
+    /// Disks of nodes.
+    pub disks: Store<PersistentVolumeClaim>,
+    /// `ConfigMap`s of networks and nodes.
+    pub config_maps: Store<ConfigMap>,
+    /// Disruption budgets of networks.
+    pub budgets: Store<PodDisruptionBudget>,
+}
+
+/// An object from a cache.
+pub fn cached<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<Arc<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    store.get(&ObjectRef::new(name).within(namespace))
+}
+
+/// Tells the controllers what to look at.
+#[derive(Clone)]
+pub struct Triggers {
+    networks: mpsc::UnboundedSender<ObjectRef<GuardedNetwork>>,
+    nodes: mpsc::UnboundedSender<ObjectRef<GuardedNode>>,
+}
+
+impl Triggers {
+    /// Asks for a look at a network.
+    pub fn network(&self, namespace: &str, name: &str) {
+        // A closed channel means the controllers have ended; nobody is left to tell.
+        let _ = self.networks.unbounded_send(ObjectRef::new(name).within(namespace));
+    }
+
+    /// Asks for a look at a node.
+    pub fn node(&self, namespace: &str, name: &str) {
+        let _ = self.nodes.unbounded_send(ObjectRef::new(name).within(namespace));
+    }
+
+    /// Asks for a look at everything there is: after a watch was broken, since what went away
+    /// meanwhile is in no event.
+    fn everything(&self, caches: &Caches) {
+        for network in caches.networks.state() {
+            let (namespace, name) = key_of(&*network);
+            self.network(&namespace, &name);
+        }
+        for node in caches.nodes.state() {
+            let (namespace, name) = key_of(&*node);
+            self.node(&namespace, &name);
+        }
+    }
+
+    /// Asks for a look at every node of a network.
+    pub fn nodes_of(&self, caches: &Caches, namespace: &str, network: &str) {
+        for node in nodes_of(caches, namespace, network) {
+            self.node(namespace, &node.name_any());
+        }
+    }
+}
+
+/// The nodes of a network that parse, by the cache.
+pub fn nodes_of(caches: &Caches, namespace: &str, network: &str) -> Vec<BsnNode> {
+    caches.nodes.state_filtered(|guarded| match &guarded.0 {
+        Ok(node) => {
+            node.namespace().as_deref() == Some(namespace) && node.spec.network_ref.name == network
+        }
+        Err(_) => false,
+    })
+    .into_iter()
+    .filter_map(|guarded| guarded.0.as_ref().ok().cloned())
+    .collect()
+}
+
+/// The running watches.
+pub struct Watches {
+    /// What they know.
+    pub caches: Caches,
+    /// Whom they tell.
+    pub triggers: Triggers,
+    /// Networks to look at.
+    pub network_queue: mpsc::UnboundedReceiver<ObjectRef<GuardedNetwork>>,
+    /// Nodes to look at.
+    pub node_queue: mpsc::UnboundedReceiver<ObjectRef<GuardedNode>>,
+    /// The work of watching: to be driven for as long as the caches are used.
+    pub tasks: Vec<BoxFuture<'static, ()>>,
+}
+
+/// Sets up all watches of a cluster; they run once `tasks` are driven.
+pub fn watch_cluster(client: &Client) -> Watches {
+    let (network_sender, network_queue) = mpsc::unbounded();
+    let (node_sender, node_queue) = mpsc::unbounded();
+    let triggers = Triggers { networks: network_sender, nodes: node_sender };
+
+    let (networks, networks_writer) = reflector::store();
+    let (nodes, nodes_writer) = reflector::store();
+    let (stateful_sets, stateful_sets_writer) = reflector::store();
+    let (pods, pods_writer) = reflector::store();
+    let (services, services_writer) = reflector::store();
+    let (disks, disks_writer) = reflector::store();
+    let (config_maps, config_maps_writer) = reflector::store();
+    let (budgets, budgets_writer) = reflector::store();
+    let caches = Caches {
+        networks,
+        nodes,
+        stateful_sets,
+        pods,
+        services,
+        disks,
+        config_maps,
+        budgets,
+    };
+
+    let ours = watcher::Config::default().labels(&labels::managed_selector());
+    let all = watcher::Config::default();
+    let mut tasks = Vec::new();
+    let relisted = {
+        let (caches, triggers) = (caches.clone(), triggers.clone());
+        move || triggers.everything(&caches)
+    };
+
+    let (c, t, seen) = (caches.clone(), triggers.clone(), Significance::default());
+    tasks.push(watch_kind(client, &all, networks_writer, relisted.clone(), move |network: &GuardedNetwork| {
+        let (namespace, name) = key_of(network);
+        t.network(&namespace, &name);
+        // Nodes depend on the description, not on the network's status.
+        if seen.changed(network) {
+            t.nodes_of(&c, &namespace, &name);
+        }
+    }));
+
+    let (t, seen) = (triggers.clone(), Significance::default());
+    tasks.push(watch_kind(client, &all, nodes_writer, relisted.clone(), move |node: &GuardedNode| {
+        let (namespace, name) = key_of(node);
+        // The network counts its ready nodes; the node itself need not see its own status.
+        if let Some(network) = node.labels().get(labels::NETWORK) {
+            t.network(&namespace, network);
+        }
+        if seen.changed(node) {
+            t.node(&namespace, &name);
+        }
+    }));
+
+    tasks.push(watch_kind(client, &ours, stateful_sets_writer, relisted.clone(), by_node(&triggers)));
+    tasks.push(watch_kind(client, &ours, pods_writer, relisted.clone(), by_node(&triggers)));
+    tasks.push(watch_kind(client, &ours, services_writer, relisted.clone(), by_node(&triggers)));
+    tasks.push(watch_kind(client, &ours, disks_writer, relisted.clone(), by_node(&triggers)));
+
+    let (c, t) = (caches.clone(), triggers.clone());
+    tasks.push(watch_kind(client, &ours, config_maps_writer, relisted.clone(), move |map: &ConfigMap| {
+        let (namespace, name) = key_of(map);
+        if let Some(node) = map.labels().get(labels::NODE) {
+            t.node(&namespace, node);
+            return;
+        }
+        let Some(network) = map.labels().get(labels::NETWORK) else { return };
+        t.network(&namespace, network);
+        // What the anchor says decides what every node may do.
+        if NetworkName::parse(network).is_ok_and(|network| network.anchor() == name) {
+            t.nodes_of(&c, &namespace, network);
+        }
+    }));
+
+    let t = triggers.clone();
+    tasks.push(watch_kind(client, &ours, budgets_writer, relisted.clone(), move |budget: &PodDisruptionBudget| {
+        if let Some(network) = budget.labels().get(labels::NETWORK) {
+            t.network(&budget.namespace().unwrap_or_default(), network);
+        }
+    }));
+
+    Watches { caches, triggers, network_queue, node_queue, tasks }
+}
+
+fn key_of(object: &impl Resource) -> (String, String) {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+/// An object of a node is about that node.
+fn by_node<K: Resource>(triggers: &Triggers) -> impl Fn(&K) + Send + 'static {
+    let triggers = triggers.clone();
+    move |object| {
+        if let Some(node) = object.labels().get(labels::NODE) {
+            triggers.node(&object.namespace().unwrap_or_default(), node);
+        }
+    }
+}
+
+/// Watches one kind until the process ends; a broken watch is taken up again with back-off.
+fn watch_kind<K>(
+    client: &Client,
+    config: &watcher::Config,
+    writer: reflector::store::Writer<K>,
+    relisted: impl Fn() + Send + 'static,
+    tell: impl Fn(&K) + Send + 'static,
+) -> BoxFuture<'static, ()>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+{
+    let api = Api::<K>::all(client.clone());
+    let stream = watch(api, config.clone())
+        .default_backoff()
+        // The largest part of an object by far, and nobody here reads it.
+        .modify(|object| {
+            object.managed_fields_mut().clear();
+        })
+        .reflect(writer);
+    Box::pin(async move {
+        let mut stream = std::pin::pin!(stream);
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
+                    tell(&object);
+                }
+                Ok(Event::Init) => {}
+                Ok(Event::InitDone) => relisted(),
+                Err(error) => {
+                    tracing::warn!(kind = %K::kind(&()), %error, "watch broken; it is taken up again");
+                }
+            }
+        }
+    })
+}
+
+/// Remembers what mattered of each object, to tell a changed description from a changed status.
+#[derive(Default)]
+struct Significance(Mutex<HashMap<(String, String), u64>>);
+
+impl Significance {
+    fn changed(&self, object: &impl Resource) -> bool {
+        let meta = object.meta();
+        let mut hasher = DefaultHasher::new();
+        meta.uid.hash(&mut hasher);
+        meta.generation.hash(&mut hasher);
+        meta.labels.hash(&mut hasher);
+        meta.annotations.hash(&mut hasher);
+        meta.deletion_timestamp.is_some().hash(&mut hasher);
+        let now = hasher.finish();
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(key_of(object), now) != Some(now)
+    }
+}
+
+impl Caches {
+    /// Waits until every cache has been filled once.
+    pub async fn wait_until_ready(&self) {
+        // A writer that was dropped means the watches have ended; the process is about to.
+        let _ = futures::join!(
+            self.networks.wait_until_ready(),
+            self.nodes.wait_until_ready(),
+            self.stateful_sets.wait_until_ready(),
+            self.pods.wait_until_ready(),
+            self.services.wait_until_ready(),
+            self.disks.wait_until_ready(),
+            self.config_maps.wait_until_ready(),
+            self.budgets.wait_until_ready(),
+        );
+    }
+}

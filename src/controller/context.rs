@@ -1,0 +1,130 @@
+//! What every pass of a controller may use.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bsn_core::forming::IdSource;
+use bsn_core::hash::sha256_hex;
+use jiff::Timestamp;
+use rustls::crypto::{CryptoProvider, ring};
+
+use super::Error;
+use crate::anchor::AnchorStore;
+use crate::cluster::{Caches, Triggers};
+use crate::evidence::poller::Targets;
+use crate::telemetry::{Events, Metrics};
+use crate::view::{NetworkKey, Views};
+
+/// Settings of the installation.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Image of the agents.
+    pub agent_image: String,
+    /// Stands before the engines' default images, if not empty.
+    pub image_prefix: String,
+}
+
+/// What every pass of a controller may use.
+pub struct Context {
+    /// The cluster.
+    pub client: kube::Client,
+    /// What the watches know.
+    pub caches: Caches,
+    /// Asks for a look at an object.
+    pub triggers: Triggers,
+    /// Writes anchors.
+    pub anchors: AnchorStore,
+    /// Whom the poller asks.
+    pub targets: Targets,
+    /// What the poller learned.
+    pub views: Views,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Publishes events.
+    pub events: Events,
+    /// Id of this hub.
+    pub hub_id: String,
+    /// Settings of the installation.
+    pub settings: Settings,
+    /// Certificates made in memory, by network.
+    pub credentials: Credentials,
+}
+
+impl Context {
+    /// The time, for certificates and conditions. Decisions about liveness use a monotonic clock.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// Random bytes from the operating system.
+pub fn random_bytes<const N: usize>() -> Result<[u8; N], Error> {
+    let provider: CryptoProvider = ring::default_provider();
+    let mut bytes = [0; N];
+    provider
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|error| Error::Random(format!("{error:?}")))?;
+    Ok(bytes)
+}
+
+/// Random ids, derived from one random seed, so that taking one cannot fail.
+pub struct RandomIds {
+    seed: [u8; 32],
+    taken: u64,
+}
+
+impl RandomIds {
+    /// Draws the seed.
+    pub fn draw() -> Result<Self, Error> {
+        Ok(Self { seed: random_bytes()?, taken: 0 })
+    }
+}
+
+impl IdSource for RandomIds {
+    fn next_id(&mut self) -> String {
+        self.taken += 1;
+        let mut id = sha256_hex(&[self.seed.as_slice(), &self.taken.to_be_bytes()].concat());
+        // 128 bits: as many as a UUID has room for.
+        id.truncate(32);
+        id
+    }
+}
+
+/// The operator's client certificate for a network, made in memory and never stored.
+#[derive(Clone)]
+pub struct OperatorLeaf {
+    /// Fingerprint of the CA it was issued by.
+    pub ca_spki: String,
+    /// The CA's certificate (PEM).
+    pub ca_pem: String,
+    /// The certificate (PEM).
+    pub cert_pem: String,
+    /// Its key (PEM).
+    pub key_pem: String,
+    /// When to issue another.
+    pub renew_at: Timestamp,
+    /// When to look again whether the network's Secrets are still there.
+    pub check_at: Timestamp,
+}
+
+/// All operator certificates.
+#[derive(Clone, Default)]
+pub struct Credentials(Arc<Mutex<BTreeMap<NetworkKey, OperatorLeaf>>>);
+
+impl Credentials {
+    /// The certificate for a network.
+    pub fn get(&self, key: &NetworkKey) -> Option<OperatorLeaf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Keeps a certificate.
+    pub fn put(&self, key: NetworkKey, leaf: OperatorLeaf) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, leaf);
+    }
+
+    /// Forgets a network.
+    pub fn remove(&self, key: &NetworkKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}

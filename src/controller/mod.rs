@@ -1,0 +1,86 @@
+//! The controllers. Both have the same steps in files of the same names: `observe`, `validate` (the
+//! network's, shared), `plan` (in `bsn-core`), `apply`, `report`.
+
+pub mod context;
+pub mod network;
+pub mod node;
+pub mod run;
+
+use crate::anchor::StoreError;
+use crate::api::conditions::Reason;
+use crate::apply::ApiError;
+use crate::pki::PkiError;
+use bsn_core::anchor::AnchorError;
+
+/// Why a pass ended early. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The anchor.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A certificate or key could not be made.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// A pass took too long.
+    #[error("the pass did not end within {} s", .0.as_secs())]
+    PassDeadline(std::time::Duration),
+    /// The operating system gave no random bytes.
+    #[error("no random bytes from the operating system: {0}")]
+    Random(String),
+}
+
+impl Error {
+    /// The kind of error, from a fixed list: safe as a metric's label.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Api(error) | Self::Store(StoreError::Api(error)) => error.category(),
+            Self::Store(_) => "anchor",
+            Self::Pki(_) => "pki",
+            Self::PassDeadline(_) => "pass-deadline",
+            Self::Random(_) => "random",
+        }
+    }
+}
+
+/// Why something is not done until a person helps. It becomes a condition, not an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The reason, as it is written in the condition.
+    pub reason: Reason,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl From<AnchorError> for Refusal {
+    fn from(error: AnchorError) -> Self {
+        Self::new(Reason::AnchorRefused, error.to_string())
+    }
+}
+
+/// A step's end: done, or refused. Errors that a later try may cure travel beside it.
+pub type Step<T> = Result<Result<T, Refusal>, Error>;
+
+/// Turns errors that no later try cures into refusals.
+pub fn refused<T>(result: Result<T, impl Into<Error>>) -> Step<T> {
+    match result.map_err(Into::into) {
+        Ok(value) => Ok(Ok(value)),
+        Err(Error::Api(error @ ApiError::NameTaken { .. })) => {
+            Ok(Err(Refusal::new(Reason::NameTaken, error.to_string())))
+        }
+        Err(Error::Store(StoreError::Anchor(error))) => Ok(Err(error.into())),
+        Err(Error::Store(error @ StoreError::Missing(_))) => {
+            Ok(Err(Refusal::new(Reason::AnchorRefused, error.to_string())))
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,367 @@
+//! The effects of a network's pass, in their order. Each is crash-safe: the next pass sees what is
+//! recorded and goes on from there.
+
+use bsn_core::anchor::{Anchor, KeyRecord, Role};
+use bsn_core::engine::cometbft::MoreThanTwoThirds;
+use bsn_core::engine::cometbft::genesis::Genesis;
+use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
+use bsn_core::forming::{
+    FormingStep, build_anchor, next_forming_step, plan_members, record_members,
+};
+use bsn_core::names::NodeName;
+use bsn_core::quorum::{QuorumRule, margin};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{Api, DeleteParams, Preconditions};
+use kube::{Resource, ResourceExt};
+
+use super::credentials;
+use super::observe::ObservedNetwork;
+use super::validate::ValidatedNetwork;
+use crate::api::conditions::Reason;
+use crate::api::{BsnNetwork, BsnNode};
+use crate::apply::{ApiError, bounded, ensure, ensure_exists, read};
+use crate::build::bsn_node::build_bsn_node;
+use crate::build::config_map::{
+    build_anchor_map, build_ca_map, build_genesis_map, build_peers_map, peers_of,
+};
+use crate::build::disruption_budget::build_disruption_budget;
+use crate::build::secret::{TLS_CERT, TLS_KEY, build_ca_secret, entry};
+use crate::build::{NetworkParts, NodeParts};
+use crate::cluster::watches::{cached, nodes_of};
+use crate::controller::context::{Context, RandomIds};
+use crate::controller::{Error, Refusal, Step, refused};
+use crate::evidence::poller::{NetworkTargets, Target};
+use crate::pki::{Authority, tls};
+use crate::view::NetworkKey;
+
+/// Where a pass ended.
+pub struct Applied {
+    /// The anchor as it is now, if there is one.
+    pub anchor: Option<Anchor>,
+    /// What stands still until a person helps.
+    pub refusals: Vec<Refusal>,
+    /// Founders that are not provisioned yet.
+    pub waiting: Vec<NodeName>,
+}
+
+/// Takes all steps that can be taken now.
+pub async fn apply_network(
+    ctx: &Context,
+    key: &NetworkKey,
+    network: &BsnNetwork,
+    validated: &ValidatedNetwork,
+    observed: &ObservedNetwork,
+) -> Result<Applied, Error> {
+    let owner = network.controller_owner_ref(&());
+    let pass = Pass { ctx, key, validated, observed, owner: owner.as_ref() };
+    let mut applied = Applied { anchor: observed.anchor.clone(), refusals: vec![], waiting: vec![] };
+    // A refusal ends the pass: what follows depends on what was refused.
+    if let Err(refusal) = pass.run(&mut applied).await? {
+        applied.refusals.push(refusal);
+    }
+    Ok(applied)
+}
+
+struct Pass<'a> {
+    ctx: &'a Context,
+    key: &'a NetworkKey,
+    validated: &'a ValidatedNetwork,
+    observed: &'a ObservedNetwork,
+    owner: Option<&'a OwnerReference>,
+}
+
+/// Goes on with the value, or ends the pass with the refusal.
+macro_rules! or_refuse {
+    ($step:expr) => {
+        match $step {
+            Ok(value) => value,
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    };
+}
+
+impl Pass<'_> {
+    fn parts<'b>(&'b self, anchor: &'b Anchor) -> NetworkParts<'b> {
+        NetworkParts::new(&self.key.namespace, &self.validated.desired.name, anchor, self.owner)
+    }
+
+    async fn run(&self, applied: &mut Applied) -> Step<()> {
+        let mut anchor = or_refuse!(self.ensure_anchor().await?);
+        applied.anchor = Some(anchor.clone());
+        anchor = or_refuse!(self.apply_members(anchor, applied).await?);
+        anchor = or_refuse!(self.ensure_authority(anchor).await?);
+        applied.anchor = Some(anchor.clone());
+        or_refuse!(self.stamp_nodes(&anchor).await?);
+        anchor = or_refuse!(self.form(anchor, applied).await?);
+        applied.anchor = Some(anchor.clone());
+        or_refuse!(self.publish(&anchor).await?);
+        self.watch_nodes(&anchor).await
+    }
+
+    async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
+        let name = self.validated.desired.name.anchor();
+        let result = self
+            .ctx
+            .anchors
+            .update(&self.ctx.client, self.key, &name, &self.observed.expected, change)
+            .await;
+        refused(result)
+    }
+
+    /// Founders, names and ids are written down before anything else exists.
+    async fn ensure_anchor(&self) -> Step<Anchor> {
+        if let Some(anchor) = &self.observed.anchor {
+            return Ok(Ok(anchor.clone()));
+        }
+        let desired = &self.validated.desired;
+        let mut ids = RandomIds::draw()?;
+        let anchor = match build_anchor(desired, &self.ctx.hub_id, self.ctx.now(), &mut ids) {
+            Ok(anchor) => anchor,
+            Err(error) => return Ok(Err(Refusal::new(Reason::InvalidSpec, error.to_string()))),
+        };
+        let map = build_anchor_map(&self.parts(&anchor), &anchor);
+        let made =
+            ensure_exists::<ConfigMap>(&self.ctx.client, None, map, None, &anchor.network_id).await;
+        let (map, _) = or_refuse!(refused(made)?);
+        // What is stored counts: an earlier pass may have been here.
+        Ok(crate::anchor::parse_map(&map, &self.observed.expected).map_err(Refusal::from))
+    }
+
+    /// Full nodes come and go; what asks for more is refused, the rest goes on.
+    async fn apply_members(&self, anchor: Anchor, applied: &mut Applied) -> Step<Anchor> {
+        let desired = &self.validated.desired;
+        let (changes, refusals) = plan_members(desired, &anchor);
+        applied.refusals.extend(
+            refusals
+                .into_iter()
+                .map(|refusal| Refusal::new(Reason::ChangeNotSupported, refusal.to_string())),
+        );
+        if changes.is_empty() {
+            return Ok(Ok(anchor));
+        }
+        let mut ids = RandomIds::draw()?;
+        // Planned again on what is stored: the cache may have been behind.
+        self.update(|stored| {
+            let (changes, _) = plan_members(desired, stored);
+            record_members(stored, &changes, &mut ids);
+        })
+        .await
+    }
+
+    /// The CA's key is made once. If it is missing later, that is a refusal.
+    async fn ensure_authority(&self, anchor: Anchor) -> Step<Anchor> {
+        if anchor.ca.is_some() {
+            return Ok(Ok(anchor));
+        }
+        let name = self.validated.desired.name.ca();
+        // Nothing depends on this key before it is recorded, so one that a crashed pass left behind is
+        // taken, and one that is not there is made.
+        let secret = match read::<Secret>(&self.ctx.client, &self.key.namespace, &name).await? {
+            Some(secret) => secret,
+            None => {
+                let (cert, ca_key) = Authority::make(&self.validated.desired.name, self.ctx.now())?;
+                let wish = build_ca_secret(&self.parts(&anchor), &cert, &ca_key);
+                let made =
+                    ensure_exists(&self.ctx.client, None, wish, None, &anchor.network_id).await;
+                or_refuse!(refused(made)?).0
+            }
+        };
+        if !crate::apply::is_ours(&secret, None, &anchor.network_id) {
+            let message = format!("Secret {name} exists and is not this network's; delete or rename it");
+            return Ok(Err(Refusal::new(Reason::NameTaken, message)));
+        }
+        let authority = or_refuse!(parse_authority(&secret, &name));
+        let record = KeyRecord {
+            spki_sha256: authority.spki_sha256().to_owned(),
+            secret_uid: secret.uid().unwrap_or_default(),
+        };
+        self.update(|stored| {
+            stored.ca.get_or_insert_with(|| record.clone());
+        })
+        .await
+    }
+
+    async fn stamp_nodes(&self, anchor: &Anchor) -> Step<()> {
+        for (name, identity) in anchor.members() {
+            let network = self.parts(anchor);
+            let node = NodeParts { network, name: &name, identity, owner: None };
+            let storage =
+                self.validated.storage.get(&identity.set).cloned().unwrap_or_default();
+            let cached = cached(&self.ctx.caches.nodes, &self.key.namespace, name.as_str())
+                .and_then(|guarded| guarded.0.as_ref().ok().cloned());
+            let wish = build_bsn_node(&node, &storage);
+            let id = &anchor.network_id;
+            let made = ensure(&self.ctx.client, cached.as_ref(), wish, None, id).await;
+            or_refuse!(refused(made)?);
+        }
+        for node in nodes_of(&self.ctx.caches, &self.key.namespace, &self.key.name) {
+            let retired = anchor
+                .identity(&NodeName::from_object(&node.name_any()))
+                .is_some_and(|identity| identity.retired);
+            if retired && node.metadata.deletion_timestamp.is_none() {
+                self.delete_node(&node).await?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    async fn delete_node(&self, node: &BsnNode) -> Result<(), ApiError> {
+        let name = node.name_any();
+        let api = Api::<BsnNode>::namespaced(self.ctx.client.clone(), &self.key.namespace);
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: node.uid(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match bounded(|| format!("delete BsnNode {name}"), api.delete(&name, &params)).await {
+            Ok(_) => Ok(()),
+            // Gone already, or replaced by another: not the one that was meant.
+            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn form(&self, mut anchor: Anchor, applied: &mut Applied) -> Step<Anchor> {
+        loop {
+            let step = match next_forming_step(&anchor) {
+                Ok(step) => step,
+                Err(error) => {
+                    return Ok(Err(Refusal::new(Reason::GenesisRefused, error.to_string())));
+                }
+            };
+            match step {
+                // Made before; an anchor without it was read from a cache that was behind.
+                FormingStep::MakeAuthority => return Ok(Ok(anchor)),
+                FormingStep::AwaitFounders(waiting) => {
+                    applied.waiting = waiting;
+                    return Ok(Ok(anchor));
+                }
+                FormingStep::RecordGenesis(genesis) => {
+                    anchor = or_refuse!(
+                        self.update(|stored| {
+                            stored.genesis_hash.get_or_insert_with(|| genesis.hash.clone());
+                        })
+                        .await?
+                    );
+                }
+                FormingStep::PublishGenesis(genesis) => {
+                    or_refuse!(self.ensure_genesis(&anchor, &genesis).await?);
+                    anchor = or_refuse!(self.update(|stored| stored.formed = true).await?);
+                }
+                FormingStep::Formed(genesis) => {
+                    or_refuse!(self.ensure_genesis(&anchor, &genesis).await?);
+                    return Ok(Ok(anchor));
+                }
+            }
+        }
+    }
+
+    /// Publishes the genesis, or puts it back: the same bytes follow from the anchor for ever.
+    async fn ensure_genesis(&self, anchor: &Anchor, genesis: &Genesis) -> Step<()> {
+        let wish = build_genesis_map(&self.parts(anchor), genesis);
+        let name = wish.name_any();
+        let cached = cached(&self.ctx.caches.config_maps, &self.key.namespace, &name);
+        let id = &anchor.network_id;
+        let made = ensure_exists(&self.ctx.client, cached.as_deref(), wish, None, id).await;
+        let (map, _) = or_refuse!(refused(made)?);
+        let text = map.data.as_ref().and_then(|data| data.get(GENESIS_FILE));
+        if text == Some(&genesis.text) {
+            return Ok(Ok(()));
+        }
+        let message = format!(
+            "ConfigMap {name} does not hold the genesis {} of this chain; delete it, the operator puts it back",
+            genesis.hash
+        );
+        Ok(Err(Refusal::new(Reason::GenesisRefused, message)))
+    }
+
+    /// What all nodes share: the list of peers and the disruption budget.
+    async fn publish(&self, anchor: &Anchor) -> Step<()> {
+        let network = self.parts(anchor);
+        let id = &anchor.network_id;
+        let peers = build_peers_map(&network, &peers_of(anchor, &self.key.namespace));
+        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &peers.name_any());
+        // While founders are still being provisioned the list would be written once for each of them,
+        // and nobody reads it before the chain is formed.
+        if anchor.formed {
+            let made = ensure(&self.ctx.client, known.as_deref(), peers, None, id).await;
+            or_refuse!(refused(made)?);
+        }
+        let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
+        let budget = build_disruption_budget(
+            &network,
+            powers.len(),
+            margin(&MoreThanTwoThirds, &powers),
+        );
+        let known = cached(&self.ctx.caches.budgets, &self.key.namespace, &budget.name_any());
+        let made = ensure(&self.ctx.client, known.as_deref(), budget, None, id).await;
+        or_refuse!(refused(made)?);
+        Ok(Ok(()))
+    }
+
+    /// Certificates for those who ask: clients, and the operator itself; then the poller may begin.
+    async fn watch_nodes(&self, anchor: &Anchor) -> Step<()> {
+        let network = self.parts(anchor);
+        let leaf = or_refuse!(
+            credentials::ensure_credentials(self.ctx, self.key, &network, anchor, self.validated)
+                .await?
+        );
+        let wish = build_ca_map(&network, &leaf.ca_pem);
+        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &wish.name_any());
+        let id = &anchor.network_id;
+        let made = ensure(&self.ctx.client, known.as_deref(), wish, None, id).await;
+        or_refuse!(refused(made)?);
+
+        let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
+        let total_power = powers.iter().sum();
+        let mut nodes = Vec::new();
+        for (name, identity) in anchor.members() {
+            let Some(keys) = &identity.keys else { continue };
+            nodes.push(Target {
+                name: name.to_string(),
+                role: identity.role,
+                server_name: name.service_dns(&self.key.namespace),
+                tls: std::sync::Arc::new(tls::client_config(
+                    &keys.tls_spki_sha256,
+                    &leaf.cert_pem,
+                    &leaf.key_pem,
+                )?),
+            });
+        }
+        self.ctx.targets.put(
+            self.key.clone(),
+            NetworkTargets {
+                chain_id: anchor.chain_id.clone(),
+                formed: anchor.formed,
+                quorum_power: MoreThanTwoThirds.needed(total_power),
+                total_power,
+                margin: margin(&MoreThanTwoThirds, &powers),
+                nodes,
+            },
+        );
+        Ok(Ok(()))
+    }
+}
+
+/// Reads a CA out of its Secret.
+pub fn parse_authority(secret: &Secret, name: &str) -> Result<Authority, Refusal> {
+    let parsed = entry(secret, TLS_CERT)
+        .zip(entry(secret, TLS_KEY))
+        .map(|(cert, key)| Authority::parse(cert, key));
+    match parsed {
+        Some(Ok(authority)) => Ok(authority),
+        Some(Err(error)) => Err(Refusal::new(
+            Reason::KeyLost,
+            format!("Secret {name} does not hold the network's CA: {error}; restore it from a backup"),
+        )),
+        None => Err(Refusal::new(
+            Reason::KeyLost,
+            format!("Secret {name} lacks {TLS_CERT} or {TLS_KEY}; restore it from a backup"),
+        )),
+    }
+}
+
+/// Powers of the validators, for the report.
+pub fn voters(anchor: &Anchor) -> usize {
+    anchor.members().filter(|(_, identity)| identity.role == Role::Validator).count()
+}

@@ -1,0 +1,141 @@
+//! Certificates that belong to no node: the operator's own, in memory, and the clients'.
+
+use bsn_core::anchor::Anchor;
+use bsn_core::pki::{OPERATOR_VALIDITY, Role, client_names, next_leaf};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Secret;
+
+use super::apply::parse_authority;
+use super::validate::ValidatedNetwork;
+use crate::api::conditions::Reason;
+use crate::apply::{ensure, is_ours, read};
+use crate::build::NetworkParts;
+use crate::build::secret::{TLS_CERT, TLS_KEY, build_client_secret, entry};
+use crate::controller::context::{Context, OperatorLeaf};
+use crate::controller::{Refusal, Step, refused};
+use crate::pki::{Authority, new_key, observe_leaf, spki_sha256_of_key};
+use crate::view::NetworkKey;
+
+/// How long the network's Secrets are trusted to be there without a look.
+const CHECK_EVERY: SignedDuration = SignedDuration::from_mins(10);
+
+/// Gives the operator's certificate for a network, and looks after the network's Secrets when due.
+pub async fn ensure_credentials(
+    ctx: &Context,
+    key: &NetworkKey,
+    network: &NetworkParts<'_>,
+    anchor: &Anchor,
+    validated: &ValidatedNetwork,
+) -> Step<OperatorLeaf> {
+    let now = ctx.now();
+    let Some(record) = &anchor.ca else {
+        return Ok(Err(Refusal::new(Reason::AnchorRefused, "the anchor records no CA")));
+    };
+    let kept = ctx.credentials.get(key).filter(|leaf| leaf.ca_spki == record.spki_sha256);
+    if let Some(leaf) = &kept
+        && now < leaf.check_at
+    {
+        return Ok(Ok(leaf.clone()));
+    }
+    let authority = match read_authority(ctx, key, &validated.desired.name.ca(), anchor).await? {
+        Ok(authority) => authority,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let client_due = match ensure_client(ctx, key, network, anchor, validated, &authority).await? {
+        Ok(due) => due,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let leaf = match kept {
+        Some(leaf) if now < leaf.renew_at => leaf,
+        _ => {
+            let names = client_names("bsn-operator", Role::Operator, &anchor.network_id);
+            let key_pem = new_key()?;
+            OperatorLeaf {
+                ca_spki: record.spki_sha256.clone(),
+                ca_pem: authority.cert_pem().to_owned(),
+                cert_pem: authority.issue(&names, &key_pem, OPERATOR_VALIDITY, now, false)?,
+                key_pem,
+                renew_at: now + OPERATOR_VALIDITY / 2,
+                check_at: now,
+            }
+        }
+    };
+    let leaf = OperatorLeaf { check_at: client_due.min(now + CHECK_EVERY), ..leaf };
+    ctx.credentials.put(key.clone(), leaf.clone());
+    Ok(Ok(leaf))
+}
+
+/// Reads the network's CA and checks that it is the one recorded.
+pub async fn read_authority(
+    ctx: &Context,
+    key: &NetworkKey,
+    name: &str,
+    anchor: &Anchor,
+) -> Step<Authority> {
+    let lost = |what: &str| {
+        let message = format!(
+            "Secret {}/{name} {what}; restore it from a backup. It is never made again: no node would trust it. \
+             Nodes run on until their certificates end",
+            key.namespace
+        );
+        Ok(Err(Refusal::new(Reason::KeyLost, message)))
+    };
+    let Some(record) = &anchor.ca else { return lost("is not recorded in the anchor") };
+    let Some(secret) = read::<Secret>(&ctx.client, &key.namespace, name).await? else {
+        return lost("with the network's CA is missing");
+    };
+    match parse_authority(&secret, name) {
+        Ok(authority) if authority.spki_sha256() == record.spki_sha256 => Ok(Ok(authority)),
+        Ok(_) => lost("holds another CA than the one this network was formed with"),
+        Err(refusal) => Ok(Err(refusal)),
+    }
+}
+
+/// The clients' certificate. Losing it harms nobody: it is made anew. Returns when it is due.
+async fn ensure_client(
+    ctx: &Context,
+    key: &NetworkKey,
+    network: &NetworkParts<'_>,
+    anchor: &Anchor,
+    validated: &ValidatedNetwork,
+    authority: &Authority,
+) -> Step<Timestamp> {
+    let name = validated.desired.name.client();
+    let existing: Option<Secret> = read(&ctx.client, &key.namespace, &name).await?;
+    if let Some(secret) = &existing
+        && !is_ours(secret, None, &anchor.network_id)
+    {
+        let message = format!("Secret {name} exists and is not this network's; delete or rename it");
+        return Ok(Err(Refusal::new(Reason::NameTaken, message)));
+    }
+    let names = client_names(&validated.desired.name.client(), Role::Client, &anchor.network_id);
+    // A key that can be read is kept.
+    let kept_key = existing
+        .as_ref()
+        .and_then(|secret| entry(secret, TLS_KEY))
+        .and_then(|pem| spki_sha256_of_key(pem).ok().map(|spki| (pem.to_owned(), spki)));
+    let observed = existing
+        .as_ref()
+        .and_then(|secret| entry(secret, TLS_CERT))
+        .and_then(|pem| observe_leaf(pem, authority.cert_pem()).ok());
+    let (key_pem, spki) = match kept_key {
+        Some(kept) => kept,
+        None => {
+            let pem = new_key()?;
+            let spki = spki_sha256_of_key(&pem)?;
+            (pem, spki)
+        }
+    };
+    let now = ctx.now();
+    let policy = validated.leaf;
+    let Some(why) = next_leaf(observed.as_ref(), &spki, &names, policy, now) else {
+        let end = observed.map_or(now, |leaf| leaf.not_after);
+        return Ok(Ok(end - policy.renew_before));
+    };
+    tracing::info!(network = %key, secret = %name, ?why, "issuing the clients' certificate");
+    let cert = authority.issue(&names, &key_pem, policy.validity, now, false)?;
+    let wish = build_client_secret(network, &cert, &key_pem, authority.cert_pem());
+    let id = &anchor.network_id;
+    let made = ensure(&ctx.client, existing.as_ref(), wish, None, id).await;
+    Ok(refused(made)?.map(|_| now + policy.validity - policy.renew_before))
+}

@@ -1,0 +1,70 @@
+//! The network controller: forms the chain, stamps the nodes, publishes what they share.
+
+mod apply;
+mod credentials;
+mod observe;
+pub mod report;
+pub mod validate;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+
+use super::context::Context;
+use super::{Error, Refusal};
+use crate::api::conditions::Reason;
+use crate::cluster::watches::GuardedNetwork;
+use crate::view::NetworkKey;
+
+/// A look without a cause, to notice what no watch shows: a lost Secret, a certificate that ends.
+pub(super) const SLOW_LOOK: Duration = Duration::from_secs(600);
+
+/// One pass over a network.
+pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let key = NetworkKey {
+        namespace: guarded.namespace().unwrap_or_default(),
+        name: guarded.name_any(),
+    };
+    let network = match &guarded.0 {
+        Ok(network) => network,
+        Err(invalid) => {
+            let message = format!(
+                "this object does not parse as v1alpha1: {}; correct it, its nodes run on",
+                invalid.error
+            );
+            let refusal = Refusal::new(Reason::Unparsable, message);
+            report::report_refusal(&ctx, &key, &invalid.metadata, None, refusal).await?;
+            return Ok(Action::await_change());
+        }
+    };
+    if network.metadata.deletion_timestamp.is_some() {
+        ctx.targets.remove(&key);
+        ctx.credentials.remove(&key);
+        return Ok(Action::await_change());
+    }
+    let status = network.status.as_ref();
+    let validated = match validate::validate_network(network, &ctx.settings.image_prefix) {
+        Ok(validated) => validated,
+        Err(invalid) => {
+            let refusal = Refusal::new(Reason::InvalidSpec, invalid.to_string());
+            report::report_refusal(&ctx, &key, &network.metadata, status, refusal).await?;
+            return Ok(Action::await_change());
+        }
+    };
+    let observed = match observe::observe_network(&ctx, &key, network, &validated).await? {
+        Ok(observed) => observed,
+        Err(refusal) => {
+            report::report_refusal(&ctx, &key, &network.metadata, status, refusal).await?;
+            return Ok(Action::requeue(SLOW_LOOK));
+        }
+    };
+    let applied = if validated.paused {
+        apply::Applied { anchor: observed.anchor.clone(), refusals: Vec::new(), waiting: Vec::new() }
+    } else {
+        apply::apply_network(&ctx, &key, network, &validated, &observed).await?
+    };
+    let wake = report::report_network(&ctx, &key, network, &validated, &applied).await?;
+    Ok(Action::requeue(wake.min(SLOW_LOOK)))
+}

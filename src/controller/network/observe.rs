@@ -1,0 +1,81 @@
+//! All reads of a network's pass.
+
+use bsn_core::anchor::Anchor;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
+
+use super::validate::ValidatedNetwork;
+use crate::anchor::{Expected, parse_map};
+use crate::api::BsnNetwork;
+use crate::api::conditions::Reason;
+use crate::apply::{self, read};
+use crate::cluster::watches::cached;
+use crate::controller::context::Context;
+use crate::controller::{Refusal, Step};
+use crate::labels;
+use crate::view::NetworkKey;
+
+/// What was found.
+pub struct ObservedNetwork {
+    /// The anchor; `None` = a network that never was.
+    pub anchor: Option<Anchor>,
+    /// What an anchor of this network must agree with.
+    pub expected: Expected,
+}
+
+/// Reads the anchor, and makes sure that a missing one means a network that never was.
+pub async fn observe_network(
+    ctx: &Context,
+    key: &NetworkKey,
+    network: &BsnNetwork,
+    validated: &ValidatedNetwork,
+) -> Step<ObservedNetwork> {
+    let expected = Expected {
+        hub_id: ctx.hub_id.clone(),
+        chain_id: validated.desired.chain_id.clone(),
+    };
+    let name = validated.desired.name.anchor();
+    let map = match cached(&ctx.caches.config_maps, &key.namespace, &name) {
+        Some(map) => Some((*map).clone()),
+        // The cache may be behind, and it does not see an object that lost its labels.
+        None => read::<ConfigMap>(&ctx.client, &key.namespace, &name).await?,
+    };
+    let anchor = match &map {
+        Some(map) => match parse_map(map, &expected) {
+            Ok(anchor) => Some(anchor),
+            Err(error) => return Ok(Err(error.into())),
+        },
+        None => {
+            if let Some(trace) = trace_of_earlier_life(ctx, key, network) {
+                let message = format!(
+                    "the anchor {}/{name} is missing, but this network was here before ({trace}); restore the \
+                     ConfigMap from a backup: it says which keys and disks are whose",
+                    key.namespace
+                );
+                return Ok(Err(Refusal::new(Reason::AnchorRefused, message)));
+            }
+            None
+        }
+    };
+    if let (Some(map), Some(anchor)) = (&map, &anchor)
+        && !apply::is_ours(map, None, &anchor.network_id)
+    {
+        // The hub's own id inside proves whose it is; only its labels were damaged.
+        tracing::warn!(network = %key, "the anchor has lost its labels; they are put back");
+    }
+    Ok(Ok(ObservedNetwork { anchor, expected }))
+}
+
+/// A sign that a network of this name was formed once, if there is one.
+fn trace_of_earlier_life(ctx: &Context, key: &NetworkKey, network: &BsnNetwork) -> Option<String> {
+    if let Some(id) = network.status.as_ref().and_then(|status| status.network_id.as_ref()) {
+        return Some(format!("its status names network id {id}"));
+    }
+    ctx.caches
+        .disks
+        .find(|disk| {
+            disk.namespace().as_deref() == Some(&key.namespace)
+                && disk.labels().get(labels::NETWORK) == Some(&key.name)
+        })
+        .map(|disk| format!("the disk {} is marked as its own", disk.name_any()))
+}

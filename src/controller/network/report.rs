@@ -1,0 +1,335 @@
+//! A network's status: computed purely, written once, and only when it changed.
+
+use std::time::Duration;
+
+use bsn_core::anchor::Anchor;
+use bsn_core::engine::cometbft::MoreThanTwoThirds;
+use bsn_core::names::NodeName;
+use bsn_core::quorum::margin;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+
+use super::SLOW_LOOK;
+use super::apply::{Applied, voters};
+use super::validate::ValidatedNetwork;
+use crate::api::conditions::{
+    self, CERTIFICATES_VALID, CHAIN_LIVE, MEMBERSHIP_CONVERGED, PAUSED, PROGRESSING, READY, Reason,
+    STALLED, State, find, merge,
+};
+use crate::api::{BsnNetwork, BsnNetworkStatus, BsnNode};
+use crate::apply::{ApiError, bounded};
+use crate::cluster::watches::nodes_of;
+use crate::controller::context::Context;
+use crate::controller::{Error, Refusal};
+use crate::view::{Liveness, NetworkKey, NetworkView};
+
+/// Reports a network that can't be looked at any further.
+pub async fn report_refusal(
+    ctx: &Context,
+    key: &NetworkKey,
+    meta: &ObjectMeta,
+    existing: Option<&BsnNetworkStatus>,
+    refusal: Refusal,
+) -> Result<(), Error> {
+    let Refusal { reason, message } = refusal;
+    let states = [
+        State::new(READY, false, reason, &message),
+        State::new(STALLED, true, reason, &message),
+        State::new(PROGRESSING, false, reason, "waiting for a person"),
+    ];
+    let old = existing.cloned().unwrap_or_default();
+    let status = BsnNetworkStatus {
+        observed_generation: meta.generation,
+        conditions: merge(&old.conditions, &states, meta.generation, ctx.now()),
+        ..old.clone()
+    };
+    write(ctx, key, meta, &old, &status).await?;
+    Ok(())
+}
+
+/// Reports where a pass ended; returns when to look again without a cause.
+pub async fn report_network(
+    ctx: &Context,
+    key: &NetworkKey,
+    network: &BsnNetwork,
+    validated: &ValidatedNetwork,
+    applied: &Applied,
+) -> Result<Duration, Error> {
+    let nodes = nodes_of(&ctx.caches, &key.namespace, &key.name);
+    let view = ctx.views.get(key);
+    let old = network.status.clone().unwrap_or_default();
+    let input = Input {
+        paused: validated.paused,
+        anchor: applied.anchor.as_ref(),
+        refusals: &applied.refusals,
+        waiting: &applied.waiting,
+        nodes: &nodes,
+        view: view.as_ref(),
+    };
+    let status = compute_status(&old, &input, network.metadata.generation, ctx.now());
+    write(ctx, key, &network.metadata, &old, &status).await?;
+    let check = ctx.credentials.get(key).and_then(|leaf| {
+        Duration::try_from(leaf.check_at.duration_since(ctx.now())).ok()
+    });
+    Ok(check.unwrap_or(SLOW_LOOK).max(Duration::from_secs(1)))
+}
+
+/// What a network's status follows from.
+pub struct Input<'a> {
+    /// `spec.paused`.
+    pub paused: bool,
+    /// The anchor.
+    pub anchor: Option<&'a Anchor>,
+    /// What stands still.
+    pub refusals: &'a [Refusal],
+    /// Founders not provisioned yet.
+    pub waiting: &'a [NodeName],
+    /// The `BsnNode`s.
+    pub nodes: &'a [BsnNode],
+    /// Live numbers.
+    pub view: Option<&'a NetworkView>,
+}
+
+/// Computes a network's status.
+pub fn compute_status(
+    old: &BsnNetworkStatus,
+    input: &Input<'_>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> BsnNetworkStatus {
+    let members: Vec<NodeName> = input
+        .anchor
+        .map(|anchor| anchor.members().map(|(name, _)| name).collect())
+        .unwrap_or_default();
+    let node = |name: &NodeName| input.nodes.iter().find(|node| node.name_any() == name.as_str());
+    let condition = |name: &NodeName, kind: &str| {
+        node(name)
+            .and_then(|node| node.status.as_ref())
+            .and_then(|status| find(&status.conditions, kind))
+            .cloned()
+    };
+    let is_true = |name: &NodeName, kind: &str| {
+        condition(name, kind).is_some_and(|condition| condition.status == "True")
+    };
+    let not_ready: Vec<String> = members
+        .iter()
+        .filter(|name| !is_true(name, READY))
+        .map(|name| {
+            let why = condition(name, READY).map_or("starting".to_owned(), |c| c.reason);
+            format!("{name} ({why})")
+        })
+        .collect();
+    let stalled_nodes: Vec<(String, String, String)> = members
+        .iter()
+        .filter(|name| is_true(name, STALLED))
+        .filter_map(|name| {
+            let condition = condition(name, STALLED)?;
+            Some((name.to_string(), condition.reason, condition.message))
+        })
+        .collect();
+    let formed = input.anchor.is_some_and(|anchor| anchor.formed);
+
+    let live = chain_live(old, input.view, formed);
+    let certificates = certificates(&members, &condition);
+    let membership = membership(input, &members, &node);
+
+    let stalled = if let Some(first) = input.refusals.first() {
+        let all: Vec<&str> = input.refusals.iter().map(|refusal| refusal.message.as_str()).collect();
+        State::new(STALLED, true, first.reason, all.join("; "))
+    } else if let Some((name, reason, message)) = stalled_nodes.first() {
+        let reason = Reason::ALL.iter().find(|r| r.as_str() == reason).copied();
+        let message = format!("node {name}: {message}");
+        State::new(STALLED, true, reason.unwrap_or(Reason::NodesStarting), message)
+    } else {
+        State::new(STALLED, false, Reason::AsDescribed, "")
+    };
+    let is_stalled = stalled.status == Some(true);
+
+    let ready = if is_stalled {
+        State::new(READY, false, stalled.reason, stalled.message.clone())
+    } else if !formed {
+        let message = forming_message(input.waiting);
+        State::new(READY, false, Reason::Forming, message)
+    } else if !not_ready.is_empty() {
+        let message = format!("not ready: {}", not_ready.join(", "));
+        State::new(READY, false, Reason::NodesStarting, message)
+    } else if live.status != Some(true) {
+        State::new(READY, live.status, live.reason, live.message.clone())
+    } else if certificates.status != Some(true) {
+        State::new(READY, false, certificates.reason, certificates.message.clone())
+    } else {
+        let message = format!("{} nodes follow a chain that makes blocks", members.len());
+        State::new(READY, true, Reason::AsDescribed, message)
+    };
+    let working = ready.status != Some(true) && !is_stalled && !input.paused;
+    let progressing = State::new(PROGRESSING, working, ready.reason, ready.message.clone());
+    let paused = if input.paused {
+        State::new(PAUSED, true, Reason::PausedByUser, "set spec.paused to false to go on")
+    } else {
+        State::new(PAUSED, false, Reason::NotPaused, "")
+    };
+
+    let states = [ready, progressing, stalled, live, membership, certificates, paused];
+    let powers: Option<Vec<u64>> = input
+        .anchor
+        .map(|anchor| anchor.founders.iter().map(|founder| founder.power).collect());
+    BsnNetworkStatus {
+        observed_generation: generation,
+        conditions: merge(&old.conditions, &states, generation, now),
+        network_id: input.anchor.map(|anchor| anchor.network_id.clone()).or(old.network_id.clone()),
+        genesis_hash: input.anchor.and_then(|anchor| anchor.genesis_hash.clone()),
+        nodes: Some(format!("{}/{}", members.len() - not_ready.len(), members.len())),
+        validators: input.anchor.map(voters).and_then(|n| u32::try_from(n).ok()),
+        margin: powers
+            .map(|powers| margin(&MoreThanTwoThirds, &powers))
+            .and_then(|margin| u32::try_from(margin).ok()),
+        certificates_end: members
+            .iter()
+            .filter_map(|name| node(name)?.status.as_ref()?.certificate_ends.clone())
+            .min(),
+    }
+}
+
+fn forming_message(waiting: &[NodeName]) -> String {
+    if waiting.is_empty() {
+        return "the genesis is being fixed".to_owned();
+    }
+    let names: Vec<&str> = waiting.iter().map(NodeName::as_str).collect();
+    format!("keys and disks are being made for {}", names.join(", "))
+}
+
+fn chain_live(old: &BsnNetworkStatus, view: Option<&NetworkView>, formed: bool) -> State {
+    if !formed {
+        return State::new(CHAIN_LIVE, false, Reason::Forming, "the chain is not formed yet");
+    }
+    match view.map(|view| view.liveness) {
+        Some(Liveness::Live) => State::new(CHAIN_LIVE, true, Reason::BlocksAdvance, ""),
+        Some(Liveness::Standing) => {
+            let message = "no new block for longer than five blocks take; see kubectl bsn status";
+            State::new(CHAIN_LIVE, false, Reason::HeadStands, message)
+        }
+        // An operator that has just started does not know yet, and unknown is no news: what its
+        // predecessor saw stays until this one has watched for long enough.
+        Some(Liveness::Unknown) | None => keep(old, CHAIN_LIVE).unwrap_or_else(|| {
+            let message = "the chain has not been watched for long enough";
+            State::new(CHAIN_LIVE, None, Reason::NotYetObserved, message)
+        }),
+    }
+}
+
+/// A condition as it was, to be written again unchanged.
+pub fn keep(old: &BsnNetworkStatus, kind: &'static str) -> Option<State> {
+    let condition = find(&old.conditions, kind)?;
+    // Only a chain that was formed has a past worth keeping.
+    if condition.reason == Reason::Forming.as_str() {
+        return None;
+    }
+    state_of(condition, kind)
+}
+
+/// A condition as a state.
+pub fn state_of(
+    condition: &conditions::Raw,
+    kind: &'static str,
+) -> Option<State> {
+    let reason = Reason::ALL.iter().find(|reason| reason.as_str() == condition.reason)?;
+    let status = match condition.status.as_str() {
+        "True" => Some(true),
+        "False" => Some(false),
+        _ => None,
+    };
+    Some(State::new(kind, status, *reason, condition.message.clone()))
+}
+
+fn certificates(
+    members: &[NodeName],
+    condition: &impl Fn(
+        &NodeName,
+        &str,
+    ) -> Option<conditions::Raw>,
+) -> State {
+    let mut missing = false;
+    let mut bad = Vec::new();
+    for name in members {
+        match condition(name, CERTIFICATES_VALID) {
+            Some(c) if c.status == "True" => {}
+            Some(c) if c.status == "False" => bad.push(name.as_str()),
+            _ => missing = true,
+        }
+    }
+    if !bad.is_empty() {
+        let message = format!("certificates are not valid or end soon: {}", bad.join(", "));
+        State::new(CERTIFICATES_VALID, false, Reason::CertificateExpiring, message)
+    } else if missing || members.is_empty() {
+        State::new(CERTIFICATES_VALID, None, Reason::Forming, "certificates are being issued")
+    } else {
+        State::new(CERTIFICATES_VALID, true, Reason::CertificatesCurrent, "")
+    }
+}
+
+fn membership<'a>(
+    input: &Input<'_>,
+    members: &[NodeName],
+    node: &impl Fn(&NodeName) -> Option<&'a BsnNode>,
+) -> State {
+    let unsupported =
+        input.refusals.iter().find(|refusal| refusal.reason == Reason::ChangeNotSupported);
+    if let Some(refusal) = unsupported {
+        return State::new(MEMBERSHIP_CONVERGED, false, refusal.reason, refusal.message.clone());
+    }
+    if !input.anchor.is_some_and(|anchor| anchor.formed) {
+        return State::new(MEMBERSHIP_CONVERGED, false, Reason::Forming, "the chain is being formed");
+    }
+    if members.iter().all(|name| node(name).is_some()) && input.nodes.len() == members.len() {
+        State::new(MEMBERSHIP_CONVERGED, true, Reason::AsDescribed, "")
+    } else {
+        let message = "nodes are being made or removed";
+        State::new(MEMBERSHIP_CONVERGED, false, Reason::NodesStarting, message)
+    }
+}
+
+async fn write(
+    ctx: &Context,
+    key: &NetworkKey,
+    meta: &ObjectMeta,
+    old: &BsnNetworkStatus,
+    status: &BsnNetworkStatus,
+) -> Result<(), ApiError> {
+    if old == status {
+        return Ok(());
+    }
+    let api = Api::<BsnNetwork>::namespaced(ctx.client.clone(), &key.namespace);
+    // The uid: a status is never written to an object that replaced the one it is about.
+    let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
+    let written = bounded(
+        || format!("patch status of BsnNetwork {key}"),
+        api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)),
+    )
+    .await;
+    match written {
+        // Deleted meanwhile: there is nothing left to report on.
+        Err(error) if error.code() == Some(404) => return Ok(()),
+        other => other.map(|_| ())?,
+    }
+    for kind in [READY, STALLED, CHAIN_LIVE] {
+        if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
+            ctx.events.condition::<BsnNetwork>(meta, kind, change).await;
+        }
+    }
+    Ok(())
+}
+
+/// A condition that changed its status, if it did so from something known.
+pub fn transition<'a>(
+    old: &[conditions::Raw],
+    new: &'a [conditions::Raw],
+    kind: &str,
+) -> Option<&'a conditions::Raw> {
+    let now = find(new, kind)?;
+    let before = find(old, kind);
+    let quiet = before.is_none() && now.status != "True";
+    (!quiet && before.map(|before| &before.status) != Some(&now.status)).then_some(now)
+}

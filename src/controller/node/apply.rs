@@ -1,0 +1,353 @@
+//! The effects of a node's pass, in their order: Service, keys and disk; their record in the anchor;
+//! certificate; and last, once the chain is formed, the workload.
+
+use bsn_core::anchor::{Anchor, Identity, IdentityKeys, ObjectUids};
+use bsn_core::disk::Marker;
+use bsn_core::hash::short_hash;
+use bsn_core::names::NodeName;
+use bsn_core::pki::{ObservedLeaf, next_leaf, node_names};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use kube::{Resource, ResourceExt};
+
+use super::keys::{ReadKeys, build_new_keys, parse_keys};
+use crate::agent::paths;
+use crate::anchor::Expected;
+use crate::api::BsnNode;
+use crate::api::conditions::Reason;
+use crate::apply::{ensure, ensure_exists, is_ours, read};
+use crate::build::config_map::{build_certificate_map, build_config_map};
+use crate::build::disk::build_disk;
+use crate::build::service::build_service;
+use crate::build::stateful_set::{Mounts, Workload, build_stateful_set};
+use crate::build::{NetworkParts, NodeParts};
+use crate::cluster::watches::cached;
+use crate::controller::context::Context;
+use crate::controller::network::credentials::read_authority;
+use crate::controller::network::validate::ValidatedNetwork;
+use crate::controller::{Error, Refusal, Step, refused};
+use crate::pki::observe_leaf;
+use crate::view::NetworkKey;
+
+/// Where a pass ended.
+pub struct Applied {
+    /// The anchor as it is now.
+    pub anchor: Anchor,
+    /// What stands still until a person helps.
+    pub refusal: Option<Refusal>,
+    /// The certificate the node serves or will serve.
+    pub leaf: Option<ObservedLeaf>,
+    /// When that certificate is due for renewal.
+    pub renew_at: Option<Timestamp>,
+}
+
+impl Applied {
+    /// A pass that did nothing.
+    pub fn untouched(anchor: Anchor) -> Self {
+        Self { anchor, refusal: None, leaf: None, renew_at: None }
+    }
+}
+
+/// One pass.
+pub struct Pass<'a> {
+    pub ctx: &'a Context,
+    pub key: &'a NetworkKey,
+    pub node: &'a BsnNode,
+    pub name: &'a NodeName,
+    pub validated: &'a ValidatedNetwork,
+    pub expected: &'a Expected,
+}
+
+macro_rules! or_refuse {
+    ($step:expr) => {
+        match $step {
+            Ok(value) => value,
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    };
+}
+
+impl Pass<'_> {
+    /// Takes all steps that can be taken now.
+    pub async fn run(&self, anchor: &Anchor, identity: &Identity) -> Result<Applied, Error> {
+        let mut applied = Applied::untouched(anchor.clone());
+        if let Err(refusal) = self.steps(identity, &mut applied).await? {
+            applied.refusal = Some(refusal);
+        }
+        Ok(applied)
+    }
+
+    async fn steps(&self, identity: &Identity, applied: &mut Applied) -> Step<()> {
+        let owner = self.node.controller_owner_ref(&());
+        let anchor = applied.anchor.clone();
+        let parts = NodeParts {
+            network: NetworkParts::new(
+                &self.key.namespace,
+                &self.validated.desired.name,
+                &anchor,
+                None,
+            ),
+            name: self.name,
+            identity,
+            owner: owner.as_ref(),
+        };
+        let service = or_refuse!(self.ensure_service(&parts).await?);
+        let (keys, keys_uid) = or_refuse!(self.ensure_keys(&parts).await?);
+        let disk = or_refuse!(self.ensure_disk(&parts).await?);
+        let uids = ObjectUids { keys: Some(keys_uid), disk: Some(disk), service: Some(service) };
+        let anchor = or_refuse!(self.record(identity, &keys.public, &uids).await?.map(|recorded| {
+            recorded.unwrap_or(anchor.clone())
+        }));
+        applied.anchor = anchor.clone();
+        applied.leaf = or_refuse!(self.ensure_certificate(&parts, &keys, &anchor).await?);
+        applied.renew_at =
+            applied.leaf.as_ref().map(|leaf| leaf.not_after - self.validated.leaf.renew_before);
+        if !anchor.formed || applied.leaf.is_none() {
+            return Ok(Ok(()));
+        }
+        self.ensure_workload(&parts, &keys.public, &anchor).await
+    }
+
+    /// The Service; a lost one is put back, it holds nothing.
+    async fn ensure_service(&self, parts: &NodeParts<'_>) -> Step<String> {
+        let known = cached(&self.ctx.caches.services, &self.key.namespace, self.name.as_str());
+        let recorded = parts.identity.uids.service.as_deref();
+        let id = parts.network.network_id;
+        let made =
+            ensure(&self.ctx.client, known.as_deref(), build_service(parts), recorded, id).await;
+        Ok(refused(made)?.map(|(service, _)| service.uid().unwrap_or_default()))
+    }
+
+    /// The keys: made if none were ever recorded, else read and compared with the record.
+    async fn ensure_keys(&self, parts: &NodeParts<'_>) -> Step<(ReadKeys, String)> {
+        let name = self.name.keys();
+        let id = parts.network.network_id;
+        let found = read::<Secret>(&self.ctx.client, &self.key.namespace, &name).await?;
+        let secret = match found {
+            Some(secret) => secret,
+            None => {
+                // Live, just before: a cache that is behind must not make a key twice.
+                let stored = or_refuse!(self.stored_identity().await?);
+                if stored.keys.is_some() || stored.uids.keys.is_some() {
+                    let message = format!(
+                        "Secret {}/{name} with this node's keys is missing; restore it from a backup. A key is never \
+                         made twice",
+                        self.key.namespace
+                    );
+                    return Ok(Err(Refusal::new(Reason::KeyLost, message)));
+                }
+                let wish = build_new_keys(parts)?;
+                let made = ensure_exists(&self.ctx.client, None, wish, None, id).await;
+                or_refuse!(refused(made)?).0
+            }
+        };
+        let identity = parts.identity;
+        let uid = secret.uid().unwrap_or_default();
+        if identity.uids.keys.as_ref().is_some_and(|recorded| *recorded != uid) {
+            // Restored from a backup, perhaps: the keys themselves decide, below.
+            tracing::info!(secret = %name, "the keys Secret was replaced; comparing its keys");
+        }
+        if !is_ours(&secret, identity.uids.keys.as_deref(), id) && identity.keys.is_none() {
+            let message = format!("Secret {name} exists and is not this node's; delete or rename it");
+            return Ok(Err(Refusal::new(Reason::NameTaken, message)));
+        }
+        let keys = or_refuse!(parse_keys(&secret, &name));
+        match &identity.keys {
+            Some(recorded) if *recorded != keys.public => {
+                let message = format!(
+                    "Secret {}/{name} holds other keys than this node was made with (consensus address {}, expected \
+                     {}); restore the right one from a backup",
+                    self.key.namespace,
+                    keys.public.consensus.validator_address(),
+                    recorded.consensus.validator_address(),
+                );
+                Ok(Err(Refusal::new(Reason::KeyLost, message)))
+            }
+            _ => Ok(Ok((keys, uid))),
+        }
+    }
+
+    /// This node's identity as it is stored now.
+    async fn stored_identity(&self) -> Step<Identity> {
+        let anchor = or_refuse!(self.update(|_| {}).await?);
+        match anchor.identity(self.name) {
+            Some(identity) if !identity.retired => Ok(Ok(identity.clone())),
+            _ => Ok(Err(Refusal::new(
+                Reason::AnchorRefused,
+                "the anchor does not know this node, or knows it as retired",
+            ))),
+        }
+    }
+
+    /// The disk: made once. If it is missing or another one later, that is a refusal.
+    async fn ensure_disk(&self, parts: &NodeParts<'_>) -> Step<String> {
+        let name = self.name.disk();
+        let known = cached(&self.ctx.caches.disks, &self.key.namespace, &name);
+        let known = match known {
+            Some(disk) => Some((*disk).clone()),
+            None => read::<PersistentVolumeClaim>(&self.ctx.client, &self.key.namespace, &name).await?,
+        };
+        let recorded = parts.identity.uids.disk.as_deref();
+        let lost = |what: &str| {
+            let message = format!(
+                "PersistentVolumeClaim {}/{name} {what}; a disk is never made twice, since its key could then sign \
+                 twice. Restore the volume",
+                self.key.namespace
+            );
+            Ok(Err(Refusal::new(Reason::DiskLost, message)))
+        };
+        match (&known, recorded) {
+            (Some(disk), Some(recorded)) if disk.uid().as_deref() != Some(recorded) => {
+                return lost("is not the one this node was made with");
+            }
+            (Some(disk), _) if disk.metadata.deletion_timestamp.is_some() => {
+                return lost("is being deleted");
+            }
+            (Some(_), _) => {}
+            (None, Some(_)) => return lost("is missing"),
+            (None, None) => {
+                // Live, just before: a cache that is behind must not make a disk twice.
+                let stored = or_refuse!(self.stored_identity().await?);
+                if stored.uids.disk.is_some() {
+                    return lost("is missing");
+                }
+            }
+        }
+        let wish = build_disk(parts, &self.node.spec.storage);
+        let id = parts.network.network_id;
+        let made = ensure_exists(&self.ctx.client, known.as_ref(), wish, recorded, id).await;
+        Ok(refused(made)?.map(|(disk, _)| disk.uid().unwrap_or_default()))
+    }
+
+    /// Records keys and uids before anything depends on them. `None` = it was recorded already.
+    async fn record(
+        &self,
+        identity: &Identity,
+        keys: &IdentityKeys,
+        uids: &ObjectUids,
+    ) -> Step<Option<Anchor>> {
+        if identity.keys.as_ref() == Some(keys) && identity.uids == *uids {
+            return Ok(Ok(None));
+        }
+        let stored = self
+            .update(|anchor| {
+                if let Some(identity) = anchor.identities.get_mut(self.name.as_str()) {
+                    identity.keys.get_or_insert_with(|| keys.clone());
+                    identity.uids.clone_from(uids);
+                }
+            })
+            .await?;
+        Ok(stored.map(Some))
+    }
+
+    async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
+        let name = self.validated.desired.name.anchor();
+        let result = self
+            .ctx
+            .anchors
+            .update(&self.ctx.client, self.key, &name, self.expected, change)
+            .await;
+        refused(result)
+    }
+
+    /// The certificate: renewed with the same key. `None` = the CA is not there yet.
+    async fn ensure_certificate(
+        &self,
+        parts: &NodeParts<'_>,
+        keys: &ReadKeys,
+        anchor: &Anchor,
+    ) -> Step<Option<ObservedLeaf>> {
+        if anchor.ca.is_none() {
+            return Ok(Ok(None));
+        }
+        let now = self.ctx.now();
+        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &self.name.certificate());
+        let pem = |map: &ConfigMap, file: &str| map.data.as_ref()?.get(file).cloned();
+        let observed = known.as_deref().and_then(|map| {
+            observe_leaf(&pem(map, paths::CERT_FILE)?, &pem(map, paths::CA_FILE)?).ok()
+        });
+        let names = node_names(self.name, &self.key.namespace, &anchor.network_id);
+        let spki = &keys.public.tls_spki_sha256;
+        let policy = self.validated.leaf;
+        let Some(why) = next_leaf(observed.as_ref(), spki, &names, policy, now) else {
+            return Ok(Ok(observed));
+        };
+        let ca_name = self.validated.desired.name.ca();
+        let authority = match read_authority(self.ctx, self.key, &ca_name, anchor).await? {
+            Ok(authority) => authority,
+            // The old certificate serves until it ends; the refusal says what to do meanwhile.
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        tracing::info!(node = %self.name, ?why, "issuing the node's certificate");
+        let leaf = authority.issue(&names, &keys.tls_key_pem, policy.validity, now, true)?;
+        let wish = build_certificate_map(parts, &leaf, authority.cert_pem());
+        let issued = observe_leaf(&leaf, authority.cert_pem())?;
+        let id = parts.network.network_id;
+        let made = ensure(&self.ctx.client, known.as_deref(), wish, None, id).await;
+        Ok(refused(made)?.map(|_| Some(issued)))
+    }
+
+    /// The workload. One that exists is left as it is: a changed template would take effect at any
+    /// restart, also one that nobody decided.
+    async fn ensure_workload(
+        &self,
+        parts: &NodeParts<'_>,
+        keys: &IdentityKeys,
+        anchor: &Anchor,
+    ) -> Step<()> {
+        let known = cached(&self.ctx.caches.stateful_sets, &self.key.namespace, self.name.as_str());
+        let known = match known {
+            Some(set) => Some((*set).clone()),
+            None => {
+                read::<StatefulSet>(&self.ctx.client, &self.key.namespace, self.name.as_str()).await?
+            }
+        };
+        let id = parts.network.network_id;
+        let (Some(genesis_hash), None) = (&anchor.genesis_hash, &known) else {
+            return match known {
+                Some(set) if !is_ours(&set, None, id) => {
+                    let message =
+                        format!("StatefulSet {} exists and is not this node's; delete or rename it", self.name);
+                    Ok(Err(Refusal::new(Reason::NameTaken, message)))
+                }
+                _ => Ok(Ok(())),
+            };
+        };
+        let workload = Workload {
+            engine_image: self.validated.engine_image.clone(),
+            agent_image: self.ctx.settings.agent_image.clone(),
+            app: self.validated.app.clone(),
+        };
+        let config = build_config_map(parts, workload.application());
+        let mounts = Mounts {
+            config: config.name_any(),
+            genesis: self.validated.desired.name.genesis(genesis_hash),
+            peers: self.validated.desired.name.peers(),
+        };
+        let marker = Marker {
+            network_id: anchor.network_id.clone(),
+            identity_id: parts.identity.id.clone(),
+            consensus_key: keys.consensus.base64().to_owned(),
+            genesis_hash: genesis_hash.clone(),
+        };
+        let set = build_stateful_set(parts, &workload, &mounts, &marker);
+        let template = set.spec.as_ref().map(|spec| &spec.template);
+        // Built from typed values: serialising it cannot fail.
+        let hash = short_hash(&serde_json::to_vec(&template).unwrap_or_default());
+        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &config.name_any());
+        let made = ensure_exists(&self.ctx.client, known.as_deref(), config, None, id).await;
+        or_refuse!(refused(made)?);
+        or_refuse!(
+            self.update(|anchor| {
+                if let Some(identity) = anchor.identities.get_mut(self.name.as_str()) {
+                    identity.template_hash = Some(hash.clone());
+                }
+            })
+            .await?
+        );
+        let made = ensure_exists(&self.ctx.client, None, set, None, id).await;
+        or_refuse!(refused(made)?);
+        Ok(Ok(()))
+    }
+}

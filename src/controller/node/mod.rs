@@ -1,0 +1,82 @@
+//! The node controller: one node's keys, disk, Service, certificate and workload.
+
+mod apply;
+mod keys;
+mod report;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bsn_core::names::NodeName;
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+
+use super::context::Context;
+use super::network::validate::validate_network;
+use super::{Error, Refusal};
+use crate::anchor::{Expected, parse_map};
+use crate::api::conditions::Reason;
+use crate::cluster::watches::{GuardedNode, cached};
+use crate::view::NetworkKey;
+
+/// A look without a cause, to notice what no watch shows: a lost Secret.
+const SLOW_LOOK: Duration = Duration::from_secs(600);
+
+/// One pass over a node.
+pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let namespace = guarded.namespace().unwrap_or_default();
+    let node = match &guarded.0 {
+        Ok(node) => node,
+        Err(invalid) => {
+            // The network controller puts its spec back.
+            tracing::warn!(%namespace, node = %guarded.name_any(), error = %invalid.error, "BsnNode does not parse");
+            return Ok(Action::await_change());
+        }
+    };
+    if node.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let key = NetworkKey { namespace, name: node.spec.network_ref.name.clone() };
+    let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
+    let Some(Ok(network)) = network.as_ref().map(|guarded| guarded.0.as_ref()) else {
+        let message = format!(
+            "there is no valid BsnNetwork {}; this node is left as it is",
+            key.name
+        );
+        let refusal = Refusal::new(Reason::NetworkMissing, message);
+        report::report_refusal(&ctx, node, &refusal).await?;
+        return Ok(Action::requeue(SLOW_LOOK));
+    };
+    // An invalid description is reported on the network; its nodes stay as they are.
+    let Ok(validated) = validate_network(network, &ctx.settings.image_prefix) else {
+        return Ok(Action::requeue(SLOW_LOOK));
+    };
+    let expected = Expected {
+        hub_id: ctx.hub_id.clone(),
+        chain_id: validated.desired.chain_id.clone(),
+    };
+    let name = NodeName::from_object(&node.name_any());
+    // Without an anchor, or with one that is refused, nothing may be done to a node; the network says
+    // why, and the anchor's next change wakes this controller.
+    let anchor = cached(&ctx.caches.config_maps, &key.namespace, &validated.desired.name.anchor())
+        .and_then(|map| parse_map(&map, &expected).ok());
+    let Some(anchor) = anchor else { return Ok(Action::requeue(SLOW_LOOK)) };
+    let Some(identity) = anchor.identity(&name).filter(|identity| !identity.retired) else {
+        return Ok(Action::requeue(SLOW_LOOK));
+    };
+    let pass = apply::Pass {
+        ctx: &ctx,
+        key: &key,
+        node,
+        name: &name,
+        validated: &validated,
+        expected: &expected,
+    };
+    let applied = if validated.paused {
+        apply::Applied::untouched(anchor.clone())
+    } else {
+        pass.run(&anchor, identity).await?
+    };
+    let wake = report::report_node(&ctx, &key, node, &name, &applied).await?;
+    Ok(Action::requeue(wake.min(SLOW_LOOK)))
+}

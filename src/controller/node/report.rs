@@ -1,0 +1,242 @@
+//! A node's status: computed purely, written once, and only when it changed.
+
+use std::time::Duration;
+
+use bsn_core::names::NodeName;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+
+use super::SLOW_LOOK;
+use super::apply::Applied;
+use crate::api::conditions::{
+    CERTIFICATES_VALID, PROGRESSING, READY, Reason, STALLED, State, find, merge,
+};
+use crate::api::{BsnNode, BsnNodeStatus};
+use crate::apply::{ApiError, bounded};
+use crate::cluster::watches::cached;
+use crate::controller::context::Context;
+use crate::controller::network::report::{state_of, transition};
+use crate::controller::{Error, Refusal};
+use crate::evidence::poller::{Observation, judge};
+use crate::view::NetworkKey;
+
+/// Reports a node that can't be looked at any further.
+pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) -> Result<(), Error> {
+    let old = node.status.clone().unwrap_or_default();
+    let states = refusal_states(refusal);
+    let status = BsnNodeStatus {
+        observed_generation: node.metadata.generation,
+        conditions: merge(&old.conditions, &states, node.metadata.generation, ctx.now()),
+        ..old.clone()
+    };
+    write(ctx, node, &old, &status).await?;
+    Ok(())
+}
+
+fn refusal_states(refusal: &Refusal) -> [State; 3] {
+    let Refusal { reason, message } = refusal;
+    [
+        State::new(READY, false, *reason, message),
+        State::new(STALLED, true, *reason, message),
+        State::new(PROGRESSING, false, *reason, "waiting for a person"),
+    ]
+}
+
+/// Reports where a pass ended; returns when to look again without a cause.
+pub async fn report_node(
+    ctx: &Context,
+    key: &NetworkKey,
+    node: &BsnNode,
+    name: &NodeName,
+    applied: &Applied,
+) -> Result<Duration, Error> {
+    let pod = cached(&ctx.caches.pods, &key.namespace, &format!("{name}-0"));
+    let view = ctx.views.get(key);
+    let seen = view.as_ref().and_then(|view| view.nodes.iter().find(|node| node.name == name.as_str()));
+    let old = node.status.clone().unwrap_or_default();
+    let now = ctx.now();
+    let states = compute_states(&old, applied, pod.as_deref(), &judge(seen), now);
+    let identity = applied.anchor.identity(name);
+    let keys = identity.and_then(|identity| identity.keys.as_ref());
+    let status = BsnNodeStatus {
+        observed_generation: node.metadata.generation,
+        conditions: merge(&old.conditions, &states, node.metadata.generation, now),
+        identity_id: identity.map(|identity| identity.id.clone()),
+        address: keys.map(|keys| keys.consensus.validator_address()),
+        node_id: keys.map(|keys| keys.p2p.node_id()),
+        certificate_ends: applied
+            .leaf
+            .as_ref()
+            .map(|leaf| leaf.not_after.to_string())
+            .or_else(|| old.certificate_ends.clone()),
+    };
+    write(ctx, node, &old, &status).await?;
+    let due = applied.renew_at.map(|at| {
+        Duration::try_from(at.duration_since(now)).unwrap_or_default()
+    });
+    Ok(due.unwrap_or(SLOW_LOOK).max(Duration::from_secs(1)))
+}
+
+/// Computes a node's conditions.
+fn compute_states(
+    old: &BsnNodeStatus,
+    applied: &Applied,
+    pod: Option<&Pod>,
+    observation: &Observation,
+    now: Timestamp,
+) -> Vec<State> {
+    let certificates = certificates(old, applied, now);
+    let refusal = applied.refusal.clone().or_else(|| pod.and_then(disk_refusal));
+    if let Some(refusal) = refusal {
+        let [ready, stalled, progressing] = refusal_states(&refusal);
+        return vec![ready, stalled, progressing, certificates];
+    }
+    let ready = ready(old, applied, pod, observation);
+    let working = ready.status != Some(true);
+    let progressing = State::new(PROGRESSING, working, ready.reason, ready.message.clone());
+    let stalled = State::new(STALLED, false, Reason::AsDescribed, "");
+    vec![ready, stalled, progressing, certificates]
+}
+
+fn ready(
+    old: &BsnNodeStatus,
+    applied: &Applied,
+    pod: Option<&Pod>,
+    observation: &Observation,
+) -> State {
+    if !applied.anchor.formed {
+        return State::new(READY, false, Reason::Forming, "waiting for the genesis");
+    }
+    let Some(pod) = pod else {
+        return State::new(READY, false, Reason::NodesStarting, "its pod is not there yet");
+    };
+    if let Some(why) = pod_failure(pod) {
+        return State::new(READY, false, Reason::PodFailing, why);
+    }
+    if !pod_ready(pod) {
+        return State::new(READY, false, Reason::PodNotReady, "its pod is not ready");
+    }
+    // A ready pod alone proves nothing: the node must be seen to follow the chain.
+    match observation {
+        Observation::InSync => State::new(READY, true, Reason::AsDescribed, "follows the chain"),
+        Observation::Behind => {
+            State::new(READY, false, Reason::CatchingUp, "answers, and trails the chain")
+        }
+        Observation::Silent(why) => {
+            State::new(READY, false, Reason::NodeSilent, format!("no evidence from it: {why}"))
+        }
+        Observation::Unknown => find(&old.conditions, READY)
+            .filter(|condition| condition.status == "True")
+            .and_then(|condition| state_of(condition, READY))
+            .unwrap_or_else(|| {
+                let message = "its pod is ready; it has not been seen to follow the chain yet";
+                State::new(READY, false, Reason::NotYetObserved, message)
+            }),
+    }
+}
+
+fn certificates(old: &BsnNodeStatus, applied: &Applied, now: Timestamp) -> State {
+    let Some(leaf) = &applied.leaf else {
+        // Not looked at in this pass: what was known stays.
+        return find(&old.conditions, CERTIFICATES_VALID)
+            .and_then(|condition| state_of(condition, CERTIFICATES_VALID))
+            .unwrap_or_else(|| {
+                State::new(CERTIFICATES_VALID, None, Reason::Forming, "not issued yet")
+            });
+    };
+    let left = leaf.not_after.duration_since(now);
+    let tenth: SignedDuration = leaf.not_after.duration_since(leaf.not_before) / 10;
+    if left > tenth {
+        State::new(CERTIFICATES_VALID, true, Reason::CertificatesCurrent, "")
+    } else {
+        let message = format!("its certificate ends {} and was not renewed in time", leaf.not_after);
+        State::new(CERTIFICATES_VALID, false, Reason::CertificateExpiring, message)
+    }
+}
+
+fn pod_ready(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none()
+        && pod
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_ref())
+            .is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let status = pod.status.as_ref();
+    let init = status.and_then(|status| status.init_container_statuses.as_ref());
+    let main = status.and_then(|status| status.container_statuses.as_ref());
+    init.into_iter().flatten().chain(main.into_iter().flatten())
+}
+
+/// The words of the step that decides whether the engine may start on its disk, if it refused.
+fn disk_refusal(pod: &Pod) -> Option<Refusal> {
+    let home = containers(pod).find(|container| container.name == "home")?;
+    let ended = |state: &Option<k8s_openapi::api::core::v1::ContainerState>| {
+        let terminated = state.as_ref()?.terminated.as_ref()?;
+        (terminated.exit_code != 0).then(|| terminated.message.clone()).flatten()
+    };
+    let message = ended(&home.state).or_else(|| ended(&home.last_state))?;
+    // It has made its mind up once it succeeds.
+    if home.ready {
+        return None;
+    }
+    Some(Refusal::new(Reason::DiskRefused, message.trim()))
+}
+
+/// Why a container cannot run, if the kubelet has given up for now.
+fn pod_failure(pod: &Pod) -> Option<String> {
+    containers(pod).find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref()?;
+        let failing = matches!(
+            reason,
+            "CrashLoopBackOff"
+                | "ImagePullBackOff"
+                | "ErrImagePull"
+                | "ErrImageNeverPull"
+                | "InvalidImageName"
+                | "CreateContainerConfigError"
+                | "CreateContainerError"
+        );
+        failing.then(|| {
+            format!("container {}: {reason}; see kubectl describe pod {}", container.name, pod.name_any())
+        })
+    })
+}
+
+async fn write(
+    ctx: &Context,
+    node: &BsnNode,
+    old: &BsnNodeStatus,
+    status: &BsnNodeStatus,
+) -> Result<(), ApiError> {
+    if old == status {
+        return Ok(());
+    }
+    let namespace = node.namespace().unwrap_or_default();
+    let name = node.name_any();
+    let api = Api::<BsnNode>::namespaced(ctx.client.clone(), &namespace);
+    // The uid: a status is never written to an object that replaced the one it is about.
+    let patch = json!({"metadata": {"uid": node.uid()}, "status": status});
+    let written = bounded(
+        || format!("patch status of BsnNode {namespace}/{name}"),
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)),
+    )
+    .await;
+    match written {
+        // Deleted meanwhile: there is nothing left to report on.
+        Err(error) if error.code() == Some(404) => return Ok(()),
+        other => other.map(|_| ())?,
+    }
+    for kind in [READY, STALLED] {
+        if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
+            ctx.events.condition::<BsnNode>(&node.metadata, kind, change).await;
+        }
+    }
+    Ok(())
+}
