@@ -5,8 +5,14 @@
 //! *report* (status, on change only). `docs/architecture.md` draws how data flows.
 
 pub mod agent;
+pub mod anchor;
 pub mod api;
+pub mod apply;
+pub mod build;
 pub mod cli;
+pub mod cluster;
+pub mod controller;
+pub mod engine;
 pub mod evidence;
 pub mod labels;
 pub mod lease;

@@ -1,6 +1,8 @@
 //! The command line of `bsn-operator`. (That of the kubectl plug-in is in [`kubectl`].)
 
 pub mod kubectl;
+mod render;
+mod run;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -123,4 +125,15 @@ pub struct GatewayArgs {
     /// Root of all fixed paths (for tests).
     #[arg(long, hide = true, default_value = "/")]
     pub root: PathBuf,
+}
+
+/// Runs a command; an error is for people, with the next step where there is one.
+pub async fn execute(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
+    match cli.command {
+        Command::Run(args) => run::run(args).await?,
+        Command::Render(args) => print!("{}", render::render(&args)?),
+        Command::InitHome(args) => crate::agent::home::run(args).await?,
+        Command::Gateway(args) => crate::agent::gateway::run(args).await?,
+    }
+    Ok(())
 }

@@ -1,2 +1,5 @@
 //! Developer commands.
-fn main() {}
+mod generate;
+fn main() -> anyhow::Result<()> {
+    generate::run(std::path::Path::new("."))
+}
