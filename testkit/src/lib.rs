@@ -1,1 +1,6 @@
-//! Real local clusters for tests.
+//! Real local clusters for bsn-operator's tests and demo.
+//!
+//! [`lab`] turns one Linux machine without Docker into several Kubernetes clusters of several machines
+//! each: real API servers, kubelets, pods, networks and disks, which can be cut, stopped and healed.
+
+pub mod lab;

@@ -1,0 +1,3 @@
+//! Kubernetes clusters of several machines on one Linux machine without Docker.
+
+pub mod layout;
