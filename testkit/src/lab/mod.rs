@@ -1,3 +1,6 @@
 //! Kubernetes clusters of several machines on one Linux machine without Docker.
 
+pub mod command;
 pub mod layout;
+pub mod packages;
+pub mod process;
