@@ -206,7 +206,7 @@ impl Layout {
         };
         // `down` removes the whole directory, so it must plainly be one of the lab's own.
         if !state.is_absolute() || state.components().count() < 3 {
-            bail!("BSN_LAB_DIR must be an absolute path at least two levels deep, not {state:?}");
+            bail!("BSN_LAB_DIR must be an absolute path at least two levels deep, not {}", state.display());
         }
         Ok(Self { state, cache: cache.join("bsn-operator") })
     }

@@ -1,8 +1,12 @@
 //! Kubernetes clusters of several machines on one Linux machine without Docker.
 
+pub mod cgroup;
 pub mod command;
+pub mod control_plane;
 pub mod image;
 pub mod layout;
+pub mod network;
 pub mod packages;
+pub mod pki;
 pub mod process;
 pub mod tools;

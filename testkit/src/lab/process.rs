@@ -50,7 +50,7 @@ impl ProcessId {
     pub fn state(self) -> ProcessState {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         match parse_stat(&stat) {
-            Some((start, state)) if start == self.start_time => match state {
+            Some((since, state)) if since == self.start_time => match state {
                 'Z' | 'X' => ProcessState::Dead,
                 'T' => ProcessState::Paused,
                 _ => ProcessState::Running,

@@ -1,4 +1,4 @@
-//! Programs built from pinned Go modules: Kubernetes, etcd, Helm, CoreDNS and the chain engine.
+//! Programs built from pinned Go modules: Kubernetes, etcd, Helm, `CoreDNS` and the chain engine.
 //!
 //! `testkit/lab/go/<module>/` holds a `go.mod` and `go.sum` for each, so a build is reproducible and needs
 //! only the Go module proxy. A module whose inputs have not changed is not built again.
