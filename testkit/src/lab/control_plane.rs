@@ -12,7 +12,7 @@ use super::process::{ProcessId, Service};
 use super::{command, network};
 
 /// A cold start on two busy cores takes about 15 s; beyond this something is broken.
-const READY_DEADLINE: Duration = Duration::from_secs(120);
+const READY_DEADLINE: Duration = Duration::from_secs(90);
 /// The API server ends watches and closes its listener; it is stopped hard after this.
 const GRACE: Duration = Duration::from_secs(5);
 

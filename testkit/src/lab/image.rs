@@ -13,6 +13,14 @@ use tar::{Builder, EntryType, Header};
 
 use super::{command, tools};
 
+/// The program of a pod's sandbox.
+pub const PAUSE: &str = "localhost/pause:1";
+/// The clusters' DNS server.
+pub const COREDNS: &str = "localhost/coredns:1.12.4";
+/// The chain engine, under the name and with the paths of its published image.
+pub const COMETBFT: &str = "cometbft/cometbft:v0.38.25";
+/// The engine's example application.
+pub const KVSTORE: &str = "localhost/abci-kvstore:0.38.25";
 /// The user of unprivileged images, as distroless ones have it.
 pub const NON_ROOT: u32 = 65532;
 const PASSWD: &str = "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/tmp:/sbin/nologin\n";
@@ -128,6 +136,30 @@ impl Image {
         }
         Ok(tar.into_inner()?)
     }
+}
+
+/// Makes the lab's own images and returns their files: the sandbox's first, which every pod needs.
+pub fn ensure_own(bin: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+    let pause = bin.join("pause");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/pause.c");
+    if !pause.exists() || modified(&pause)? < modified(&source)? {
+        let (out, source) = (pause.as_os_str(), source.as_os_str());
+        let flags = ["-static", "-Os", "-s", "-o"].map(std::ffi::OsStr::new);
+        command::run("gcc", flags.iter().copied().chain([out, source]))?;
+    }
+    let cometbft = bin.join("cometbft");
+    let images = [
+        Image::new(PAUSE, &["/pause"], NON_ROOT).binary(&pause, "/pause")?,
+        Image::new(COREDNS, &["/coredns"], NON_ROOT).binary(&bin.join("coredns"), "/coredns")?,
+        Image::new(COMETBFT, &["cometbft"], NON_ROOT).binary(&cometbft, "/usr/bin/cometbft")?,
+        Image::new(KVSTORE, &["/usr/bin/abci-cli"], NON_ROOT)
+            .binary(&bin.join("abci-cli"), "/usr/bin/abci-cli")?,
+    ];
+    images.iter().map(|image| image.write(folder)).collect()
+}
+
+fn modified(path: &Path) -> Result<std::time::SystemTime> {
+    Ok(std::fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.modified()?)
 }
 
 fn append(tar: &mut Builder<Vec<u8>>, path: &str, content: &[u8], mode: u32) -> Result<()> {

@@ -3,6 +3,7 @@
 //! Made once per cluster and kept until `down`, so that a restarted control plane is still trusted and
 //! still knows its service accounts.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -85,13 +86,11 @@ impl Pki {
         command::write(&self.file("sa.key"), account_key.serialize_pem())?;
         command::write(&self.file("sa.pub"), account_key.public_key_pem())?;
         // Tokens follow from the CA's key: as secret as it, and no source of randomness of our own.
-        let tokens: String = users()
-            .iter()
-            .map(|(user, groups)| {
-                let token = tools::hash(&[token_seed.as_str(), user]);
-                format!("{token},{user},{user},\"{groups}\"\n")
-            })
-            .collect();
+        let mut tokens = String::new();
+        for (user, groups) in users() {
+            let token = tools::hash(&[token_seed.as_str(), user.as_str()]);
+            writeln!(tokens, "{token},{user},{user},\"{groups}\"")?;
+        }
         command::write(&self.file("tokens.csv"), tokens)
     }
 
