@@ -14,11 +14,12 @@ use super::RunArgs;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
 use crate::cluster::{Watches, client, watches};
-use crate::controller::context::{Context, Credentials, Settings, random_bytes};
+use crate::controller::context::{Context, Credentials, Settings};
 use crate::controller::{network, node, run};
 use crate::evidence::poller::{Poller, Targets};
 use crate::labels;
 use crate::lease::LeaderElection;
+use crate::pki::random_bytes;
 use crate::telemetry::{Events, Health, Metrics, server};
 use crate::view::Views;
 
@@ -38,7 +39,7 @@ pub enum RunError {
     Api(#[from] ApiError),
     /// No random bytes.
     #[error(transparent)]
-    Controller(#[from] crate::controller::Error),
+    Random(#[from] crate::pki::PkiError),
     /// A listener.
     #[error("cannot listen: {0}")]
     Listen(#[from] std::io::Error),
@@ -59,7 +60,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         .map_err(|error| RunError::Connect(Box::new(error)))?;
     let (stop_sender, stop) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {
-        terminated().await;
+        crate::signals::terminated().await;
         tracing::info!("stopping");
         // No receiver left means everything has ended already.
         let _ = stop_sender.send(true);
@@ -194,17 +195,4 @@ async fn ensure_hub_id(client: &kube::Client, namespace: &str) -> Result<String,
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     Err(RunError::HubId(format!("{namespace}/{HUB_SECRET}")))
-}
-
-/// Resolves when the process is asked to end.
-async fn terminated() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut term) = signal(SignalKind::terminate()) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        // An error here means that Ctrl-C cannot be watched; SIGTERM still can.
-        Ok(()) = tokio::signal::ctrl_c() => {}
-    }
 }

@@ -100,7 +100,7 @@ impl Triggers {
 
 /// The nodes of a network that parse, by the cache.
 pub fn nodes_of(caches: &Caches, namespace: &str, network: &str) -> Vec<BsnNode> {
-    caches.nodes.state_filtered(|guarded| match &guarded.0 {
+    caches.nodes.state_filter(|guarded| match &guarded.0 {
         Ok(node) => {
             node.namespace().as_deref() == Some(namespace) && node.spec.network_ref.name == network
         }

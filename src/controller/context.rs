@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bsn_core::forming::IdSource;
 use bsn_core::hash::sha256_hex;
 use jiff::Timestamp;
-use rustls::crypto::{CryptoProvider, ring};
 
 use super::Error;
 use crate::anchor::AnchorStore;
 use crate::cluster::{Caches, Triggers};
 use crate::evidence::poller::Targets;
+use crate::pki::random_bytes;
 use crate::telemetry::{Events, Metrics};
 use crate::view::{NetworkKey, Views};
 
@@ -55,17 +55,6 @@ impl Context {
     pub fn now(&self) -> Timestamp {
         Timestamp::now()
     }
-}
-
-/// Random bytes from the operating system.
-pub fn random_bytes<const N: usize>() -> Result<[u8; N], Error> {
-    let provider: CryptoProvider = ring::default_provider();
-    let mut bytes = [0; N];
-    provider
-        .secure_random
-        .fill(&mut bytes)
-        .map_err(|error| Error::Random(format!("{error:?}")))?;
-    Ok(bytes)
 }
 
 /// Random ids, derived from one random seed, so that taking one cannot fail.

@@ -27,9 +27,6 @@ pub enum Error {
     /// A pass took too long.
     #[error("the pass did not end within {} s", .0.as_secs())]
     PassDeadline(std::time::Duration),
-    /// The operating system gave no random bytes.
-    #[error("no random bytes from the operating system: {0}")]
-    Random(String),
 }
 
 impl Error {
@@ -40,7 +37,6 @@ impl Error {
             Self::Store(_) => "anchor",
             Self::Pki(_) => "pki",
             Self::PassDeadline(_) => "pass-deadline",
-            Self::Random(_) => "random",
         }
     }
 }

@@ -65,7 +65,7 @@ pub async fn run_controller<K, F>(
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
     F: Future<Output = Result<Action, Error>> + Send + 'static,
 {
-    let backoff = Arc::new(Backoff(Mutex::new(HashMap::new())));
+    let backoff: Arc<Backoff<K>> = Arc::new(Backoff(Mutex::new(HashMap::new())));
     let after_failure = backoff.clone();
     let pass = move |object: Arc<K>, ctx: Arc<Context>| -> Pass {
         let started = Instant::now();
@@ -77,7 +77,7 @@ pub async fn run_controller<K, F>(
                 Err(_) => Err(Error::PassDeadline(PASS_DEADLINE)),
             };
             match &result {
-                Ok(_) => backoff.succeeded(&object),
+                Ok(_) => backoff.succeeded(object.as_ref()),
                 Err(error) => ctx.metrics.reconcile_error(name, error.category()),
             }
             let outcome = if result.is_ok() { "ok" } else { "error" };
@@ -87,7 +87,7 @@ pub async fn run_controller<K, F>(
         .boxed()
     };
     let on_error = move |object: Arc<K>, error: &Error, _: Arc<Context>| {
-        let wait = after_failure.failed(&object);
+        let wait = after_failure.failed(object.as_ref());
         let meta = object.meta();
         tracing::warn!(
             controller = name,

@@ -1,7 +1,7 @@
 //! The network controller: forms the chain, stamps the nodes, publishes what they share.
 
 mod apply;
-mod credentials;
+pub mod credentials;
 mod observe;
 pub mod report;
 pub mod validate;

@@ -316,7 +316,7 @@ async fn write(
     }
     for kind in [READY, STALLED, CHAIN_LIVE] {
         if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
-            ctx.events.condition::<BsnNetwork>(meta, kind, change).await;
+            ctx.events.condition::<BsnNetwork>(meta, change).await;
         }
     }
     Ok(())

@@ -15,7 +15,7 @@ use crate::api::{App, BsnNetwork, NodeRole, Storage};
 use crate::build::stateful_set::AppWorkload;
 
 /// A description that makes sense.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ValidatedNetwork {
     /// Its namespace.
     pub namespace: String,

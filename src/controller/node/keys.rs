@@ -8,9 +8,8 @@ use crate::agent::paths::TLS_KEY_FILE;
 use crate::api::conditions::Reason;
 use crate::build::NodeParts;
 use crate::build::secret::{build_keys_secret, entry};
-use crate::controller::context::random_bytes;
 use crate::controller::{Error, Refusal};
-use crate::pki::{new_key, spki_sha256_of_key};
+use crate::pki::{new_key, random_bytes, spki_sha256_of_key};
 
 /// What a keys Secret holds: the public parts, derived from the private ones, and the TLS key, which
 /// is needed to issue its certificate.

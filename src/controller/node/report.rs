@@ -235,7 +235,7 @@ async fn write(
     }
     for kind in [READY, STALLED] {
         if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
-            ctx.events.condition::<BsnNode>(&node.metadata, kind, change).await;
+            ctx.events.condition::<BsnNode>(&node.metadata, change).await;
         }
     }
     Ok(())

@@ -1,0 +1,160 @@
+//! `CometBFT`'s JSON-RPC, as the gateway in the same pod speaks it on loopback.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bsn_core::engine::cometbft::status::{AnswerError, Answers, parse_report};
+use bsn_core::evidence::EngineReport;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::http::{ExchangeError, exchange};
+
+/// Largest answer passed on, in bytes. A block of the engine's default limit (4 MiB, `types/params.go`)
+/// is a third longer in base64; search results hold several transactions.
+const MAX_ANSWER: usize = 32 << 20;
+
+/// Why the engine gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Nothing listens, or the connection broke.
+    #[error("its RPC cannot be reached: {0}")]
+    Connect(#[from] std::io::Error),
+    /// The exchange failed.
+    #[error("its RPC broke off: {0}")]
+    Exchange(#[from] ExchangeError),
+    /// No answer in time.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Deadline(Duration),
+    /// An answer that is not JSON-RPC.
+    #[error("its answer is not JSON-RPC: {0}")]
+    NotRpc(#[from] serde_json::Error),
+    /// It answered with an error.
+    #[error("it answered {method} with: {message}")]
+    Refused {
+        /// The method called.
+        method: &'static str,
+        /// The engine's words.
+        message: String,
+    },
+    /// It answered something unexpected.
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
+}
+
+/// Sends one JSON-RPC request as it is, and gives the answer as it is.
+pub async fn forward(
+    rpc: SocketAddr,
+    body: String,
+    deadline: Duration,
+) -> Result<(StatusCode, Bytes), EngineError> {
+    let answer = async {
+        let stream = TcpStream::connect(rpc).await?;
+        let request = Request::post("/")
+            .header("host", rpc.to_string())
+            .header("content-type", "application/json")
+            .header("connection", "close")
+            .body(Full::from(body))
+            .map_err(|error| ExchangeError::Body(Box::new(error)))?;
+        Ok::<_, EngineError>(exchange(stream, request, MAX_ANSWER).await?)
+    };
+    tokio::time::timeout(deadline, answer).await.map_err(|_| EngineError::Deadline(deadline))?
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    result: Option<Value>,
+    error: Option<RpcError>,
+}
+
+#[derive(Deserialize)]
+struct RpcError {
+    message: String,
+    #[serde(default)]
+    data: String,
+}
+
+async fn call(
+    rpc: SocketAddr,
+    method: &'static str,
+    deadline: Duration,
+) -> Result<Value, EngineError> {
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": {}}).to_string();
+    let (_, answer) = forward(rpc, body, deadline).await?;
+    let envelope: Envelope = serde_json::from_slice(&answer)?;
+    match envelope {
+        Envelope { result: Some(result), error: None } => Ok(result),
+        Envelope { error, .. } => {
+            let message = error.map_or_else(
+                || "neither result nor error".to_owned(),
+                |error| format!("{} {}", error.message, error.data).trim().to_owned(),
+            );
+            Err(EngineError::Refused { method, message })
+        }
+    }
+}
+
+/// Asks the engine about itself. All questions must be answered within `deadline`.
+pub async fn observe_engine(
+    rpc: SocketAddr,
+    deadline: Duration,
+) -> Result<EngineReport, EngineError> {
+    let (status, net_info, abci_info) = tokio::try_join!(
+        call(rpc, "status", deadline),
+        call(rpc, "net_info", deadline),
+        call(rpc, "abci_info", deadline),
+    )?;
+    Ok(parse_report(Answers { status, net_info, abci_info })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Json, Router, routing::post};
+
+    use super::*;
+
+    async fn fake_engine(answer: fn(&str) -> Value) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route(
+            "/",
+            post(move |Json(call): Json<Value>| async move {
+                Json(answer(call["method"].as_str().unwrap()))
+            }),
+        );
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        address
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn an_error_of_the_engine_is_told_in_its_words() {
+        let rpc = fake_engine(|_| json!({"error": {"message": "Internal error", "data": "x"}})).await;
+        let error = observe_engine(rpc, SECOND).await.unwrap_err();
+        assert!(error.to_string().ends_with("with: Internal error x"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_strange_answer_is_an_error_and_no_report() {
+        let rpc = fake_engine(|_| json!({"result": {"height": 1}})).await;
+        let error = observe_engine(rpc, SECOND).await.unwrap_err();
+        assert!(matches!(error, EngineError::Answer(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_hangs_is_silent_after_the_deadline() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let rpc = listener.local_addr().unwrap();
+        let deadline = Duration::from_millis(50);
+        let error = observe_engine(rpc, deadline).await.unwrap_err();
+        assert!(matches!(error, EngineError::Deadline(_)), "{error}");
+        drop(listener);
+        let error = observe_engine(rpc, SECOND).await.unwrap_err();
+        assert!(matches!(error, EngineError::Connect(_)), "{error}");
+    }
+}

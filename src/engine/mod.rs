@@ -1,0 +1,3 @@
+//! Talking to engines. What their answers mean is in [`bsn_core::engine`].
+
+pub mod cometbft;

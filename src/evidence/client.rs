@@ -1,0 +1,118 @@
+//! Asks one gateway for evidence.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bsn_core::evidence::{NodeEvidence, PROTOCOL};
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::http::{ExchangeError, exchange};
+
+/// Largest answer accepted, in bytes: an engine's report has a few hundred.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Protocols this operator understands: its own and the two before it.
+const UNDERSTOOD: std::ops::RangeInclusive<u32> = PROTOCOL.saturating_sub(2)..=PROTOCOL;
+
+/// Why a gateway gave no evidence. None of these says that a node is dead.
+#[derive(Debug, thiserror::Error)]
+pub enum EvidenceError {
+    /// Its Service has no address yet.
+    #[error("its Service has no address yet")]
+    NoAddress,
+    /// Nothing listens there, or TLS failed: another key, no certificate, a broken connection.
+    #[error("its gateway cannot be reached: {0}")]
+    Connect(#[from] std::io::Error),
+    /// The name is not one a certificate can have.
+    #[error("{0:?} is not a server's name")]
+    Name(String),
+    /// The exchange failed.
+    #[error("its gateway broke off: {0}")]
+    Exchange(#[from] ExchangeError),
+    /// The answer could not be read.
+    #[error("its gateway's answer could not be read: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    /// The gateway refused.
+    #[error("its gateway answered {0}")]
+    Refused(StatusCode),
+    /// No answer in time.
+    #[error("its gateway did not answer within {} s", .0.as_secs())]
+    Deadline(Duration),
+    /// A protocol this operator does not know.
+    #[error("its gateway speaks protocol {0}, which this operator does not know; upgrade the operator")]
+    Protocol(u32),
+}
+
+impl EvidenceError {
+    /// The kind of error, from a fixed list: safe as a metric's label.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::NoAddress | Self::Name(_) => "no-address",
+            Self::Connect(_) => "connect",
+            Self::Exchange(_) | Self::Body(_) => "broken",
+            Self::Refused(_) => "refused",
+            Self::Deadline(_) => "deadline",
+            Self::Protocol(_) => "protocol",
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Versioned {
+    protocol: u32,
+}
+
+/// Asks the gateway at `address` for evidence. The whole exchange ends within `deadline`.
+pub async fn fetch_evidence(
+    address: SocketAddr,
+    server_name: &str,
+    tls: Arc<rustls::ClientConfig>,
+    deadline: Duration,
+) -> Result<NodeEvidence, EvidenceError> {
+    let answer = async {
+        let name = ServerName::try_from(server_name.to_owned())
+            .map_err(|_| EvidenceError::Name(server_name.to_owned()))?;
+        let stream = TcpStream::connect(address).await?;
+        let stream = TlsConnector::from(tls).connect(name, stream).await?;
+        let request = Request::get("/v1/evidence")
+            .header("host", server_name)
+            .header("connection", "close")
+            .body(Full::default())
+            .map_err(|error| EvidenceError::Body(Box::new(error)))?;
+        Ok::<_, EvidenceError>(exchange(stream, request, MAX_ANSWER).await?)
+    };
+    let (status, body) = tokio::time::timeout(deadline, answer)
+        .await
+        .map_err(|_| EvidenceError::Deadline(deadline))??;
+    if status != StatusCode::OK {
+        return Err(EvidenceError::Refused(status));
+    }
+    parse_evidence(&body)
+}
+
+/// Reads the protocol first: of an unknown one nothing else is understood.
+fn parse_evidence(body: &[u8]) -> Result<NodeEvidence, EvidenceError> {
+    let unreadable = |error: serde_json::Error| EvidenceError::Body(Box::new(error));
+    let Versioned { protocol } = serde_json::from_slice(body).map_err(unreadable)?;
+    if !UNDERSTOOD.contains(&protocol) {
+        return Err(EvidenceError::Protocol(protocol));
+    }
+    serde_json::from_slice(body).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_protocol_is_named_before_anything_else_is_read() {
+        let error = parse_evidence(br#"{"protocol": 99, "news": []}"#).unwrap_err();
+        assert!(matches!(error, EvidenceError::Protocol(99)), "{error}");
+        assert!(matches!(parse_evidence(b"{}"), Err(EvidenceError::Body(_))));
+    }
+}

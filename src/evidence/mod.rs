@@ -1,0 +1,4 @@
+//! Evidence about nodes: asking their gateways, and keeping what they say.
+
+pub mod client;
+pub mod poller;

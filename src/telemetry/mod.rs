@@ -1,0 +1,10 @@
+//! What the operator says about itself: logs, metrics, events, health.
+
+mod events;
+pub mod logs;
+mod metrics;
+pub mod server;
+
+pub use events::Events;
+pub use metrics::Metrics;
+pub use server::Health;
