@@ -1,5 +1,6 @@
 //! Kubernetes clusters of several machines on one Linux machine without Docker.
 
+pub mod addons;
 pub mod cgroup;
 pub mod command;
 pub mod control_plane;
@@ -11,5 +12,7 @@ pub mod network;
 pub mod packages;
 pub mod pki;
 pub mod process;
+pub mod provisioner;
+pub mod quantity;
 pub mod teardown;
 pub mod tools;

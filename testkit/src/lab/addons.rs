@@ -1,0 +1,193 @@
+//! What every cluster of the lab has inside: DNS and a default class of storage.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams};
+use kube::core::GroupVersionKind;
+use kube::{Client, ResourceExt as _};
+use serde_json::{Value, json};
+
+use super::image::COREDNS;
+use super::layout;
+use super::provisioner::PROVISIONER;
+
+/// The lab's class of storage, the default.
+pub const STORAGE_CLASS: &str = "lab";
+/// Field manager of the lab's objects.
+const MANAGER: &str = "bsn-lab";
+/// Nodes are Ready after about 8 s, and DNS a few seconds later.
+const READY_DEADLINE: Duration = Duration::from_secs(90);
+
+/// Answers for five seconds only and no cache, so that a test soon sees a changed Service.
+const COREFILE: &str = ".:53 {
+    errors
+    health :8080
+    ready :8181
+    kubernetes cluster.local in-addr.arpa {
+        pods insecure
+        ttl 5
+    }
+}
+";
+
+/// Creates or completes the objects of a cluster.
+pub async fn apply(client: &Client, cluster: usize) -> Result<()> {
+    for object in objects(cluster) {
+        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+        apply_object(client, object).await.with_context(|| format!("applying {kind} of the lab"))?;
+    }
+    Ok(())
+}
+
+/// Waits until all machines are Ready and DNS answers.
+pub async fn wait_ready(client: &Client, machines: usize) -> Result<()> {
+    let end = Instant::now() + READY_DEADLINE;
+    loop {
+        let state = observe_readiness(client, machines).await;
+        match state {
+            Ok(None) => return Ok(()),
+            Ok(Some(missing)) if Instant::now() >= end => {
+                bail!("after {READY_DEADLINE:?}: {missing}; see `kubectl get pods,nodes -A` and the logs");
+            }
+            Err(error) if Instant::now() >= end => return Err(error),
+            _ => tokio::time::sleep(Duration::from_millis(300)).await,
+        }
+    }
+}
+
+/// What is missing, if anything.
+async fn observe_readiness(client: &Client, machines: usize) -> Result<Option<String>> {
+    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
+    let ready = nodes.iter().filter(|node| is_ready(node)).count();
+    if ready < machines {
+        return Ok(Some(format!("{ready} of {machines} machines are Ready")));
+    }
+    let deployments = Api::<Deployment>::namespaced(client.clone(), "kube-system");
+    let dns = deployments.get("coredns").await?;
+    let available = dns.status.and_then(|status| status.available_replicas).unwrap_or(0);
+    Ok((available < 1).then(|| "CoreDNS is not available".to_owned()))
+}
+
+/// Whether a node says that it is Ready.
+pub fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+async fn apply_object(client: &Client, object: Value) -> Result<()> {
+    let object: DynamicObject = serde_json::from_value(object)?;
+    let types = object.types.clone().context("the object has no kind")?;
+    let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types)?);
+    let api: Api<DynamicObject> = match object.namespace() {
+        Some(namespace) => Api::namespaced_with(client.clone(), &namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let params = PatchParams::apply(MANAGER).force();
+    api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await?;
+    Ok(())
+}
+
+fn objects(cluster: usize) -> Vec<Value> {
+    let meta = json!({"name": "coredns", "namespace": "kube-system"});
+    let labels = json!({"k8s-app": "kube-dns"});
+    vec![
+        json!({
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {
+                "name": STORAGE_CLASS,
+                "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+            },
+            "provisioner": PROVISIONER,
+            "reclaimPolicy": "Delete",
+            "allowVolumeExpansion": true,
+            "volumeBindingMode": "Immediate",
+        }),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": "lab-coredns"},
+            "rules": [
+                {"apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+            ],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": "lab-coredns"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "lab-coredns"},
+            "subjects": [{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}],
+        }),
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": meta,
+            "data": {"Corefile": COREFILE},
+        }),
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": labels},
+            "spec": {
+                "clusterIP": layout::dns_ip(cluster).to_string(),
+                "selector": labels,
+                "ports": [
+                    {"name": "dns", "port": 53, "protocol": "UDP"},
+                    {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+                ],
+            },
+        }),
+        json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": meta,
+            "spec": {
+                "replicas": 1,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": pod_spec()},
+            },
+        }),
+    ]
+}
+
+fn pod_spec() -> Value {
+    // DNS leaves a dead machine soon: with one replica, the default of five minutes would turn every
+    // test of a power cut into one of DNS.
+    let soon = |condition: &str| {
+        let key = format!("node.kubernetes.io/{condition}");
+        json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5})
+    };
+    json!({
+        "serviceAccountName": "coredns",
+        "priorityClassName": "system-cluster-critical",
+        "dnsPolicy": "Default",
+        "terminationGracePeriodSeconds": 1,
+        "tolerations": [soon("not-ready"), soon("unreachable")],
+        "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{
+            "name": "coredns",
+            "image": COREDNS,
+            "imagePullPolicy": "Never",
+            "args": ["-conf", "/etc/coredns/Corefile"],
+            "ports": [
+                {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+                {"name": "dns-tcp", "containerPort": 53, "protocol": "TCP"},
+            ],
+            "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 2},
+            "livenessProbe": {"httpGet": {"path": "/health", "port": 8080}, "failureThreshold": 5},
+            "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
+            "securityContext": {
+                "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]},
+                "readOnlyRootFilesystem": true,
+            },
+            "volumeMounts": [{"name": "config", "mountPath": "/etc/coredns", "readOnly": true}],
+        }],
+        "volumes": [{"name": "config", "configMap": {"name": "coredns"}}],
+    })
+}
