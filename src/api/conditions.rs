@@ -1,6 +1,6 @@
 //! Condition types and reasons, each defined once. They are part of the API.
 //!
-//! `Ready`, `Progressing` and `Stalled` follow kstatus, so that GitOps tools wait correctly.
+//! `Ready`, `Progressing` and `Stalled` follow `kstatus`, so that GitOps tools wait correctly.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};

@@ -18,6 +18,7 @@ use crate::agent::paths;
 /// Key of the genesis hash in the genesis `ConfigMap`, for people and for `kubectl`.
 pub const GENESIS_HASH_KEY: &str = "genesis.sha256";
 
+#[expect(clippy::unnecessary_wraps, reason = "the fields it fills are optional")]
 fn data<const N: usize>(entries: [(&str, String); N]) -> Option<BTreeMap<String, String>> {
     Some(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }

@@ -14,6 +14,7 @@ pub const TLS_CERT: &str = "tls.crt";
 /// Key of a private key in a Secret of type `kubernetes.io/tls`.
 pub const TLS_KEY: &str = "tls.key";
 
+#[expect(clippy::unnecessary_wraps, reason = "the fields it fills are optional")]
 fn data<const N: usize>(entries: [(&str, &str); N]) -> Option<BTreeMap<String, ByteString>> {
     Some(
         entries

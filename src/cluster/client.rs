@@ -12,7 +12,7 @@ use crate::telemetry::Metrics;
 
 /// Longest silence on a connection before it counts as broken. Watches are renewed by the server after
 /// at most 295 s and get a bookmark every minute, so a healthy one is never silent that long.
-const READ_TIMEOUT: Duration = Duration::from_secs(300);
+const READ_TIMEOUT: Duration = Duration::from_mins(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Makes a client from the environment: in a cluster the service account, else the kubeconfig.
@@ -77,9 +77,8 @@ where
 /// Verb and resource of a request, as the API server's own metrics name them.
 fn classify(method: &str, uri: &hyper::Uri) -> (&'static str, String) {
     let parts: Vec<&str> = uri.path().split('/').filter(|part| !part.is_empty()).collect();
-    let rest = match parts.as_slice() {
-        ["api", _, rest @ ..] | ["apis", _, _, rest @ ..] => rest,
-        _ => return ("other", "none".to_owned()),
+    let (["api", _, rest @ ..] | ["apis", _, _, rest @ ..]) = parts.as_slice() else {
+        return ("other", "none".to_owned());
     };
     let rest = match rest {
         ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,

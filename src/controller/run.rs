@@ -26,11 +26,11 @@ const CONCURRENCY: u16 = 8;
 /// object is never put off for long.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Longest a pass may take; its requests have shorter deadlines of their own.
-const PASS_DEADLINE: Duration = Duration::from_secs(60);
+const PASS_DEADLINE: Duration = Duration::from_mins(1);
 /// First wait after a failure; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Longest wait after a failure.
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_mins(1);
 
 /// How often an object failed in a row.
 struct Backoff<K: Resource>(Mutex<HashMap<ObjectRef<K>, u32>>)

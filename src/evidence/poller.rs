@@ -94,11 +94,10 @@ pub enum Observation {
 /// Reads a node's observation from its view.
 pub fn judge(view: Option<&NodeView>) -> Observation {
     match view {
-        None => Observation::Unknown,
         Some(NodeView { problem: Some(why), .. }) => Observation::Silent(why.clone()),
         Some(node) if node.in_sync => Observation::InSync,
-        Some(NodeView { height: None, .. }) => Observation::Unknown,
-        Some(_) => Observation::Behind,
+        Some(NodeView { height: Some(_), .. }) => Observation::Behind,
+        Some(NodeView { height: None, .. }) | None => Observation::Unknown,
     }
 }
 
@@ -216,10 +215,10 @@ impl Poller {
 }
 
 impl NetworkTrack {
-    fn record<'a>(
+    fn record(
         &mut self,
         network: &NetworkTargets,
-        answers: &mut dyn Iterator<Item = &'a (NetworkKey, String, Answer)>,
+        answers: &mut dyn Iterator<Item = &'_ (NetworkKey, String, Answer)>,
         start: Instant,
     ) -> NetworkView {
         let now = Instant::now();

@@ -28,7 +28,7 @@ use crate::pki::{PkiError, tls};
 /// Longest a client may take for its TLS handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest a client may take to send a request's head, also between two requests.
-const IDLE_DEADLINE: Duration = Duration::from_secs(60);
+const IDLE_DEADLINE: Duration = Duration::from_mins(1);
 /// Connections served at once; more wait. Bounds memory, since every one may hold an answer of blocks.
 const MAX_CONNECTIONS: usize = 64;
 /// How long requests under way may go on after the pod was asked to end.

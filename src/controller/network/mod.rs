@@ -19,7 +19,7 @@ use crate::cluster::watches::GuardedNetwork;
 use crate::view::NetworkKey;
 
 /// A look without a cause, to notice what no watch shows: a lost Secret, a certificate that ends.
-pub(super) const SLOW_LOOK: Duration = Duration::from_secs(600);
+pub(super) const SLOW_LOOK: Duration = Duration::from_mins(10);
 
 /// One pass over a network.
 pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Result<Action, Error> {

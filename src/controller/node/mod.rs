@@ -20,7 +20,7 @@ use crate::cluster::watches::{GuardedNode, cached};
 use crate::view::NetworkKey;
 
 /// A look without a cause, to notice what no watch shows: a lost Secret.
-const SLOW_LOOK: Duration = Duration::from_secs(600);
+const SLOW_LOOK: Duration = Duration::from_mins(10);
 
 /// One pass over a node.
 pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<Action, Error> {
