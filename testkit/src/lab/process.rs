@@ -157,10 +157,11 @@ impl Service {
         self.process().map_or(ProcessState::Dead, ProcessId::state)
     }
 
-    /// Starts it unless it runs; in the network namespace `netns` if one is named. Says whether it started.
+    /// Starts it unless it runs, resumes it if it is paused; in the network namespace `netns` if one is
+    /// named. Says whether it started.
     pub fn start(&self, netns: Option<&str>, program: &Path, args: &[String]) -> Result<bool> {
         if self.state() != ProcessState::Dead {
-            return Ok(false);
+            return self.with(ProcessId::resume).map(|()| false);
         }
         if let Some(folder) = self.log().parent() {
             std::fs::create_dir_all(folder)?;

@@ -1,6 +1,6 @@
 //! Kubernetes quantities of storage as bytes. Pure.
 
-/// Units and their bytes; longer ones first, because `Mi` also ends in `i` and `M` begins it.
+/// Units and their bytes: binary, then decimal.
 const UNITS: [(&str, u128); 12] = [
     ("Ki", 1 << 10),
     ("Mi", 1 << 20),
