@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -34,16 +34,20 @@ enum Event {
     Volume(Box<PersistentVolume>),
 }
 
-/// Serves the volumes of one cluster until it is killed.
+/// Serves the volumes of one cluster until it is killed or the cluster's state is removed.
 pub async fn run(cluster: usize) -> Result<()> {
     let layout = Layout::from_env()?;
     let client = super::connect(&layout.kubeconfig(cluster)).await?;
     let provisioner = Provisioner { client, root: layout.volumes(cluster) };
-    loop {
-        // Every step follows from what is observed, so a new start is all the error handling needed.
-        if let Err(error) = provisioner.serve().await {
-            eprintln!("{error:#}; starting again");
-        }
+    tokio::select! {
+        () = provisioner.serve_always() => Ok(()),
+        // It ends by itself with its cluster, also where no record leads to it.
+        () = removed(&layout.kubeconfig(cluster)) => Ok(()),
+    }
+}
+
+async fn removed(file: &Path) {
+    while file.exists() {
         tokio::time::sleep(RETRY).await;
     }
 }
@@ -54,6 +58,16 @@ struct Provisioner {
 }
 
 impl Provisioner {
+    async fn serve_always(&self) {
+        loop {
+            // Every step follows from what is observed, so a new start is all the error handling needed.
+            if let Err(error) = self.serve().await {
+                eprintln!("{error:#}; starting again");
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
     async fn serve(&self) -> Result<()> {
         let claims = Api::<PersistentVolumeClaim>::all(self.client.clone());
         let volumes = Api::<PersistentVolume>::all(self.client.clone());

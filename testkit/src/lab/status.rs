@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
-use kube::ResourceExt as _;
 
 use super::process::{ProcessState, Service};
 use super::{Lab, addons, network, up};
@@ -60,7 +60,7 @@ impl Lab {
     async fn ready_nodes(&self, cluster: usize) -> anyhow::Result<Vec<String>> {
         let nodes = Api::<Node>::all(self.client(cluster).await?);
         let listed = tokio::time::timeout(ANSWER_DEADLINE, nodes.list(&ListParams::default())).await??;
-        Ok(listed.iter().filter(|node| addons::is_ready(node)).map(|node| node.name_any()).collect())
+        Ok(listed.iter().filter(|node| addons::is_ready(node)).map(ResourceExt::name_any).collect())
     }
 }
 
