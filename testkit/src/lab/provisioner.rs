@@ -37,12 +37,13 @@ enum Event {
 /// Serves the volumes of one cluster until it is killed or the cluster's state is removed.
 pub async fn run(cluster: usize) -> Result<()> {
     let layout = Layout::from_env()?;
-    let client = super::connect(&layout.kubeconfig(cluster)).await?;
+    let kubeconfig = layout.kubeconfig(cluster);
+    let client = super::connect(&kubeconfig).await?;
     let provisioner = Provisioner { client, root: layout.volumes(cluster) };
     tokio::select! {
         () = provisioner.serve_always() => Ok(()),
         // It ends by itself with its cluster, also where no record leads to it.
-        () = removed(&layout.kubeconfig(cluster)) => Ok(()),
+        () = removed(&kubeconfig) => Ok(()),
     }
 }
 
