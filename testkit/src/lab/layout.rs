@@ -11,6 +11,9 @@ use anyhow::{Context as _, Result, bail};
 
 /// The bridge in the root namespace to which every machine is linked.
 pub const BRIDGE: &str = "bsnlab0";
+/// The bridge's hardware address. Without one of its own a bridge takes the lowest of its links', and all
+/// machines lose the gateway for half a minute when one machine goes.
+pub const BRIDGE_MAC: &str = "02:62:73:6e:ff:01";
 /// The bridge's own address, the machines' default gateway.
 pub const BRIDGE_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// All control planes and machines.
@@ -126,6 +129,11 @@ impl MachineId {
     /// Name of the link's end on the bridge; interface names have at most 15 characters.
     pub fn link(self) -> String {
         format!("bsnlab{}-{}", self.cluster, self.machine)
+    }
+
+    /// Hardware address: fixed, because others remember it across a power cut.
+    pub fn mac(self) -> String {
+        format!("02:62:73:6e:{:02x}:{:02x}", octet(self.cluster), octet(self.machine))
     }
 
     /// The machine's address.

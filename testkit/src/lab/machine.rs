@@ -128,7 +128,8 @@ impl Machine {
             ip(&format!("netns add {name}"))?;
         }
         if !network::exists(&link) {
-            ip(&format!("link add {link} type veth peer name eth0 netns {name}"))?;
+            let mac = id.mac();
+            ip(&format!("link add {link} type veth peer name eth0 address {mac} netns {name}"))?;
         }
         ip(&format!("link set {link} master {BRIDGE} up"))?;
         ip(&format!("-n {name} addr replace {}/32 dev eth0", id.ip()))?;

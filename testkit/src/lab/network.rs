@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use super::command::{self, ip};
-use super::layout::{self, ALL_PODS, BRIDGE, BRIDGE_IP, CHAIN, LAB_NET, LabSpec, MachineId};
+use super::layout::{self, ALL_PODS, BRIDGE, BRIDGE_IP, BRIDGE_MAC, CHAIN, LAB_NET, LabSpec, MachineId};
 
 /// The chain that holds faults only, so that `up` can renew the rest without healing.
 const FAULTS: &str = "BSNLAB-FAULTS";
@@ -30,7 +30,7 @@ pub fn ensure(spec: LabSpec) -> Result<()> {
             .context("loading br_netfilter: Services between pods of one machine need it")?;
     }
     if !exists(BRIDGE) {
-        ip(&format!("link add {BRIDGE} type bridge"))?;
+        ip(&format!("link add {BRIDGE} address {BRIDGE_MAC} type bridge"))?;
     }
     ip(&format!("link set {BRIDGE} up"))?;
     ip(&format!("addr replace {BRIDGE_IP}/{} dev {BRIDGE}", LAB_NET.bits))?;
