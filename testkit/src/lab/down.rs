@@ -1,7 +1,6 @@
 //! Taking the lab down: nothing is left but the cache.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -10,9 +9,6 @@ use super::layout::{LabSpec, Layout, MAX_CLUSTERS, MAX_MACHINES, MachineId, PREF
 use super::machine::Machine;
 use super::process::ProcessId;
 use super::{cgroup, network, teardown, up};
-
-/// Links of containers' logs, which every kubelet makes here whatever its folder.
-const CONTAINER_LOGS: &str = "/var/log/containers";
 
 /// Removes everything of the lab, whether or not it is recorded.
 pub(super) fn remove_all(layout: &Layout) -> Result<()> {
@@ -35,20 +31,9 @@ pub(super) fn remove_all(layout: &Layout) -> Result<()> {
     teardown::kill_stray(&layout.state)?;
     teardown::unmount_below(&layout.state)?;
     network::remove()?;
-    remove_log_links(&layout.state);
+    teardown::remove_outside(&layout.state);
     remove_state(layout)?;
     check_nothing_left(layout)
-}
-
-fn remove_log_links(state: &Path) {
-    let Ok(entries) = std::fs::read_dir(CONTAINER_LOGS) else { return };
-    for entry in entries.flatten() {
-        if std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(state)) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-    // Succeeds only when nobody else has logs there.
-    let _ = std::fs::remove_dir(CONTAINER_LOGS);
 }
 
 fn remove_state(layout: &Layout) -> Result<()> {

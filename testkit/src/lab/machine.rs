@@ -170,6 +170,7 @@ impl Machine {
         teardown::remove_netns(&name)?;
         cgroup::remove(&name)?;
         teardown::remove_shim_sockets(&folder);
+        teardown::remove_cni_results(&name);
         let state = folder.join("containerd/state");
         if state.exists() {
             std::fs::remove_dir_all(&state)

@@ -35,6 +35,11 @@ disabled_plugins = [
   # CoreDNS listens on port 53 as an ordinary user.
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      # Else in /run, where a power cut would leave it.
+      Root = "{folder}/containerd/state/runc"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{CNI_PLUGINS}"
     conf_dir = "{folder}/cni"
@@ -46,7 +51,8 @@ disabled_plugins = [
 pub fn cni(folder: &Path, id: MachineId) -> Value {
     json!({
         "cniVersion": "1.0.0",
-        "name": "lab",
+        // The plug-ins' results are kept in one folder of the host under this name.
+        "name": id.namespace(),
         "plugins": [
             {
                 "type": "bridge",

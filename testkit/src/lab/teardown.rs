@@ -11,6 +11,13 @@ use super::command::ip;
 use super::layout::PREFIX;
 use super::process::ProcessId;
 
+/// Links of containers' logs.
+const CONTAINER_LOGS: &str = "/var/log/containers";
+/// What network plug-ins remember.
+const CNI_RESULTS: &str = "/var/lib/cni/results";
+/// A folder that kubelets use for sockets of plug-ins whatever their root.
+const KUBELET: &str = "/var/lib/kubelet";
+
 /// Programs of the lab that are recognised by a path of the lab in their arguments.
 const PROGRAMS: [&str; 8] = [
     "etcd",
@@ -66,6 +73,39 @@ pub fn remove_shim_sockets(folder: &Path) {
             // Containers of one pod share a socket, so most are gone already.
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+/// Removes the remembered results of a machine's network plug-ins, which are in one folder for all.
+pub fn remove_cni_results(network: &str) {
+    let Ok(entries) = std::fs::read_dir(CNI_RESULTS) else { return };
+    let prefix = format!("{network}-");
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Removes links and folders which the programs make outside the lab's folder, whatever they are told; only
+/// what leads into the lab or is empty.
+pub fn remove_outside(state: &Path) {
+    for entry in std::fs::read_dir(CONTAINER_LOGS).into_iter().flatten().flatten() {
+        if std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(state)) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    // Every kubelet uses these files, and the last one leaves them; a kubelet that is the host's own has
+    // its configuration beside them.
+    if !Path::new(KUBELET).join("config.yaml").exists() {
+        for file in ["kubelet.sock", "kubelet_internal_checkpoint"] {
+            let _ = std::fs::remove_file(Path::new(KUBELET).join("device-plugins").join(file));
+        }
+        let _ = std::fs::remove_dir(Path::new(KUBELET).join("device-plugins"));
+    }
+    // A folder that still has something in it stays.
+    for folder in [CONTAINER_LOGS, CNI_RESULTS, "/var/lib/cni", KUBELET] {
+        let _ = std::fs::remove_dir(folder);
     }
 }
 
