@@ -68,7 +68,13 @@ impl AnchorStore {
         expected: &Expected,
         mut change: impl FnMut(&mut Anchor),
     ) -> Result<Anchor, StoreError> {
-        let turn = self.turns.lock().await.entry(key.clone()).or_default().clone();
+        let turn = self
+            .turns
+            .lock()
+            .await
+            .entry(key.clone())
+            .or_default()
+            .clone();
         let _mine = turn.lock().await;
         let full_name = format!("{}/{name}", key.namespace);
         let api = Api::<ConfigMap>::namespaced(client.clone(), &key.namespace);
@@ -91,8 +97,11 @@ impl AnchorStore {
                 field_manager: Some(labels::FIELD_MANAGER.to_owned()),
                 ..PostParams::default()
             };
-            match bounded(|| format!("update ConfigMap {full_name}"), api.replace(name, &params, &map))
-                .await
+            match bounded(
+                || format!("update ConfigMap {full_name}"),
+                api.replace(name, &params, &map),
+            )
+            .await
             {
                 Ok(_) => return Ok(after),
                 Err(error) if error.code() == Some(409) => {}

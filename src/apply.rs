@@ -38,7 +38,9 @@ pub enum ApiError {
         what: String,
     },
     /// An object of this name exists and is not ours.
-    #[error("{kind} {name} exists and is not this network's ({owner}); delete or rename it, then the operator goes on")]
+    #[error(
+        "{kind} {name} exists and is not this network's ({owner}); delete or rename it, then the operator goes on"
+    )]
     NameTaken {
         /// The object's kind.
         kind: String,
@@ -89,7 +91,10 @@ pub async fn bounded<T>(
 ) -> Result<T, ApiError> {
     match tokio::time::timeout(REQUEST_DEADLINE, request).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(source)) => Err(ApiError::Request { what: what(), source: Box::new(source) }),
+        Ok(Err(source)) => Err(ApiError::Request {
+            what: what(),
+            source: Box::new(source),
+        }),
         Err(_) => Err(ApiError::Deadline { what: what() }),
     }
 }
@@ -149,7 +154,11 @@ pub fn is_ours(object: &impl Resource, recorded_uid: Option<&str>, network_id: &
     let meta = object.meta();
     let recorded = recorded_uid.is_some() && meta.uid.as_deref() == recorded_uid;
     let labels = meta.labels.as_ref();
-    let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
+    let label = |key: &str| {
+        labels
+            .and_then(|labels| labels.get(key))
+            .map(String::as_str)
+    };
     recorded
         || (label(labels::MANAGED_BY) == Some(labels::OPERATOR)
             && label(labels::NETWORK_ID) == Some(network_id))
@@ -160,7 +169,11 @@ fn name_taken<K: Object>(object: &K) -> ApiError {
         Some(id) => format!("it carries the marks of network id {id}"),
         None => "it has no mark of this operator".to_owned(),
     };
-    ApiError::NameTaken { kind: K::kind(&()).into_owned(), name: object.name_any(), owner }
+    ApiError::NameTaken {
+        kind: K::kind(&()).into_owned(),
+        name: object.name_any(),
+        owner,
+    }
 }
 
 /// Makes `desired` so, given what a cache knows of it (`cached`; a cache may be behind).
@@ -177,7 +190,9 @@ pub async fn ensure<K: Object>(
     let name = desired.name_any();
     let namespace = desired.namespace().unwrap_or_default();
     let hash = wish_hash(&desired);
-    desired.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash);
+    desired
+        .annotations_mut()
+        .insert(labels::APPLIED_HASH.to_owned(), hash);
 
     let existing = match cached {
         Some(object) => object.clone(),
@@ -223,7 +238,11 @@ pub async fn ensure_exists<K: Object>(
             }
         }
     };
-    if is_ours(&object, recorded_uid, network_id) { Ok((object, outcome)) } else { Err(name_taken(&object)) }
+    if is_ours(&object, recorded_uid, network_id) {
+        Ok((object, outcome))
+    } else {
+        Err(name_taken(&object))
+    }
 }
 
 enum Created<K> {
@@ -238,9 +257,16 @@ async fn create<K: Object>(
 ) -> Result<Created<K>, ApiError> {
     let name = desired.name_any();
     let api = Api::<K>::namespaced(client.clone(), namespace);
-    let params =
-        PostParams { field_manager: Some(labels::FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    match bounded(|| describe::<K>("create", namespace, &name), api.create(&params, desired)).await {
+    let params = PostParams {
+        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    match bounded(
+        || describe::<K>("create", namespace, &name),
+        api.create(&params, desired),
+    )
+    .await
+    {
         Ok(object) => Ok(Created::Now(object)),
         Err(error) if error.code() == Some(409) => match read(client, namespace, &name).await? {
             Some(object) => Ok(Created::Already(object)),
@@ -263,7 +289,10 @@ fn satisfied<K: Object>(desired: &K, existing: &K) -> bool {
     let same_hash = desired.annotations().get(labels::APPLIED_HASH)
         == existing.annotations().get(labels::APPLIED_HASH);
     same_hash
-        && match (serde_json::to_value(desired), serde_json::to_value(existing)) {
+        && match (
+            serde_json::to_value(desired),
+            serde_json::to_value(existing),
+        ) {
             (Ok(desired), Ok(existing)) => contains(&existing, &desired),
             _ => false,
         }
@@ -274,11 +303,16 @@ fn satisfied<K: Object>(desired: &K, existing: &K) -> bool {
 fn contains(existing: &Value, desired: &Value) -> bool {
     match (existing, desired) {
         (Value::Object(existing), Value::Object(desired)) => desired.iter().all(|(key, wish)| {
-            existing.get(key).map_or_else(|| is_empty(wish), |value| contains(value, wish))
+            existing
+                .get(key)
+                .map_or_else(|| is_empty(wish), |value| contains(value, wish))
         }),
         (Value::Array(existing), Value::Array(desired)) => {
             existing.len() == desired.len()
-                && existing.iter().zip(desired).all(|(value, wish)| contains(value, wish))
+                && existing
+                    .iter()
+                    .zip(desired)
+                    .all(|(value, wish)| contains(value, wish))
         }
         _ => existing == desired,
     }

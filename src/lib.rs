@@ -14,7 +14,7 @@ pub mod cluster;
 pub mod controller;
 pub mod engine;
 pub mod evidence;
-mod http;
+pub mod http;
 pub mod labels;
 pub mod lease;
 pub mod pki;

@@ -44,7 +44,9 @@ pub enum HomeError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The genesis is another one.
-    #[error("GenesisDiffers: the genesis in this pod has SHA-256 {found}, the node belongs to {expected}")]
+    #[error(
+        "GenesisDiffers: the genesis in this pod has SHA-256 {found}, the node belongs to {expected}"
+    )]
     Genesis {
         /// Of the mounted file.
         found: String,
@@ -52,7 +54,9 @@ pub enum HomeError {
         expected: String,
     },
     /// The consensus key is another one.
-    #[error("KeyDiffers: the consensus key in this pod is {found}, the node's is {expected}; restore its Secret")]
+    #[error(
+        "KeyDiffers: the consensus key in this pod is {found}, the node's is {expected}; restore its Secret"
+    )]
     Key {
         /// Public part of the mounted key.
         found: String,
@@ -136,7 +140,10 @@ fn check_inputs(root: &Path, expected: &Marker) -> Result<(), HomeError> {
     let genesis = below(root, paths::GENESIS_DIR).join(GENESIS_FILE);
     let found = sha256_hex(&fs::read(&genesis).map_err(at(&genesis))?);
     if found != expected.genesis_hash {
-        return Err(HomeError::Genesis { found, expected: expected.genesis_hash.clone() });
+        return Err(HomeError::Genesis {
+            found,
+            expected: expected.genesis_hash.clone(),
+        });
     }
     let file = below(root, paths::KEYS).join(CONSENSUS_KEY_FILE);
     let text = fs::read_to_string(&file).map_err(at(&file))?;
@@ -151,8 +158,11 @@ fn check_inputs(root: &Path, expected: &Marker) -> Result<(), HomeError> {
 }
 
 fn observe_disk(disk: &Path, data: &Path) -> Result<ObservedDisk, HomeError> {
-    let mut observed =
-        ObservedDisk { marker: ObservedMarker::Absent, signing_state: false, other_files: false };
+    let mut observed = ObservedDisk {
+        marker: ObservedMarker::Absent,
+        signing_state: false,
+        other_files: false,
+    };
     for entry in fs::read_dir(disk).map_err(at(disk))? {
         let entry = entry.map_err(at(disk))?;
         let name = entry.file_name();
@@ -216,7 +226,9 @@ fn write_durably(directory: &Path, name: &str, content: &[u8]) -> Result<(), Hom
 }
 
 fn sync_directory(directory: &Path) -> Result<(), HomeError> {
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(at(directory))
 }
 
 /// All peers but this node itself, by its own peer-to-peer key.
@@ -275,11 +287,19 @@ mod tests {
                 (paths::GENESIS_DIR, GENESIS_FILE, genesis.to_owned()),
                 (paths::KEYS, CONSENSUS_KEY_FILE, key.consensus_key_file()),
                 (paths::KEYS, NODE_KEY_FILE, key.node_key_file()),
-                (paths::CONFIG_DIR, CONFIG_FILE, "[p2p]\nladdr = \"x\"\n".to_owned()),
+                (
+                    paths::CONFIG_DIR,
+                    CONFIG_FILE,
+                    "[p2p]\nladdr = \"x\"\n".to_owned(),
+                ),
                 (
                     paths::PEERS_DIR,
                     paths::PEERS_FILE,
-                    format!("{}@self.invalid:26656\n{}@localhost:26656\n", key.public().node_id(), "ab".repeat(20)),
+                    format!(
+                        "{}@self.invalid:26656\n{}@localhost:26656\n",
+                        key.public().node_id(),
+                        "ab".repeat(20)
+                    ),
                 ),
             ] {
                 let directory = below(root.path(), directory);
@@ -322,7 +342,10 @@ mod tests {
         fs::create_dir(pod.path(paths::DISK).join(LOST_AND_FOUND)).unwrap();
         pod.start().await.unwrap();
         let config = fs::read_to_string(pod.path(paths::HOME).join("config/config.toml")).unwrap();
-        assert!(config.contains("@localhost:26656") && !config.contains("self.invalid"), "{config}");
+        assert!(
+            config.contains("@localhost:26656") && !config.contains("self.invalid"),
+            "{config}"
+        );
         fs::write(pod.signing_state(), "signed").unwrap();
         pod.start().await.unwrap();
         assert_eq!(fs::read_to_string(pod.signing_state()).unwrap(), "signed");
@@ -345,7 +368,10 @@ mod tests {
                 fs::write(pod.path(paths::DISK).join(unfinished(MARKER_FILE)), "{").unwrap();
             }
             pod.start().await.unwrap();
-            assert_eq!(fs::read_to_string(pod.signing_state()).unwrap(), FRESH_SIGNING_STATE);
+            assert_eq!(
+                fs::read_to_string(pod.signing_state()).unwrap(),
+                FRESH_SIGNING_STATE
+            );
             pod.start().await.unwrap();
         }
     }
@@ -356,7 +382,10 @@ mod tests {
         pod.start().await.unwrap();
         fs::remove_file(pod.signing_state()).unwrap();
         let error = pod.start().await.unwrap_err();
-        assert!(matches!(error, HomeError::Refused(Refusal::SigningStateLost)), "{error}");
+        assert!(
+            matches!(error, HomeError::Refused(Refusal::SigningStateLost)),
+            "{error}"
+        );
         assert!(!pod.signing_state().exists());
         let told = fs::read_to_string(pod.path(TERMINATION_LOG)).unwrap();
         assert!(told.starts_with("SigningStateLost:"), "{told}");
@@ -368,7 +397,10 @@ mod tests {
         pod.identity.genesis_hash = "00".into();
         assert!(matches!(pod.start().await, Err(HomeError::Genesis { .. })));
         let mut pod = Pod::new();
-        pod.identity.consensus_key = PrivateKey::from_random([8; 32]).public().base64().to_owned();
+        pod.identity.consensus_key = PrivateKey::from_random([8; 32])
+            .public()
+            .base64()
+            .to_owned();
         assert!(matches!(pod.start().await, Err(HomeError::Key { .. })));
         assert_eq!(fs::read_dir(pod.path(paths::DISK)).unwrap().count(), 0);
     }
@@ -377,6 +409,9 @@ mod tests {
     async fn a_disk_with_strange_data_is_refused() {
         let pod = Pod::new();
         fs::write(pod.path(paths::DISK).join("blockstore.db"), "x").unwrap();
-        assert!(matches!(pod.start().await, Err(HomeError::Refused(Refusal::NotEmpty))));
+        assert!(matches!(
+            pod.start().await,
+            Err(HomeError::Refused(Refusal::NotEmpty))
+        ));
     }
 }

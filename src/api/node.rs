@@ -18,13 +18,39 @@ use super::{NodeRole, Storage};
     namespaced,
     status = "BsnNodeStatus",
     doc = "One node of a network: one process with one identity. Stamped from a node set of a BsnNetwork; edit that instead.",
-    printcolumn(name = "Network", type_ = "string", json_path = ".spec.networkRef.name"),
+    printcolumn(
+        name = "Network",
+        type_ = "string",
+        json_path = ".spec.networkRef.name"
+    ),
     printcolumn(name = "Role", type_ = "string", json_path = ".spec.role"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
-    printcolumn(name = "Certificate-Ends", type_ = "string", json_path = ".status.certificateEnds", priority = 1),
-    printcolumn(name = "Address", type_ = "string", json_path = ".status.address", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(
+        name = "Certificate-Ends",
+        type_ = "string",
+        json_path = ".status.certificateEnds",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Address",
+        type_ = "string",
+        json_path = ".status.address",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct BsnNodeSpec {

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use bsn_core::anchor::{ANCHOR_KEY, Anchor};
+use bsn_core::engine::cometbft::P2P_PORT;
 use bsn_core::engine::cometbft::config::{
     Application, CONFIG_FILE, NodeConfig, Paths, Peer, render_config,
 };
 use bsn_core::engine::cometbft::genesis::{GENESIS_FILE, Genesis};
-use bsn_core::engine::cometbft::P2P_PORT;
 use bsn_core::hash::short_hash;
 use k8s_openapi::api::core::v1::ConfigMap;
 
@@ -20,7 +20,12 @@ pub const GENESIS_HASH_KEY: &str = "genesis.sha256";
 
 #[expect(clippy::unnecessary_wraps, reason = "the fields it fills are optional")]
 fn data<const N: usize>(entries: [(&str, String); N]) -> Option<BTreeMap<String, String>> {
-    Some(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    Some(
+        entries
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect(),
+    )
 }
 
 /// The anchor. It stays when the network goes.
@@ -72,7 +77,10 @@ pub fn peers_of(anchor: &Anchor, namespace: &str) -> Vec<Peer> {
         .filter(|(_, identity)| identity.provisioned())
         .filter_map(|(name, identity)| {
             let keys = identity.keys.as_ref()?;
-            Some(Peer { node_id: keys.p2p.node_id(), host: name.service_dns(namespace) })
+            Some(Peer {
+                node_id: keys.p2p.node_id(),
+                host: name.service_dns(namespace),
+            })
         })
         .collect()
 }

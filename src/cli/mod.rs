@@ -74,7 +74,11 @@ pub struct RenderArgs {
     pub namespace: String,
 
     /// Image of the agents.
-    #[arg(long, env = "BSN_AGENT_IMAGE", default_value = "ghcr.io/bsn-operator/bsn-operator:0.1.0")]
+    #[arg(
+        long,
+        env = "BSN_AGENT_IMAGE",
+        default_value = "ghcr.io/bsn-operator/bsn-operator:0.1.0"
+    )]
     pub agent_image: String,
 }
 

@@ -44,7 +44,9 @@ pub enum RunError {
     #[error("cannot listen: {0}")]
     Listen(#[from] std::io::Error),
     /// The hub's id is not readable.
-    #[error("Secret {0} has no entry {HUB_ID}; delete it if this hub never managed a network, else restore it from a backup")]
+    #[error(
+        "Secret {0} has no entry {HUB_ID}; delete it if this hub never managed a network, else restore it from a backup"
+    )]
     HubId(String),
     /// Another replica leads now.
     #[error("leadership was lost; ending, so that nothing is done twice")]
@@ -75,7 +77,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 
     let health = Health::new();
     metrics.watch_views(&views);
-    let public = server::serve_public(args.listen, health.clone(), metrics.clone(), stopped()).await?;
+    let public =
+        server::serve_public(args.listen, health.clone(), metrics.clone(), stopped()).await?;
     let status =
         server::serve_status(args.status_listen, health.clone(), views.clone(), stopped()).await?;
     tokio::spawn(public);
@@ -91,13 +94,20 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         labels::LEASE,
         &args.identity,
     );
-    let Some(leadership) = election.acquire(stopped()).await else { return Ok(()) };
+    let Some(leadership) = election.acquire(stopped()).await else {
+        return Ok(());
+    };
     tracing::info!("leading");
     metrics.set_leader(true);
     health.set_leading(true);
 
-    let Watches { caches, triggers, network_queue, node_queue, tasks } =
-        watches::watch_cluster(&client);
+    let Watches {
+        caches,
+        triggers,
+        network_queue,
+        node_queue,
+        tasks,
+    } = watches::watch_cluster(&client);
     let ctx = Arc::new(Context {
         client: client.clone(),
         caches: caches.clone(),
@@ -108,7 +118,10 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         metrics: metrics.clone(),
         events: Events::new(client.clone(), &args.identity),
         hub_id,
-        settings: Settings { agent_image: args.agent_image, image_prefix: args.image_prefix },
+        settings: Settings {
+            agent_image: args.agent_image,
+            image_prefix: args.image_prefix,
+        },
         credentials: Credentials::default(),
     });
     let poller = Poller {

@@ -69,12 +69,16 @@ impl Triggers {
     /// Asks for a look at a network.
     pub fn network(&self, namespace: &str, name: &str) {
         // A closed channel means the controllers have ended; nobody is left to tell.
-        let _ = self.networks.unbounded_send(ObjectRef::new(name).within(namespace));
+        let _ = self
+            .networks
+            .unbounded_send(ObjectRef::new(name).within(namespace));
     }
 
     /// Asks for a look at a node.
     pub fn node(&self, namespace: &str, name: &str) {
-        let _ = self.nodes.unbounded_send(ObjectRef::new(name).within(namespace));
+        let _ = self
+            .nodes
+            .unbounded_send(ObjectRef::new(name).within(namespace));
     }
 
     /// Asks for a look at everything there is: after a watch was broken, since what went away
@@ -100,15 +104,18 @@ impl Triggers {
 
 /// The nodes of a network that parse, by the cache.
 pub fn nodes_of(caches: &Caches, namespace: &str, network: &str) -> Vec<BsnNode> {
-    caches.nodes.state_filter(|guarded| match &guarded.0 {
-        Ok(node) => {
-            node.namespace().as_deref() == Some(namespace) && node.spec.network_ref.name == network
-        }
-        Err(_) => false,
-    })
-    .into_iter()
-    .filter_map(|guarded| guarded.0.as_ref().ok().cloned())
-    .collect()
+    caches
+        .nodes
+        .state_filter(|guarded| match &guarded.0 {
+            Ok(node) => {
+                node.namespace().as_deref() == Some(namespace)
+                    && node.spec.network_ref.name == network
+            }
+            Err(_) => false,
+        })
+        .into_iter()
+        .filter_map(|guarded| guarded.0.as_ref().ok().cloned())
+        .collect()
 }
 
 /// The running watches.
@@ -129,7 +136,10 @@ pub struct Watches {
 pub fn watch_cluster(client: &Client) -> Watches {
     let (network_sender, network_queue) = mpsc::unbounded();
     let (node_sender, node_queue) = mpsc::unbounded();
-    let triggers = Triggers { networks: network_sender, nodes: node_sender };
+    let triggers = Triggers {
+        networks: network_sender,
+        nodes: node_sender,
+    };
 
     let (networks, networks_writer) = reflector::store();
     let (nodes, nodes_writer) = reflector::store();
@@ -159,60 +169,119 @@ pub fn watch_cluster(client: &Client) -> Watches {
     };
 
     let (c, t, seen) = (caches.clone(), triggers.clone(), Significance::default());
-    tasks.push(watch_kind(client, &all, networks_writer, relisted.clone(), move |network: &GuardedNetwork| {
-        let (namespace, name) = key_of(network);
-        t.network(&namespace, &name);
-        // Nodes depend on the description, not on the network's status.
-        if seen.changed(network) {
-            t.nodes_of(&c, &namespace, &name);
-        }
-    }));
+    tasks.push(watch_kind(
+        client,
+        &all,
+        networks_writer,
+        relisted.clone(),
+        move |network: &GuardedNetwork| {
+            let (namespace, name) = key_of(network);
+            t.network(&namespace, &name);
+            // Nodes depend on the description, not on the network's status.
+            if seen.changed(network) {
+                t.nodes_of(&c, &namespace, &name);
+            }
+        },
+    ));
 
     let (t, seen) = (triggers.clone(), Significance::default());
-    tasks.push(watch_kind(client, &all, nodes_writer, relisted.clone(), move |node: &GuardedNode| {
-        let (namespace, name) = key_of(node);
-        // The network counts its ready nodes; the node itself need not see its own status.
-        if let Some(network) = node.labels().get(labels::NETWORK) {
-            t.network(&namespace, network);
-        }
-        if seen.changed(node) {
-            t.node(&namespace, &name);
-        }
-    }));
+    tasks.push(watch_kind(
+        client,
+        &all,
+        nodes_writer,
+        relisted.clone(),
+        move |node: &GuardedNode| {
+            let (namespace, name) = key_of(node);
+            // The network counts its ready nodes; the node itself need not see its own status.
+            if let Some(network) = node.labels().get(labels::NETWORK) {
+                t.network(&namespace, network);
+            }
+            if seen.changed(node) {
+                t.node(&namespace, &name);
+            }
+        },
+    ));
 
-    tasks.push(watch_kind(client, &ours, stateful_sets_writer, relisted.clone(), by_node(&triggers)));
-    tasks.push(watch_kind(client, &ours, pods_writer, relisted.clone(), by_node(&triggers)));
-    tasks.push(watch_kind(client, &ours, services_writer, relisted.clone(), by_node(&triggers)));
-    tasks.push(watch_kind(client, &ours, disks_writer, relisted.clone(), by_node(&triggers)));
+    tasks.push(watch_kind(
+        client,
+        &ours,
+        stateful_sets_writer,
+        relisted.clone(),
+        by_node(&triggers),
+    ));
+    tasks.push(watch_kind(
+        client,
+        &ours,
+        pods_writer,
+        relisted.clone(),
+        by_node(&triggers),
+    ));
+    tasks.push(watch_kind(
+        client,
+        &ours,
+        services_writer,
+        relisted.clone(),
+        by_node(&triggers),
+    ));
+    tasks.push(watch_kind(
+        client,
+        &ours,
+        disks_writer,
+        relisted.clone(),
+        by_node(&triggers),
+    ));
 
     let (c, t) = (caches.clone(), triggers.clone());
-    tasks.push(watch_kind(client, &ours, config_maps_writer, relisted.clone(), move |map: &ConfigMap| {
-        let (namespace, name) = key_of(map);
-        if let Some(node) = map.labels().get(labels::NODE) {
-            t.node(&namespace, node);
-            return;
-        }
-        let Some(network) = map.labels().get(labels::NETWORK) else { return };
-        t.network(&namespace, network);
-        // What the anchor says decides what every node may do.
-        if NetworkName::parse(network).is_ok_and(|network| network.anchor() == name) {
-            t.nodes_of(&c, &namespace, network);
-        }
-    }));
+    tasks.push(watch_kind(
+        client,
+        &ours,
+        config_maps_writer,
+        relisted.clone(),
+        move |map: &ConfigMap| {
+            let (namespace, name) = key_of(map);
+            if let Some(node) = map.labels().get(labels::NODE) {
+                t.node(&namespace, node);
+                return;
+            }
+            let Some(network) = map.labels().get(labels::NETWORK) else {
+                return;
+            };
+            t.network(&namespace, network);
+            // What the anchor says decides what every node may do.
+            if NetworkName::parse(network).is_ok_and(|network| network.anchor() == name) {
+                t.nodes_of(&c, &namespace, network);
+            }
+        },
+    ));
 
     let t = triggers.clone();
-    tasks.push(watch_kind(client, &ours, budgets_writer, relisted.clone(), move |budget: &PodDisruptionBudget| {
-        if let Some(network) = budget.labels().get(labels::NETWORK) {
-            t.network(&budget.namespace().unwrap_or_default(), network);
-        }
-    }));
+    tasks.push(watch_kind(
+        client,
+        &ours,
+        budgets_writer,
+        relisted.clone(),
+        move |budget: &PodDisruptionBudget| {
+            if let Some(network) = budget.labels().get(labels::NETWORK) {
+                t.network(&budget.namespace().unwrap_or_default(), network);
+            }
+        },
+    ));
 
-    Watches { caches, triggers, network_queue, node_queue, tasks }
+    Watches {
+        caches,
+        triggers,
+        network_queue,
+        node_queue,
+        tasks,
+    }
 }
 
 fn key_of(object: &impl Resource) -> (String, String) {
     let meta = object.meta();
-    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    (
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    )
 }
 
 /// An object of a node is about that node.

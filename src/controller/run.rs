@@ -12,9 +12,9 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt};
 use kube::Resource;
+use kube::runtime::applier;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::applier;
 use tokio::time::Instant;
 
 use super::Error;
@@ -47,7 +47,10 @@ impl<K: Resource<DynamicType = ()>> Backoff<K> {
     }
 
     fn succeeded(&self, object: &K) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&ObjectRef::from_obj(object));
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&ObjectRef::from_obj(object));
     }
 }
 
@@ -99,7 +102,9 @@ pub async fn run_controller<K, F>(
         );
         Action::requeue(wait)
     };
-    let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
+    let config = Config::default()
+        .concurrency(CONCURRENCY)
+        .debounce(DEBOUNCE);
     let queue = queue.map(Ok::<_, Infallible>).take_until(stop.boxed());
     applier(pass, on_error, ctx, store, queue, config)
         // Failures were reported above; an object that is gone needs no word.

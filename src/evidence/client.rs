@@ -44,7 +44,9 @@ pub enum EvidenceError {
     #[error("its gateway did not answer within {} s", .0.as_secs())]
     Deadline(Duration),
     /// A protocol this operator does not know.
-    #[error("its gateway speaks protocol {0}, which this operator does not know; upgrade the operator")]
+    #[error(
+        "its gateway speaks protocol {0}, which this operator does not know; upgrade the operator"
+    )]
     Protocol(u32),
 }
 

@@ -52,7 +52,10 @@ impl PkiError {
     }
 
     fn read(what: &'static str, why: impl std::fmt::Display) -> Self {
-        Self::Read { what, why: why.to_string() }
+        Self::Read {
+            what,
+            why: why.to_string(),
+        }
     }
 }
 
@@ -65,7 +68,10 @@ pub fn provider() -> CryptoProvider {
 /// Random bytes from the operating system.
 pub fn random_bytes<const N: usize>() -> Result<[u8; N], PkiError> {
     let mut bytes = [0; N];
-    provider().secure_random.fill(&mut bytes).map_err(|_| PkiError::Random)?;
+    provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| PkiError::Random)?;
     Ok(bytes)
 }
 
@@ -86,15 +92,17 @@ pub fn spki_sha256_of_key(key_pem: &str) -> Result<String, PkiError> {
 }
 
 fn certificate_der(pem: &str, what: &'static str) -> Result<Vec<u8>, PkiError> {
-    let (_, block) =
-        parse_x509_pem(pem.as_bytes()).map_err(|error| PkiError::read(what, error))?;
+    let (_, block) = parse_x509_pem(pem.as_bytes()).map_err(|error| PkiError::read(what, error))?;
     if block.label != "CERTIFICATE" {
         return Err(PkiError::read(what, format!("it is a {}", block.label)));
     }
     Ok(block.contents)
 }
 
-fn parse_certificate<'a>(der: &'a [u8], what: &'static str) -> Result<X509Certificate<'a>, PkiError> {
+fn parse_certificate<'a>(
+    der: &'a [u8],
+    what: &'static str,
+) -> Result<X509Certificate<'a>, PkiError> {
     x509_parser::parse_x509_certificate(der)
         .map(|(_, certificate)| certificate)
         .map_err(|error| PkiError::read(what, error))
@@ -102,12 +110,19 @@ fn parse_certificate<'a>(der: &'a [u8], what: &'static str) -> Result<X509Certif
 
 /// DNS and URI names of a certificate.
 fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return Vec::new();
+    };
     let text = |name: &GeneralName<'_>| match name {
         GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
         _ => None,
     };
-    extension.value.general_names.iter().filter_map(text).collect()
+    extension
+        .value
+        .general_names
+        .iter()
+        .filter_map(text)
+        .collect()
 }
 
 /// Reads a leaf, and checks whether the CA `ca_pem` signed it.

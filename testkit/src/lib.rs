@@ -4,3 +4,4 @@
 //! each: real API servers, kubelets, pods, networks and disks, which can be cut, stopped and healed.
 
 pub mod lab;
+pub mod operator;

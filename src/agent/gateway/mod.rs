@@ -72,7 +72,9 @@ pub async fn run(args: GatewayArgs) -> Result<(), GatewayError> {
         certificates,
     });
     let bind = async |address| {
-        TcpListener::bind(address).await.map_err(|error| GatewayError::Listen(address, error))
+        TcpListener::bind(address)
+            .await
+            .map_err(|error| GatewayError::Listen(address, error))
     };
     let listener = bind(args.listen).await?;
     let probe_listener = bind(args.probe_listen).await?;
@@ -94,7 +96,9 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>) {
     tokio::pin!(stopped);
     loop {
         // A place first: whoever finds none waits in the kernel's queue.
-        let Ok(place) = places.clone().acquire_owned().await else { break };
+        let Ok(place) = places.clone().acquire_owned().await else {
+            break;
+        };
         let stream = tokio::select! {
             () = &mut stopped => break,
             accepted = listener.accept() => match accepted {
@@ -123,11 +127,7 @@ async fn serve(listener: TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    shared: Arc<Shared>,
-    mut stop: watch::Receiver<bool>,
-) {
+async fn serve_connection(stream: TcpStream, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let config = shared.certificates.borrow().tls.clone();
     let handshake = TlsAcceptor::from(config).accept(stream);
     let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {

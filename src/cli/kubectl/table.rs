@@ -15,7 +15,12 @@ const UNKNOWN: &str = "-";
 pub fn render_status(status: &NetworkStatus, now: Timestamp) -> String {
     let mut out = format!("{}  chain {}\n\n", status.key, status.chain_id);
     let mut conditions = Table::new();
-    conditions.load_style(presets::NOTHING).set_header(["CONDITION", "STATUS", "REASON", "MESSAGE"]);
+    conditions.load_style(presets::NOTHING).set_header([
+        "CONDITION",
+        "STATUS",
+        "REASON",
+        "MESSAGE",
+    ]);
     for condition in &status.conditions {
         conditions.add_row([
             &condition.type_,
@@ -25,7 +30,10 @@ pub fn render_status(status: &NetworkStatus, now: Timestamp) -> String {
         ]);
     }
     let _ = match status.conditions.as_slice() {
-        [] => writeln!(out, "No conditions yet: the operator has not looked at this network."),
+        [] => writeln!(
+            out,
+            "No conditions yet: the operator has not looked at this network."
+        ),
         _ => writeln!(out, "{}", trimmed(&conditions)),
     };
     // Writing to a String cannot fail.
@@ -58,14 +66,27 @@ fn summary(view: &NetworkView) -> String {
         1 => "1 validator may be down".to_owned(),
         more => format!("{more} validators may be down"),
     };
-    let _ = write!(text, "\nQuorum: {} of {} voting power; {down}", view.quorum_power, view.total_power);
+    let _ = write!(
+        text,
+        "\nQuorum: {} of {} voting power; {down}",
+        view.quorum_power, view.total_power
+    );
     text
 }
 
 fn nodes(view: &NetworkView, now: Timestamp) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
-        "NODE", "ROLE", "HEIGHT", "LAG", "IN SYNC", "PEERS", "POWER", "CERTIFICATE", "SEEN", "NOTE",
+        "NODE",
+        "ROLE",
+        "HEIGHT",
+        "LAG",
+        "IN SYNC",
+        "PEERS",
+        "POWER",
+        "CERTIFICATE",
+        "SEEN",
+        "NOTE",
     ]);
     for column in [2, 3, 5, 6, 7, 8] {
         if let Some(column) = table.column_mut(column) {
@@ -112,7 +133,11 @@ fn time_left(left: SignedDuration) -> String {
 
 /// A table without spaces at line ends.
 fn trimmed(table: &Table) -> String {
-    table.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>().join("\n")
+    table
+        .lines()
+        .map(|line| line.trim().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]
@@ -139,9 +164,17 @@ mod tests {
 
     fn status(live: Option<NetworkView>) -> NetworkStatus {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let state = State::new(READY, true, Reason::AsDescribed, "all 2 nodes follow the chain");
+        let state = State::new(
+            READY,
+            true,
+            Reason::AsDescribed,
+            "all 2 nodes follow the chain",
+        );
         NetworkStatus {
-            key: NetworkKey { namespace: "ledger".into(), name: "city-ledger".into() },
+            key: NetworkKey {
+                namespace: "ledger".into(),
+                name: "city-ledger".into(),
+            },
             chain_id: "city-ledger-1".into(),
             conditions: merge(&[], &[state], Some(1), now),
             live_problem: live.is_none().then(|| "no operator leads".to_owned()),
@@ -163,7 +196,11 @@ mod tests {
             margin: 1,
             nodes: vec![
                 node("city-ledger-hangzhou-0", Some(120), None),
-                node("city-ledger-hangzhou-1", None, Some("its gateway did not answer within 2 s")),
+                node(
+                    "city-ledger-hangzhou-1",
+                    None,
+                    Some("its gateway did not answer within 2 s"),
+                ),
             ],
         };
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
@@ -173,12 +210,22 @@ mod tests {
     #[test]
     fn conditions_are_shown_without_live_numbers() {
         let text = render_status(&status(None), "2026-01-01T00:00:00Z".parse().unwrap());
-        assert!(text.contains("AsDescribed") && text.contains("No live numbers: no operator leads"), "{text}");
+        assert!(
+            text.contains("AsDescribed") && text.contains("No live numbers: no operator leads"),
+            "{text}"
+        );
     }
 
     #[test]
     fn time_left_is_short_and_never_says_more_than_there_is() {
-        for (seconds, text) in [(-1, "ended"), (59, "0m"), (7199, "119m"), (7200, "2h"), (180_000, "2d"), (172_799, "47h")] {
+        for (seconds, text) in [
+            (-1, "ended"),
+            (59, "0m"),
+            (7199, "119m"),
+            (7200, "2h"),
+            (180_000, "2d"),
+            (172_799, "47h"),
+        ] {
             assert_eq!(time_left(SignedDuration::from_secs(seconds)), text);
         }
     }

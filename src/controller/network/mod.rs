@@ -61,7 +61,11 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
         }
     };
     let applied = if validated.paused {
-        apply::Applied { anchor: observed.anchor.clone(), refusals: Vec::new(), waiting: Vec::new() }
+        apply::Applied {
+            anchor: observed.anchor.clone(),
+            refusals: Vec::new(),
+            waiting: Vec::new(),
+        }
     } else {
         apply::apply_network(&ctx, &key, network, &validated, &observed).await?
     };

@@ -68,7 +68,11 @@ pub async fn observe_network(
 
 /// A sign that a network of this name was formed once, if there is one.
 fn trace_of_earlier_life(ctx: &Context, key: &NetworkKey, network: &BsnNetwork) -> Option<String> {
-    if let Some(id) = network.status.as_ref().and_then(|status| status.network_id.as_ref()) {
+    if let Some(id) = network
+        .status
+        .as_ref()
+        .and_then(|status| status.network_id.as_ref())
+    {
         return Some(format!("its status names network id {id}"));
     }
     ctx.caches

@@ -45,7 +45,12 @@ pub struct Applied {
 impl Applied {
     /// A pass that did nothing.
     pub fn untouched(anchor: Anchor) -> Self {
-        Self { anchor, refusal: None, leaf: None, renew_at: None }
+        Self {
+            anchor,
+            refusal: None,
+            leaf: None,
+            renew_at: None,
+        }
     }
 }
 
@@ -95,14 +100,22 @@ impl Pass<'_> {
         let service = or_refuse!(self.ensure_service(&parts).await?);
         let (keys, keys_uid) = or_refuse!(self.ensure_keys(&parts).await?);
         let disk = or_refuse!(self.ensure_disk(&parts).await?);
-        let uids = ObjectUids { keys: Some(keys_uid), disk: Some(disk), service: Some(service) };
-        let anchor = or_refuse!(self.record(identity, &keys.public, &uids).await?.map(|recorded| {
-            recorded.unwrap_or(anchor.clone())
-        }));
+        let uids = ObjectUids {
+            keys: Some(keys_uid),
+            disk: Some(disk),
+            service: Some(service),
+        };
+        let anchor = or_refuse!(
+            self.record(identity, &keys.public, &uids)
+                .await?
+                .map(|recorded| { recorded.unwrap_or(anchor.clone()) })
+        );
         applied.anchor = anchor.clone();
         applied.leaf = or_refuse!(self.ensure_certificate(&parts, &keys, &anchor).await?);
-        applied.renew_at =
-            applied.leaf.as_ref().map(|leaf| leaf.not_after - self.validated.leaf.renew_before);
+        applied.renew_at = applied
+            .leaf
+            .as_ref()
+            .map(|leaf| leaf.not_after - self.validated.leaf.renew_before);
         if !anchor.formed || applied.leaf.is_none() {
             return Ok(Ok(()));
         }
@@ -111,11 +124,21 @@ impl Pass<'_> {
 
     /// The Service; a lost one is put back, it holds nothing.
     async fn ensure_service(&self, parts: &NodeParts<'_>) -> Step<String> {
-        let known = cached(&self.ctx.caches.services, &self.key.namespace, self.name.as_str());
+        let known = cached(
+            &self.ctx.caches.services,
+            &self.key.namespace,
+            self.name.as_str(),
+        );
         let recorded = parts.identity.uids.service.as_deref();
         let id = parts.network.network_id;
-        let made =
-            ensure(&self.ctx.client, known.as_deref(), build_service(parts), recorded, id).await;
+        let made = ensure(
+            &self.ctx.client,
+            known.as_deref(),
+            build_service(parts),
+            recorded,
+            id,
+        )
+        .await;
         Ok(refused(made)?.map(|(service, _)| service.uid().unwrap_or_default()))
     }
 
@@ -144,12 +167,18 @@ impl Pass<'_> {
         };
         let identity = parts.identity;
         let uid = secret.uid().unwrap_or_default();
-        if identity.uids.keys.as_ref().is_some_and(|recorded| *recorded != uid) {
+        if identity
+            .uids
+            .keys
+            .as_ref()
+            .is_some_and(|recorded| *recorded != uid)
+        {
             // Restored from a backup, perhaps: the keys themselves decide, below.
             tracing::info!(secret = %name, "the keys Secret was replaced; comparing its keys");
         }
         if !is_ours(&secret, identity.uids.keys.as_deref(), id) && identity.keys.is_none() {
-            let message = format!("Secret {name} exists and is not this node's; delete or rename it");
+            let message =
+                format!("Secret {name} exists and is not this node's; delete or rename it");
             return Ok(Err(Refusal::new(Reason::NameTaken, message)));
         }
         let keys = or_refuse!(parse_keys(&secret, &name));
@@ -186,7 +215,9 @@ impl Pass<'_> {
         let known = cached(&self.ctx.caches.disks, &self.key.namespace, &name);
         let known = match known {
             Some(disk) => Some((*disk).clone()),
-            None => read::<PersistentVolumeClaim>(&self.ctx.client, &self.key.namespace, &name).await?,
+            None => {
+                read::<PersistentVolumeClaim>(&self.ctx.client, &self.key.namespace, &name).await?
+            }
         };
         let recorded = parts.identity.uids.disk.as_deref();
         let lost = |what: &str| {
@@ -262,7 +293,11 @@ impl Pass<'_> {
             return Ok(Ok(None));
         }
         let now = self.ctx.now();
-        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &self.name.certificate());
+        let known = cached(
+            &self.ctx.caches.config_maps,
+            &self.key.namespace,
+            &self.name.certificate(),
+        );
         let pem = |map: &ConfigMap, file: &str| map.data.as_ref()?.get(file).cloned();
         let observed = known.as_deref().and_then(|map| {
             observe_leaf(&pem(map, paths::CERT_FILE)?, &pem(map, paths::CA_FILE)?).ok()
@@ -296,19 +331,26 @@ impl Pass<'_> {
         keys: &IdentityKeys,
         anchor: &Anchor,
     ) -> Step<()> {
-        let known = cached(&self.ctx.caches.stateful_sets, &self.key.namespace, self.name.as_str());
+        let known = cached(
+            &self.ctx.caches.stateful_sets,
+            &self.key.namespace,
+            self.name.as_str(),
+        );
         let known = match known {
             Some(set) => Some((*set).clone()),
             None => {
-                read::<StatefulSet>(&self.ctx.client, &self.key.namespace, self.name.as_str()).await?
+                read::<StatefulSet>(&self.ctx.client, &self.key.namespace, self.name.as_str())
+                    .await?
             }
         };
         let id = parts.network.network_id;
         let (Some(genesis_hash), None) = (&anchor.genesis_hash, &known) else {
             return match known {
                 Some(set) if !is_ours(&set, None, id) => {
-                    let message =
-                        format!("StatefulSet {} exists and is not this node's; delete or rename it", self.name);
+                    let message = format!(
+                        "StatefulSet {} exists and is not this node's; delete or rename it",
+                        self.name
+                    );
                     Ok(Err(Refusal::new(Reason::NameTaken, message)))
                 }
                 _ => Ok(Ok(())),
@@ -335,7 +377,11 @@ impl Pass<'_> {
         let template = set.spec.as_ref().map(|spec| &spec.template);
         // Built from typed values: serialising it cannot fail.
         let hash = short_hash(&serde_json::to_vec(&template).unwrap_or_default());
-        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &config.name_any());
+        let known = cached(
+            &self.ctx.caches.config_maps,
+            &self.key.namespace,
+            &config.name_any(),
+        );
         let made = ensure_exists(&self.ctx.client, known.as_deref(), config, None, id).await;
         or_refuse!(refused(made)?);
         or_refuse!(

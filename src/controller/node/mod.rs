@@ -36,7 +36,10 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     if node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let key = NetworkKey { namespace, name: node.spec.network_ref.name.clone() };
+    let key = NetworkKey {
+        namespace,
+        name: node.spec.network_ref.name.clone(),
+    };
     let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
     let Some(Ok(network)) = network.as_ref().map(|guarded| guarded.0.as_ref()) else {
         let message = format!(
@@ -58,9 +61,15 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     let name = NodeName::from_object(&node.name_any());
     // Without an anchor, or with one that is refused, nothing may be done to a node; the network says
     // why, and the anchor's next change wakes this controller.
-    let anchor = cached(&ctx.caches.config_maps, &key.namespace, &validated.desired.name.anchor())
-        .and_then(|map| parse_map(&map, &expected).ok());
-    let Some(anchor) = anchor else { return Ok(Action::requeue(SLOW_LOOK)) };
+    let anchor = cached(
+        &ctx.caches.config_maps,
+        &key.namespace,
+        &validated.desired.name.anchor(),
+    )
+    .and_then(|map| parse_map(&map, &expected).ok());
+    let Some(anchor) = anchor else {
+        return Ok(Action::requeue(SLOW_LOOK));
+    };
     let Some(identity) = anchor.identity(&name).filter(|identity| !identity.retired) else {
         return Ok(Action::requeue(SLOW_LOOK));
     };

@@ -1,0 +1,152 @@
+//! Wrong input is refused at once, by the API server, with a message that says what to do.
+
+use serde_json::{Value, json};
+
+use crate::support::World;
+
+fn good() -> Value {
+    json!({
+        "chainId": "admission-1",
+        "paused": true,
+        "engine": {"cometbft": {"version": "0.38.25", "app": {"persistentKvstore": {}}}},
+        "nodeSets": [
+            {"name": "voter", "role": "Validator", "replicas": 1},
+            {"name": "reader", "role": "FullNode", "replicas": 0},
+        ],
+    })
+}
+
+fn with(pointer: &str, value: Value) -> Value {
+    let mut spec = good();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = spec.pointer_mut(parent).unwrap();
+    match parent {
+        Value::Array(items) => items[key.parse::<usize>().unwrap()] = value,
+        parent => parent[key] = value,
+    }
+    spec
+}
+
+/// What kubectl says to this object.
+fn answer(world: &World, name: &str, spec: &Value, dry: bool) -> Result<(), String> {
+    let object = json!({
+        "apiVersion": "bsn-operator.io/v1alpha1",
+        "kind": "BsnNetwork",
+        "metadata": {"name": name, "namespace": world.namespace},
+        "spec": spec,
+    });
+    let mut args = vec!["apply", "--validate=strict", "-f", "-"];
+    if dry {
+        args.push("--dry-run=server");
+    }
+    let output = world.kubectl(&args, &object.to_string());
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+fn assert_refused(world: &World, cases: &[(Value, &str)]) {
+    for (spec, expected) in cases {
+        match answer(world, "ledger", spec, true) {
+            Ok(()) => panic!("accepted, instead of {expected:?}: {spec}"),
+            Err(message) => assert!(
+                message.contains(expected),
+                "{message}\ninstead of {expected:?}"
+            ),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_input_is_refused_with_an_instruction() {
+    let world = World::new("admission").await;
+    let cometbft = "/engine/cometbft";
+    assert_refused(
+        &world,
+        &[
+            (with("/chainId", json!("")), "chainId"),
+            (with("/engine", json!({})), "name one engine"),
+            (
+                with(&format!("{cometbft}/version"), json!("0.37.1")),
+                "version",
+            ),
+            (
+                with(&format!("{cometbft}/app"), json!({})),
+                "name one application",
+            ),
+            (
+                with(
+                    &format!("{cometbft}/app"),
+                    json!({"persistentKvstore": {}, "container": {"image": "x"}}),
+                ),
+                "name one application",
+            ),
+            (with("/nodeSets", json!([])), "nodeSets"),
+            (
+                with(
+                    "/nodeSets",
+                    json!([{"name": "r", "role": "FullNode", "replicas": 1}]),
+                ),
+                "add a node set with role: Validator",
+            ),
+            (with("/nodeSets/1/votingPower", json!(5)), "votingPower"),
+            (with("/nodeSets/0/name", json!("Voter")), "name"),
+            (with("/nodeSets/0/replica", json!(3)), "unknown field"),
+            (
+                with(
+                    "/pki",
+                    json!({"leaf": {"validity": "1h", "renewBefore": "2h"}}),
+                ),
+                "renewBefore must be shorter",
+            ),
+            (
+                with(
+                    "/pki",
+                    json!({"leaf": {"validity": "1s", "renewBefore": "0s"}}),
+                ),
+                "validity must be between",
+            ),
+        ],
+    );
+    let long = "n".repeat(31);
+    let message = answer(&world, &long, &good(), true).unwrap_err();
+    assert!(
+        message.contains("use a name of at most 30 characters"),
+        "{message}"
+    );
+
+    // What a running chain depends on can't be changed. It is paused: nothing is made of it.
+    answer(&world, "ledger", &good(), false).unwrap();
+    assert_refused(
+        &world,
+        &[
+            (
+                with("/chainId", json!("admission-2")),
+                "chainId is immutable",
+            ),
+            (
+                with(&format!("{cometbft}/version"), json!("0.38.24")),
+                "does not change the engine",
+            ),
+            (
+                with("/nodeSets/0/replicas", json!(2)),
+                "does not change the validators",
+            ),
+            (
+                with("/nodeSets/0/name", json!("other")),
+                "keep the node sets with role Validator",
+            ),
+        ],
+    );
+    answer(
+        &world,
+        "ledger",
+        &with("/nodeSets/1/replicas", json!(3)),
+        true,
+    )
+    .unwrap();
+    assert!(world.pods().await.is_empty() && world.fingerprint().await.is_empty());
+    world.remove();
+}

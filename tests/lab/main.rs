@@ -1,0 +1,20 @@
+//! Stories on a real cluster: real API server, real kubelets, real chains.
+//!
+//! `cargo xtask test` brings the cluster up, installs the operator and runs these one at a time. To run
+//! one again on a cluster that stayed up: `cargo xtask test --keep <name>`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "in a test a panic is the report"
+)]
+
+mod admission;
+mod bring_up;
+mod certificates;
+mod deletion;
+mod faults;
+mod own_application;
+mod quiet;
+mod support;

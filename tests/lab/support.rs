@@ -1,0 +1,455 @@
+//! What the stories share: a network in a namespace of its own, and ways to look at it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use bsn_operator::api::conditions::find;
+use bsn_operator::api::{BsnNetwork, BsnNode};
+use bsn_operator::view::NetworkView;
+use bsn_testkit::lab::Lab;
+use bsn_testkit::lab::process::ProcessId;
+use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::api::{Api, ListParams};
+use kube::{Client, ResourceExt};
+use serde::Deserialize;
+
+pub const CLUSTER: usize = 0;
+const POLL: Duration = Duration::from_millis(500);
+/// Longest a network of four may take to be ready, with images present, on a busy machine.
+pub const READY_WITHIN: Duration = Duration::from_secs(180);
+
+/// Asks again and again until there is an answer; fails with the last reason why there was none.
+pub async fn eventually<T>(
+    what: &str,
+    within: Duration,
+    mut ask: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
+    let began = Instant::now();
+    loop {
+        let why = match ask().await {
+            Ok(answer) => return answer,
+            Err(why) => why,
+        };
+        assert!(
+            began.elapsed() < within,
+            "{what}: not within {} s: {why}",
+            within.as_secs()
+        );
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A network in its own namespace, whose pods must meet the restricted standard.
+pub struct World {
+    pub lab: Lab,
+    pub client: Client,
+    pub namespace: String,
+    pub network: String,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    live: Option<NetworkView>,
+    #[serde(rename = "liveProblem")]
+    problem: Option<String>,
+}
+
+impl World {
+    /// Makes an empty namespace for a story; one that an earlier run left is removed first.
+    pub async fn new(story: &str) -> Self {
+        let lab = Lab::load().unwrap();
+        let client = lab.client(CLUSTER).await.unwrap();
+        let world = Self {
+            lab,
+            client,
+            namespace: format!("story-{story}"),
+            network: "ledger".to_owned(),
+        };
+        world.remove();
+        world.apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {}\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n",
+            world.namespace
+        ));
+        world
+    }
+
+    /// Removes the namespace and everything in it. Stories that fail leave it, to be looked at.
+    pub fn remove(&self) {
+        let args = [
+            "delete",
+            "namespace",
+            &self.namespace,
+            "--ignore-not-found",
+            "--timeout=120s",
+        ];
+        self.kubectl_ok(&args);
+    }
+
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn command(&self, program: PathBuf) -> Command {
+        let mut command = Command::new(program);
+        command.env("KUBECONFIG", self.lab.kubeconfig(CLUSTER));
+        command
+    }
+
+    pub fn kubectl(&self, args: &[&str], input: &str) -> Output {
+        let mut child = self
+            .command(self.lab.tool("kubectl"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(input.as_bytes())
+            .unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    pub fn kubectl_ok(&self, args: &[&str]) -> String {
+        let output = self.kubectl(args, "");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "kubectl {}: {error}",
+            args.join(" ")
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn apply(&self, yaml: &str) {
+        let output = self.kubectl(&["apply", "-f", "-"], yaml);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kubectl apply: {error}\n{yaml}");
+    }
+
+    /// The network's YAML with the given rest of its spec.
+    pub fn yaml(&self, spec: &str) -> String {
+        let spec = spec.trim_end().replace('\n', "\n  ");
+        format!(
+            "apiVersion: bsn-operator.io/v1alpha1\nkind: BsnNetwork\nmetadata:\n  name: {}\n  namespace: {}\nspec:\n  {spec}\n",
+            self.network, self.namespace
+        )
+    }
+
+    /// What the sample says, in this story's namespace.
+    pub fn sample_spec() -> String {
+        let text = include_str!("../../manifests/samples/city-ledger.yaml");
+        let spec = text.split_once("\nspec:\n").unwrap().1;
+        spec.lines()
+            .map(|line| line.strip_prefix("  ").unwrap_or(line))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    pub async fn get(&self) -> Result<BsnNetwork, String> {
+        self.api::<BsnNetwork>()
+            .get(&self.network)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    /// Waits until a condition of the network has this status for its current generation.
+    pub async fn await_condition(&self, kind: &str, status: &str, within: Duration) {
+        let what = format!("{kind}={status} of {}/{}", self.namespace, self.network);
+        eventually(&what, within, async || {
+            let network = self.get().await?;
+            let generation = network.metadata.generation;
+            let conditions = network.status.unwrap_or_default().conditions;
+            match find(&conditions, kind) {
+                Some(found)
+                    if found.status == status && found.observed_generation == generation =>
+                {
+                    Ok(())
+                }
+                found => Err(format!("{found:?}")),
+            }
+        })
+        .await;
+    }
+
+    pub async fn await_ready(&self) {
+        self.await_condition("Ready", "True", READY_WITHIN).await;
+    }
+
+    /// Live numbers, through the plug-in as users have it.
+    pub fn view(&self) -> Result<NetworkView, String> {
+        let output = self
+            .command(PathBuf::from(env!("CARGO_BIN_EXE_kubectl-bsn")))
+            .args(["status", &self.network, "-n", &self.namespace, "-o", "json"])
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        let status: Status =
+            serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+        status
+            .live
+            .ok_or_else(|| status.problem.unwrap_or_default())
+    }
+
+    /// Waits until every node is in sync at a height above `height`; gives the head.
+    pub async fn await_height_above(&self, height: u64, within: Duration) -> u64 {
+        eventually(
+            &format!("all nodes above height {height}"),
+            within,
+            async || {
+                let view = self.view()?;
+                let behind: Vec<_> = view
+                    .nodes
+                    .iter()
+                    .filter(|node| !node.in_sync || node.height.unwrap_or(0) <= height)
+                    .map(|node| format!("{} at {:?} ({:?})", node.name, node.height, node.problem))
+                    .collect();
+                if behind.is_empty() && view.head > height {
+                    Ok(view.head)
+                } else {
+                    Err(behind.join(", "))
+                }
+            },
+        )
+        .await
+    }
+
+    pub async fn head(&self) -> u64 {
+        eventually("live numbers", Duration::from_secs(60), async || {
+            Ok(self.view()?.head)
+        })
+        .await
+    }
+
+    pub async fn pods(&self) -> Vec<Pod> {
+        self.api::<Pod>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+    }
+
+    pub async fn nodes(&self) -> Vec<BsnNode> {
+        self.api::<BsnNode>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+            .items
+    }
+
+    /// Uid and content of everything that must never be made twice: private keys and the genesis.
+    pub async fn fingerprint(&self) -> BTreeMap<String, String> {
+        let mut prints = BTreeMap::new();
+        for secret in self
+            .api::<Secret>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+        {
+            let name = secret.name_any();
+            if name.ends_with("-keys") || name.ends_with("-ca") {
+                let data = secret.data.clone().unwrap_or_default();
+                let print = serde_json::to_vec(&(secret.uid(), data)).unwrap();
+                prints.insert(name, bsn_core::hash::sha256_hex(&print));
+            }
+        }
+        for map in self
+            .api::<ConfigMap>()
+            .list(&ListParams::default())
+            .await
+            .unwrap()
+        {
+            let name = map.name_any();
+            if name.contains("-genesis-") {
+                let print = serde_json::to_vec(&(map.uid(), &map.data)).unwrap();
+                prints.insert(name, bsn_core::hash::sha256_hex(&print));
+            }
+        }
+        prints
+    }
+
+    /// Kills a process in a pod with SIGKILL, as a crash would. Processes are found by the variable
+    /// that Kubernetes gives every container.
+    pub fn kill9(&self, pod: &str, program: &str) {
+        let process = find_process(pod, program)
+            .unwrap_or_else(|| panic!("no process {program} of pod {pod} runs"));
+        process.kill9().unwrap();
+    }
+
+    /// The operator's replica that leads.
+    pub async fn leader(&self) -> String {
+        let leases = Api::<Lease>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
+        eventually("a leader", Duration::from_secs(60), async || {
+            let lease = leases
+                .get("bsn-operator")
+                .await
+                .map_err(|error| error.to_string())?;
+            let holder = lease
+                .spec
+                .and_then(|spec| spec.holder_identity)
+                .unwrap_or_default();
+            // The holder may have died without a word.
+            if find_process(&holder, "bsn-operator").is_some() {
+                Ok(holder)
+            } else {
+                Err(format!("{holder:?} leads and does not run"))
+            }
+        })
+        .await
+    }
+
+    /// Waits until all replicas of the operator are ready.
+    pub async fn await_operator(&self) {
+        let deployments = Api::<Deployment>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
+        eventually(
+            "the operator's replicas",
+            Duration::from_secs(180),
+            async || {
+                let deployment = deployments
+                    .get("bsn-operator")
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let wanted = deployment.spec.and_then(|spec| spec.replicas);
+                let status = deployment.status.unwrap_or_default();
+                if status.ready_replicas == wanted && status.updated_replicas == wanted {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "{:?} of {wanted:?} are ready",
+                        status.ready_replicas
+                    ))
+                }
+            },
+        )
+        .await;
+    }
+
+    /// Requests of the operator since `mark`, by verb and resource.
+    pub fn requests_since(&self, mark: u64) -> Vec<Request> {
+        let log = std::fs::read(self.lab.audit_log(CLUSTER)).unwrap();
+        let new = &log[usize::try_from(mark).unwrap()..];
+        new.split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice::<AuditEvent>(line).unwrap())
+            .filter(|event| {
+                event.stage == "ResponseComplete" && event.user.username.ends_with(":bsn-operator")
+            })
+            .map(Request::from)
+            .collect()
+    }
+
+    /// A place in the audit log, for [`World::requests_since`].
+    pub fn mark(&self) -> u64 {
+        // The whole lines written so far.
+        std::fs::metadata(self.lab.audit_log(CLUSTER))
+            .unwrap()
+            .len()
+    }
+}
+
+/// A request to the API server.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Request {
+    pub verb: String,
+    pub resource: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Request {
+    pub fn writes(&self) -> bool {
+        !matches!(self.verb.as_str(), "get" | "list" | "watch")
+    }
+}
+
+#[derive(Deserialize)]
+struct AuditEvent {
+    stage: String,
+    verb: String,
+    user: AuditUser,
+    #[serde(rename = "objectRef", default)]
+    object: AuditObject,
+}
+
+#[derive(Deserialize)]
+struct AuditUser {
+    username: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct AuditObject {
+    resource: String,
+    subresource: String,
+    namespace: String,
+    name: String,
+}
+
+impl From<AuditEvent> for Request {
+    fn from(event: AuditEvent) -> Self {
+        let AuditObject {
+            resource,
+            subresource,
+            namespace,
+            name,
+        } = event.object;
+        let resource = if subresource.is_empty() {
+            resource
+        } else {
+            format!("{resource}/{subresource}")
+        };
+        Self {
+            verb: event.verb,
+            resource,
+            namespace,
+            name,
+        }
+    }
+}
+
+/// Counts of requests by verb and resource.
+pub fn count(requests: &[Request]) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for Request { verb, resource, .. } in requests {
+        *counts.entry(format!("{verb} {resource}")).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// Containers' processes are visible on this machine; the pod's name is in their environment.
+pub fn find_process(pod: &str, program: &str) -> Option<ProcessId> {
+    let hostname = format!("HOSTNAME={pod}");
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .find_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            // Any of these files may be gone a moment later.
+            let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let environment = std::fs::read(entry.path().join("environ")).ok()?;
+            let first = command.split(|byte| *byte == 0).next()?;
+            let named = std::str::from_utf8(first).ok()?.rsplit('/').next()? == program;
+            let mut variables = environment.split(|byte| *byte == 0);
+            (named && variables.any(|variable| variable == hostname.as_bytes()))
+                .then(|| ProcessId::of(pid))?
+        })
+}
+
+/// Names of objects, to compare sets of them.
+pub fn names<K: kube::Resource<DynamicType = ()>>(objects: &[K]) -> BTreeSet<String> {
+    objects.iter().map(ResourceExt::name_any).collect()
+}

@@ -1,0 +1,191 @@
+//! `cargo xtask test`: everything that is tested, in parts with a budget each.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bsn_testkit::lab::{Lab, LabSpec};
+use bsn_testkit::operator::{self, OperatorImage};
+use clap::Args;
+
+use crate::programs::{self, cargo};
+
+const CLUSTER: usize = 0;
+const SPEC: LabSpec = LabSpec { clusters: 1, machines: 2 };
+const POLL: Duration = Duration::from_millis(200);
+
+/// All tests: format and lints, the quick tier, then stories on local clusters.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Only what needs no cluster and no root.
+    #[arg(long)]
+    quick: bool,
+
+    /// Leave the local cluster up afterwards.
+    #[arg(long)]
+    keep: bool,
+
+    /// Only the stories whose names contain one of these.
+    stories: Vec<String>,
+}
+
+/// A part that was run.
+struct Part {
+    name: &'static str,
+    took: Duration,
+    budget: Duration,
+    failure: Option<String>,
+}
+
+#[derive(Default)]
+struct Parts(Vec<Part>);
+
+impl Parts {
+    /// Runs one part. The budget is generous: a part that exceeds it hangs.
+    fn run(
+        &mut self,
+        name: &'static str,
+        budget_minutes: u64,
+        work: impl FnOnce(Instant) -> Result<()>,
+    ) -> bool {
+        println!("\n=== {name}");
+        let began = Instant::now();
+        let budget = Duration::from_secs(budget_minutes * 60);
+        let failure = work(began + budget).err().map(|error| format!("{error:#}"));
+        if let Some(why) = &failure {
+            eprintln!("{name} failed: {why}");
+        }
+        let passed = failure.is_none();
+        self.0.push(Part { name, took: began.elapsed(), budget, failure });
+        passed
+    }
+
+    fn summarise(&self) -> Result<()> {
+        println!("\n{:<12} {:>8} {:>8}  result", "part", "minutes", "budget");
+        for part in &self.0 {
+            let minutes = |duration: Duration| duration.as_secs_f64() / 60.0;
+            println!(
+                "{:<12} {:>8.1} {:>8.0}  {}",
+                part.name,
+                minutes(part.took),
+                minutes(part.budget),
+                part.failure.as_ref().map_or("passed", |_| "FAILED"),
+            );
+        }
+        let failed: Vec<_> =
+            self.0.iter().filter(|part| part.failure.is_some()).map(|part| part.name).collect();
+        if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
+    }
+}
+
+/// Runs a program until it ends or `deadline` passes; then it is killed with all it started.
+fn run_until(deadline: Instant, command: &mut Command) -> Result<()> {
+    let mut child = command.process_group(0).spawn().context("starting it")?;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return if status.success() { Ok(()) } else { bail!("it ended with {status}") };
+        }
+        if Instant::now() >= deadline {
+            let group = format!("-{}", child.id());
+            Command::new("kill").args(["-KILL", "--", &group]).status()?;
+            child.wait()?;
+            bail!("it did not end within its budget and was killed");
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Runs all parts; those that need another that failed are left out, which is a failure, too.
+pub async fn run(args: TestArgs) -> Result<()> {
+    let mut parts = Parts::default();
+    parts.run("format", 1, |end| run_until(end, cargo().args(["fmt", "--all", "--check"])));
+    parts.run("lints", 15, |end| {
+        let args = ["clippy", "--quiet", "--workspace", "--all-targets", "--locked"];
+        run_until(end, cargo().args(args).args(["--", "--deny", "warnings"]))
+    });
+    let quick =
+        parts.run("quick", 15, |end| run_until(end, cargo().args(["test", "--workspace", "--locked"])));
+    if args.quick {
+        return parts.summarise();
+    }
+    if !quick {
+        parts.summarise()?;
+    }
+    let kept = Lab::load().is_ok();
+    let lab = bring_up(&mut parts).await;
+    if let Some(lab) = &lab {
+        let passed = parts.run("manifests", 1, |end| check_manifests(lab, end))
+            & parts.run("stories", 35, |end| run_stories(&args.stories, end));
+        if !passed {
+            diagnose(lab);
+        }
+    }
+    if args.keep || kept {
+        println!("\nThe local cluster stays up; `cargo xtask lab down` removes it.");
+    } else {
+        parts.run("removal", 2, |_| Lab::down());
+    }
+    parts.summarise()
+}
+
+async fn bring_up(parts: &mut Parts) -> Option<Lab> {
+    println!("\n=== cluster");
+    let began = Instant::now();
+    let up = async {
+        let programs = programs::build()?;
+        let (lab, _) = Lab::up(SPEC).await?;
+        let image = OperatorImage::build(&programs.operator, &lab.layout().images())?;
+        operator::install(&lab, CLUSTER, &programs::root(), &image)?;
+        Ok::<_, anyhow::Error>(lab)
+    };
+    let budget = Duration::from_secs(25 * 60);
+    let up = tokio::time::timeout(budget, up).await.context("not up within its budget");
+    let up = up.and_then(|up| up);
+    let failure = up.as_ref().err().map(|error| format!("{error:#}"));
+    if let Some(why) = &failure {
+        eprintln!("cluster failed: {why}");
+    }
+    parts.0.push(Part { name: "cluster", took: began.elapsed(), budget, failure });
+    up.ok()
+}
+
+/// The committed plain manifests are what the chart renders.
+fn check_manifests(lab: &Lab, deadline: Instant) -> Result<()> {
+    let file = programs::root().join("manifests/install.yaml");
+    let before = std::fs::read(&file).context("reading manifests/install.yaml")?;
+    let mut render = Command::new("sh");
+    render.arg("manifests/render.sh").current_dir(programs::root()).env("HELM", lab.tool("helm"));
+    run_until(deadline, &mut render)?;
+    if std::fs::read(&file)? != before {
+        bail!("manifests/install.yaml was out of date and is rendered anew now: commit it");
+    }
+    Ok(())
+}
+
+fn run_stories(names: &[String], deadline: Instant) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args(["test", "--locked", "--package", "bsn-operator", "--test", "lab", "--"]);
+    // One at a time: they stop API servers and count requests.
+    cargo.args(["--test-threads", "1", "--nocapture"]).args(names);
+    run_until(deadline, &mut cargo)
+}
+
+/// Shows what a person would look at first.
+fn diagnose(lab: &Lab) {
+    for args in [
+        vec!["get", "bsnnetworks,bsnnodes,pods", "-A", "-o", "wide"],
+        vec!["get", "events", "-A", "--sort-by=.lastTimestamp"],
+        vec!["logs", "-n", operator::NAMESPACE, "-l", "app.kubernetes.io/name=bsn-operator", "--tail", "60"],
+    ] {
+        println!("\n$ kubectl {}", args.join(" "));
+        let shown = Command::new(lab.tool("kubectl"))
+            .env("KUBECONFIG", lab.kubeconfig(CLUSTER))
+            .args(&args)
+            .arg("--request-timeout=10s")
+            .status();
+        if let Err(error) = shown {
+            eprintln!("kubectl could not be run: {error}");
+        }
+    }
+}
