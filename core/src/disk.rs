@@ -76,7 +76,9 @@ pub enum Refusal {
         expected: String,
     },
     /// Same identity, but its key or genesis differs from when the disk was first used.
-    #[error("DiskOfAnotherChain: the {what} this disk was first used with is {found}, now it is {expected}")]
+    #[error(
+        "DiskOfAnotherChain: the {what} this disk was first used with is {found}, now it is {expected}"
+    )]
     OtherTerms {
         /// Which of them.
         what: &'static str,
@@ -92,7 +94,9 @@ pub enum Refusal {
     )]
     SigningStateLost,
     /// Data without a marker: not a disk this operator prepared.
-    #[error("DiskNotEmpty: the disk holds data but no {MARKER_FILE}; it is not this node's. Attach an empty volume")]
+    #[error(
+        "DiskNotEmpty: the disk holds data but no {MARKER_FILE}; it is not this node's. Attach an empty volume"
+    )]
     NotEmpty,
     /// The marker can't be read.
     #[error("MarkerDamaged: {MARKER_FILE} cannot be read: {0}")]
@@ -122,7 +126,11 @@ pub fn next_start(disk: &ObservedDisk, expected: &Marker) -> Decision {
         });
     }
     for (what, found, expected) in [
-        ("consensus key", &marker.consensus_key, &expected.consensus_key),
+        (
+            "consensus key",
+            &marker.consensus_key,
+            &expected.consensus_key,
+        ),
         ("genesis", &marker.genesis_hash, &expected.genesis_hash),
     ] {
         if found != expected {
@@ -133,7 +141,11 @@ pub fn next_start(disk: &ObservedDisk, expected: &Marker) -> Decision {
             });
         }
     }
-    if disk.signing_state { Decision::Start } else { Decision::Refuse(Refusal::SigningStateLost) }
+    if disk.signing_state {
+        Decision::Start
+    } else {
+        Decision::Refuse(Refusal::SigningStateLost)
+    }
 }
 
 #[cfg(test)]
@@ -170,11 +182,14 @@ mod tests {
         for found in markers {
             for signing_state in [false, true] {
                 for other_files in [false, true] {
-                    let disk = ObservedDisk { marker: found.clone(), signing_state, other_files };
+                    let disk = ObservedDisk {
+                        marker: found.clone(),
+                        signing_state,
+                        other_files,
+                    };
                     let decision = next_start(&disk, &marker());
                     let first = decision == Decision::FirstStart;
-                    let bare =
-                        found == ObservedMarker::Absent && !signing_state && !other_files;
+                    let bare = found == ObservedMarker::Absent && !signing_state && !other_files;
                     assert_eq!(first, bare, "{disk:?}");
                     let starts = decision == Decision::Start;
                     let whole = found == ObservedMarker::Present(marker()) && signing_state;

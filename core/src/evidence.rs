@@ -104,7 +104,12 @@ impl HeadTrack {
     /// Records the highest head any node reported at `now`.
     pub fn observe(&mut self, height: u64, now: Duration) {
         if self.began.is_none() {
-            *self = Self { height, since: now, began: Some(now), ..Self::default() };
+            *self = Self {
+                height,
+                since: now,
+                began: Some(now),
+                ..Self::default()
+            };
             return;
         }
         if height > self.height {
@@ -140,7 +145,8 @@ impl HeadTrack {
 
     /// The time without a block after which the chain counts as standing: 10 s or five blocks.
     pub fn window(&self) -> Duration {
-        self.interval.map_or(MIN_WINDOW, |interval| (interval * 5).max(MIN_WINDOW))
+        self.interval
+            .map_or(MIN_WINDOW, |interval| (interval * 5).max(MIN_WINDOW))
     }
 
     /// Whether the chain makes blocks, judged at `now`.

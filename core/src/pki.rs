@@ -134,7 +134,9 @@ pub fn next_leaf(
     policy: LeafPolicy,
     now: Timestamp,
 ) -> Option<Renewal> {
-    let Some(leaf) = observed else { return Some(Renewal::Missing) };
+    let Some(leaf) = observed else {
+        return Some(Renewal::Missing);
+    };
     let named = |name: &String| leaf.names.contains(name);
     let fits = leaf.signed_by_ca
         && leaf.spki_sha256 == spki_sha256
@@ -179,24 +181,39 @@ mod tests {
         let next = |now| next_leaf(Some(&leaf), "aa", &names(), POLICY, now);
         assert_eq!(next(due - SignedDuration::from_secs(1)), None);
         assert_eq!(next(due), Some(Renewal::Due));
-        assert_eq!(next(leaf.not_after + SignedDuration::from_hours(1)), Some(Renewal::Due));
+        assert_eq!(
+            next(leaf.not_after + SignedDuration::from_hours(1)),
+            Some(Renewal::Due)
+        );
     }
 
     #[test]
     fn replaces_what_does_not_fit() {
         let now = leaf().not_before;
-        assert_eq!(next_leaf(None, "aa", &names(), POLICY, now), Some(Renewal::Missing));
+        assert_eq!(
+            next_leaf(None, "aa", &names(), POLICY, now),
+            Some(Renewal::Missing)
+        );
         assert_eq!(
             next_leaf(Some(&leaf()), "bb", &names(), POLICY, now),
             Some(Renewal::Unfit)
         );
-        let other_ca = ObservedLeaf { signed_by_ca: false, ..leaf() };
+        let other_ca = ObservedLeaf {
+            signed_by_ca: false,
+            ..leaf()
+        };
         assert_eq!(
             next_leaf(Some(&other_ca), "aa", &names(), POLICY, now),
             Some(Renewal::Unfit)
         );
-        let fewer = ObservedLeaf { names: vec![names().uri], ..leaf() };
-        assert_eq!(next_leaf(Some(&fewer), "aa", &names(), POLICY, now), Some(Renewal::Unfit));
+        let fewer = ObservedLeaf {
+            names: vec![names().uri],
+            ..leaf()
+        };
+        assert_eq!(
+            next_leaf(Some(&fewer), "aa", &names(), POLICY, now),
+            Some(Renewal::Unfit)
+        );
     }
 
     #[test]

@@ -13,7 +13,8 @@ pub const CONFIG_FILE: &str = "config.toml";
 /// File name of the record of what the consensus key signed last.
 pub const SIGNING_STATE_FILE: &str = "priv_validator_state.json";
 /// The signing state of a key that never signed.
-pub const FRESH_SIGNING_STATE: &str = "{\n  \"height\": \"0\",\n  \"round\": 0,\n  \"step\": 0\n}\n";
+pub const FRESH_SIGNING_STATE: &str =
+    "{\n  \"height\": \"0\",\n  \"round\": 0,\n  \"step\": 0\n}\n";
 
 /// The application whose state the chain replicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +103,9 @@ pub fn render_config(node: &NodeConfig<'_>) -> String {
         priv_validator_state_file: format!("{}/{SIGNING_STATE_FILE}", paths.data),
         node_key_file: format!("{}/{NODE_KEY_FILE}", paths.keys),
         // Loopback only: whoever reaches the RPC of the built-in store can change the validators.
-        rpc: Rpc { laddr: format!("tcp://127.0.0.1:{RPC_PORT}") },
+        rpc: Rpc {
+            laddr: format!("tcp://127.0.0.1:{RPC_PORT}"),
+        },
         p2p: P2p {
             laddr: format!("tcp://0.0.0.0:{P2P_PORT}"),
             external_address: node.external_address,
@@ -144,8 +147,10 @@ impl Peer {
     pub fn parse(line: &str) -> Option<Self> {
         let (node_id, address) = line.trim().split_once('@')?;
         let (host, port) = address.rsplit_once(':')?;
-        (port.parse() == Ok(P2P_PORT) && !host.is_empty())
-            .then(|| Self { node_id: node_id.to_owned(), host: host.to_owned() })
+        (port.parse() == Ok(P2P_PORT) && !host.is_empty()).then(|| Self {
+            node_id: node_id.to_owned(),
+            host: host.to_owned(),
+        })
     }
 }
 
@@ -156,8 +161,9 @@ pub struct ConfigError(String);
 
 /// Puts the peers of this moment into a configuration made by [`render_config`].
 pub fn complete_config(rendered: &str, peers: &[Peer]) -> Result<String, ConfigError> {
-    let mut document: toml::Table =
-        rendered.parse().map_err(|err: toml::de::Error| ConfigError(err.message().to_owned()))?;
+    let mut document: toml::Table = rendered
+        .parse()
+        .map_err(|err: toml::de::Error| ConfigError(err.message().to_owned()))?;
     let list = peers.iter().map(Peer::line).collect::<Vec<_>>().join(",");
     document
         .get_mut("p2p")
@@ -198,7 +204,10 @@ mod tests {
     #[test]
     fn peers_are_added_and_nothing_else_changes() {
         let before = rendered(Application::PersistentKvstore);
-        let peer = Peer { node_id: "ab".repeat(20), host: "city-ledger-hangzhou-1.ledger.svc".into() };
+        let peer = Peer {
+            node_id: "ab".repeat(20),
+            host: "city-ledger-hangzhou-1.ledger.svc".into(),
+        };
         assert_eq!(Peer::parse(&peer.line()), Some(peer.clone()));
         let after = complete_config(&before, &[peer.clone(), peer.clone()]).unwrap();
         let mut table: toml::Table = after.parse().unwrap();

@@ -12,14 +12,37 @@ use crate::pki::Role;
 
 /// Read-only methods (`rpc/core/routes.go`).
 const READS: &[&str] = &[
-    "abci_info", "abci_query", "block", "block_by_hash", "block_results", "block_search",
-    "blockchain", "check_tx", "commit", "consensus_params", "consensus_state", "genesis",
-    "genesis_chunked", "header", "header_by_hash", "health", "net_info", "num_unconfirmed_txs",
-    "status", "tx", "tx_search", "unconfirmed_txs", "validators",
+    "abci_info",
+    "abci_query",
+    "block",
+    "block_by_hash",
+    "block_results",
+    "block_search",
+    "blockchain",
+    "check_tx",
+    "commit",
+    "consensus_params",
+    "consensus_state",
+    "genesis",
+    "genesis_chunked",
+    "header",
+    "header_by_hash",
+    "health",
+    "net_info",
+    "num_unconfirmed_txs",
+    "status",
+    "tx",
+    "tx_search",
+    "unconfirmed_txs",
+    "validators",
 ];
 
 /// Methods that submit a transaction.
-const SUBMITS: &[&str] = &["broadcast_tx_async", "broadcast_tx_commit", "broadcast_tx_sync"];
+const SUBMITS: &[&str] = &[
+    "broadcast_tx_async",
+    "broadcast_tx_commit",
+    "broadcast_tx_sync",
+];
 
 /// First bytes of a transaction that the built-in store takes as a change of validators
 /// (`abci/example/kvstore/code.go`, `ValidatorPrefix`).
@@ -81,11 +104,7 @@ pub struct Allowed {
 ///
 /// `guard_validators` is set for the built-in store; a user's application checks its own
 /// transactions.
-pub fn check_request(
-    body: &[u8],
-    role: Role,
-    guard_validators: bool,
-) -> Result<Allowed, Refusal> {
+pub fn check_request(body: &[u8], role: Role, guard_validators: bool) -> Result<Allowed, Refusal> {
     let call: Call =
         serde_json::from_slice(body).map_err(|err| Refusal::NotACall(err.to_string()))?;
     let find = |list: &[&'static str]| list.iter().find(|name| **name == call.method).copied();
@@ -96,7 +115,10 @@ pub fn check_request(
     };
     // A peer's certificate lies on every node of the network: it serves evidence, nothing else.
     if role == Role::Peer {
-        return Err(Refusal::Role { role, method: call.method });
+        return Err(Refusal::Role {
+            role,
+            method: call.method,
+        });
     }
     if submits && guard_validators && role != Role::Operator {
         let bytes = transaction(&call.params).ok_or(Refusal::UnreadableTransaction)?;
@@ -105,7 +127,10 @@ pub fn check_request(
         }
     }
     // Strings and JSON values: serialising them cannot fail.
-    Ok(Allowed { method, body: serde_json::to_string(&call).unwrap_or_default() })
+    Ok(Allowed {
+        method,
+        body: serde_json::to_string(&call).unwrap_or_default(),
+    })
 }
 
 /// The transaction's bytes, from parameters by name or by position. The engine itself reads JSON
@@ -138,7 +163,10 @@ mod tests {
     #[test]
     fn clients_read_and_send_ordinary_transactions() {
         assert!(check(&json!({"method": "status"}), Role::Client).is_ok());
-        assert_eq!(check(&submit(b"k=v"), Role::Client).unwrap().method, "broadcast_tx_commit");
+        assert_eq!(
+            check(&submit(b"k=v"), Role::Client).unwrap().method,
+            "broadcast_tx_commit"
+        );
         let by_position = json!({"method": "broadcast_tx_sync", "params": [BASE64.encode("k=v")]});
         assert!(check(&by_position, Role::Client).is_ok());
     }
@@ -154,7 +182,11 @@ mod tests {
             "val=ed25519!AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=!1152921504606846976",
         ] {
             let body = submit(tx.as_bytes());
-            assert_eq!(check(&body, Role::Client), Err(Refusal::ValidatorTransaction), "{tx}");
+            assert_eq!(
+                check(&body, Role::Client),
+                Err(Refusal::ValidatorTransaction),
+                "{tx}"
+            );
             assert!(check(&body, Role::Operator).is_ok());
         }
     }
@@ -175,7 +207,9 @@ mod tests {
             assert!(check(&body, Role::Client).is_err(), "{body}");
         }
         // A name given twice is refused by the reader, not resolved to one of the two.
-        let twice = format!(r#"{{"method":"status","method":"broadcast_tx_sync","params":{{"tx":"{tx}"}}}}"#);
+        let twice = format!(
+            r#"{{"method":"status","method":"broadcast_tx_sync","params":{{"tx":"{tx}"}}}}"#
+        );
         assert!(check_request(twice.as_bytes(), Role::Client, true).is_err());
         // In the parameters the last one counts, and only that one is passed on.
         let harmless = BASE64.encode("k=v");
@@ -188,7 +222,10 @@ mod tests {
 
     #[test]
     fn peers_get_no_rpc() {
-        assert!(matches!(check(&json!({"method": "status"}), Role::Peer), Err(Refusal::Role { .. })));
+        assert!(matches!(
+            check(&json!({"method": "status"}), Role::Peer),
+            Err(Refusal::Role { .. })
+        ));
     }
 
     #[test]
