@@ -37,7 +37,9 @@ const COREFILE: &str = ".:53 {
 pub async fn apply(client: &Client, cluster: usize) -> Result<()> {
     for object in objects(cluster) {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-        apply_object(client, object).await.with_context(|| format!("applying {kind} of the lab"))?;
+        apply_object(client, object)
+            .await
+            .with_context(|| format!("applying {kind} of the lab"))?;
     }
     Ok(())
 }
@@ -50,7 +52,9 @@ pub async fn wait_ready(client: &Client, machines: usize) -> Result<()> {
         match state {
             Ok(None) => return Ok(()),
             Ok(Some(missing)) if Instant::now() >= end => {
-                bail!("after {READY_DEADLINE:?}: {missing}; see `kubectl get pods,nodes -A` and the logs");
+                bail!(
+                    "after {READY_DEADLINE:?}: {missing}; see `kubectl get pods,nodes -A` and the logs"
+                );
             }
             Err(error) if Instant::now() >= end => return Err(error),
             _ => tokio::time::sleep(Duration::from_millis(300)).await,
@@ -60,20 +64,28 @@ pub async fn wait_ready(client: &Client, machines: usize) -> Result<()> {
 
 /// What is missing, if anything.
 async fn observe_readiness(client: &Client, machines: usize) -> Result<Option<String>> {
-    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
+    let nodes = Api::<Node>::all(client.clone())
+        .list(&ListParams::default())
+        .await?;
     let ready = nodes.iter().filter(|node| is_ready(node)).count();
     if ready < machines {
         return Ok(Some(format!("{ready} of {machines} machines are Ready")));
     }
     let deployments = Api::<Deployment>::namespaced(client.clone(), "kube-system");
     let dns = deployments.get("coredns").await?;
-    let available = dns.status.and_then(|status| status.available_replicas).unwrap_or(0);
+    let available = dns
+        .status
+        .and_then(|status| status.available_replicas)
+        .unwrap_or(0);
     Ok((available < 1).then(|| "CoreDNS is not available".to_owned()))
 }
 
 /// Whether a node says that it is Ready.
 pub fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
 }
 
@@ -86,7 +98,8 @@ async fn apply_object(client: &Client, object: Value) -> Result<()> {
         None => Api::all_with(client.clone(), &resource),
     };
     let params = PatchParams::apply(MANAGER).force();
-    api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await?;
+    api.patch(&object.name_any(), &params, &Patch::Apply(&object))
+        .await?;
     Ok(())
 }
 

@@ -24,7 +24,11 @@ pub fn run_command(command: &mut Command) -> Result<String> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let said = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
-        bail!("`{shown}` ended with {}:\n{}", output.status, tail(&said, SHOWN_LINES));
+        bail!(
+            "`{shown}` ended with {}:\n{}",
+            output.status,
+            tail(&said, SHOWN_LINES)
+        );
     }
     Ok(stdout)
 }
@@ -48,7 +52,8 @@ pub fn ip(line: &str) -> Result<()> {
 /// Writes a file and the directories above it.
 pub fn write(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("creating {}", folder.display()))?;
     }
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
@@ -69,7 +74,11 @@ pub fn tail_of_file(path: &Path, lines: usize) -> String {
 
 fn describe(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
+    words.extend(
+        command
+            .get_args()
+            .map(|arg| arg.to_string_lossy().into_owned()),
+    );
     words.join(" ")
 }
 
@@ -79,7 +88,9 @@ mod tests {
 
     #[test]
     fn failure_shows_what_the_program_said() {
-        let error = run("sh", ["-c", "echo cause >&2; exit 3"]).unwrap_err().to_string();
+        let error = run("sh", ["-c", "echo cause >&2; exit 3"])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("cause") && error.contains('3'), "{error}");
     }
 

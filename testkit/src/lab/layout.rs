@@ -17,11 +17,20 @@ pub const BRIDGE_MAC: &str = "02:62:73:6e:ff:01";
 /// The bridge's own address, the machines' default gateway.
 pub const BRIDGE_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// All control planes and machines.
-pub const LAB_NET: Subnet = Subnet { base: Ipv4Addr::new(10, 99, 0, 0), bits: 16 };
+pub const LAB_NET: Subnet = Subnet {
+    base: Ipv4Addr::new(10, 99, 0, 0),
+    bits: 16,
+};
 /// All pods of all clusters.
-pub const ALL_PODS: Subnet = Subnet { base: Ipv4Addr::new(10, 244, 0, 0), bits: 16 };
+pub const ALL_PODS: Subnet = Subnet {
+    base: Ipv4Addr::new(10, 244, 0, 0),
+    bits: 16,
+};
 /// All Services of all clusters.
-pub const ALL_SERVICES: Subnet = Subnet { base: Ipv4Addr::new(10, 96, 0, 0), bits: 16 };
+pub const ALL_SERVICES: Subnet = Subnet {
+    base: Ipv4Addr::new(10, 96, 0, 0),
+    bits: 16,
+};
 /// The chain in the root namespace that holds the lab's rules and faults.
 pub const CHAIN: &str = "BSNLAB";
 /// What the names of the lab's network namespaces and cgroups begin with.
@@ -109,9 +118,13 @@ impl std::str::FromStr for MachineId {
 
     fn from_str(text: &str) -> Result<Self> {
         let parsed = text.split_once('/').and_then(|(cluster, machine)| {
-            Some(Self { cluster: cluster.parse().ok()?, machine: machine.parse().ok()? })
+            Some(Self {
+                cluster: cluster.parse().ok()?,
+                machine: machine.parse().ok()?,
+            })
         });
-        parsed.with_context(|| format!("a machine is written CLUSTER/MACHINE, as 0/1, not {text:?}"))
+        parsed
+            .with_context(|| format!("a machine is written CLUSTER/MACHINE, as 0/1, not {text:?}"))
     }
 }
 
@@ -133,7 +146,11 @@ impl MachineId {
 
     /// Hardware address: fixed, because others remember it across a power cut.
     pub fn mac(self) -> String {
-        format!("02:62:73:6e:{:02x}:{:02x}", octet(self.cluster), octet(self.machine))
+        format!(
+            "02:62:73:6e:{:02x}:{:02x}",
+            octet(self.cluster),
+            octet(self.machine)
+        )
     }
 
     /// The machine's address.
@@ -144,7 +161,10 @@ impl MachineId {
     /// Addresses of the pods on this machine.
     pub fn pods(self) -> Subnet {
         let third = octet(self.cluster * MAX_MACHINES + self.machine);
-        Subnet { base: Ipv4Addr::new(10, 244, third, 0), bits: 24 }
+        Subnet {
+            base: Ipv4Addr::new(10, 244, third, 0),
+            bits: 24,
+        }
     }
 }
 
@@ -160,17 +180,26 @@ pub fn etcd_ip(cluster: usize) -> Ipv4Addr {
 
 /// Addresses of a cluster's machines.
 pub fn machines_net(cluster: usize) -> Subnet {
-    Subnet { base: Ipv4Addr::new(10, 99, octet(cluster + 1), 0), bits: 24 }
+    Subnet {
+        base: Ipv4Addr::new(10, 99, octet(cluster + 1), 0),
+        bits: 24,
+    }
 }
 
 /// Addresses of all pods of a cluster.
 pub fn cluster_pods(cluster: usize) -> Subnet {
-    Subnet { base: Ipv4Addr::new(10, 244, octet(cluster * MAX_MACHINES), 0), bits: 20 }
+    Subnet {
+        base: Ipv4Addr::new(10, 244, octet(cluster * MAX_MACHINES), 0),
+        bits: 20,
+    }
 }
 
 /// Addresses of a cluster's Services.
 pub fn services(cluster: usize) -> Subnet {
-    Subnet { base: Ipv4Addr::new(10, 96, octet(cluster), 0), bits: 24 }
+    Subnet {
+        base: Ipv4Addr::new(10, 96, octet(cluster), 0),
+        bits: 24,
+    }
 }
 
 /// Address of the `kubernetes` Service: the first of the range, as the API server chooses it.
@@ -206,7 +235,8 @@ impl Layout {
     /// From `BSN_LAB_DIR` (default `/var/lib/bsn-lab`) and `XDG_CACHE_HOME` (default `~/.cache`).
     pub fn from_env() -> Result<Self> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let state = variable("BSN_LAB_DIR").map_or_else(|| "/var/lib/bsn-lab".into(), PathBuf::from);
+        let state =
+            variable("BSN_LAB_DIR").map_or_else(|| "/var/lib/bsn-lab".into(), PathBuf::from);
         let cache = match variable("XDG_CACHE_HOME") {
             Some(cache) => PathBuf::from(cache),
             None => Path::new(&variable("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
@@ -214,9 +244,15 @@ impl Layout {
         };
         // `down` removes the whole directory, so it must plainly be one of the lab's own.
         if !state.is_absolute() || state.components().count() < 3 {
-            bail!("BSN_LAB_DIR must be an absolute path at least two levels deep, not {}", state.display());
+            bail!(
+                "BSN_LAB_DIR must be an absolute path at least two levels deep, not {}",
+                state.display()
+            );
         }
-        Ok(Self { state, cache: cache.join("bsn-operator") })
+        Ok(Self {
+            state,
+            cache: cache.join("bsn-operator"),
+        })
     }
 
     /// Built programs.

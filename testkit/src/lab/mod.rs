@@ -36,8 +36,8 @@ pub mod tools;
 mod up;
 
 use control_plane::ControlPlane;
-pub use layout::{LabSpec, MachineId};
 use layout::Layout;
+pub use layout::{LabSpec, MachineId};
 use machine::Machine;
 pub use status::{Line, Status};
 pub use up::Report;
@@ -55,7 +55,10 @@ impl Lab {
         let layout = Layout::from_env()?;
         let spec = read_spec(&layout)?.with_context(|| {
             let file = layout.lab_file();
-            format!("no lab is up ({} is missing): run `cargo xtask lab up`", file.display())
+            format!(
+                "no lab is up ({} is missing): run `cargo xtask lab up`",
+                file.display()
+            )
         })?;
         Ok(Self { layout, spec })
     }
@@ -110,8 +113,13 @@ impl Lab {
 
     /// Gives an image file to all machines of the named clusters.
     pub fn import_image(&self, image: &Path, clusters: &[usize]) -> Result<()> {
-        clusters.iter().try_for_each(|&cluster| self.check_cluster(cluster))?;
-        let concerned = self.spec.machines().filter(|id| clusters.contains(&id.cluster));
+        clusters
+            .iter()
+            .try_for_each(|&cluster| self.check_cluster(cluster))?;
+        let concerned = self
+            .spec
+            .machines()
+            .filter(|id| clusters.contains(&id.cluster));
         let machines: Vec<_> = concerned.map(|id| self.machine_of(id)).collect();
         in_parallel(&machines, |machine| machine.import_image(image))
     }
@@ -124,7 +132,12 @@ impl Lab {
     fn machine(&self, id: MachineId) -> Result<Machine> {
         self.check_cluster(id.cluster)?;
         if id.machine >= self.spec.machines {
-            bail!("cluster {} has machines 0 to {}, not {}", id.cluster, self.spec.machines - 1, id.machine);
+            bail!(
+                "cluster {} has machines 0 to {}, not {}",
+                id.cluster,
+                self.spec.machines - 1,
+                id.machine
+            );
         }
         Ok(self.machine_of(id))
     }
@@ -135,7 +148,10 @@ impl Lab {
 
     fn check_cluster(&self, cluster: usize) -> Result<()> {
         if cluster >= self.spec.clusters {
-            bail!("the lab has clusters 0 to {}, not {cluster}", self.spec.clusters - 1);
+            bail!(
+                "the lab has clusters 0 to {}, not {cluster}",
+                self.spec.clusters - 1
+            );
         }
         Ok(())
     }
@@ -169,7 +185,9 @@ fn read_spec(layout: &Layout) -> Result<Option<LabSpec>> {
 
 fn require_root() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("the lab makes network namespaces and mounts: run it as root, for example with `sudo -E`");
+        bail!(
+            "the lab makes network namespaces and mounts: run it as root, for example with `sudo -E`"
+        );
     }
     Ok(())
 }
@@ -178,7 +196,8 @@ fn require_root() -> Result<()> {
 fn lock(layout: &Layout) -> Result<std::fs::File> {
     let path = layout.cache.join("lab.lock");
     std::fs::create_dir_all(&layout.cache)?;
-    let file = std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    let file =
+        std::fs::File::create(&path).with_context(|| format!("opening {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
@@ -192,8 +211,14 @@ fn lock(layout: &Layout) -> Result<std::fs::File> {
 fn in_parallel<T: Sync>(items: &[T], step: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
     let step = &step;
     std::thread::scope(|scope| {
-        let running: Vec<_> = items.iter().map(|item| scope.spawn(move || step(item))).collect();
-        let ended: Vec<_> = running.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        let running: Vec<_> = items
+            .iter()
+            .map(|item| scope.spawn(move || step(item)))
+            .collect();
+        let ended: Vec<_> = running
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
         ended.into_iter().try_for_each(|result| {
             result.unwrap_or_else(|_| bail!("a step of the lab panicked: see above"))
         })

@@ -42,7 +42,8 @@ pub enum ProcessState {
 impl ProcessId {
     /// The process that has this pid now.
     pub fn of(pid: i32) -> Option<Self> {
-        let (start_time, _) = parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+        let (start_time, _) =
+            parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
         Some(Self { pid, start_time })
     }
 
@@ -65,7 +66,9 @@ impl ProcessId {
     }
 
     fn signal(self, signal: Signal) -> Result<()> {
-        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.is_alive()) else { return Ok(()) };
+        let Some(pid) = Pid::from_raw(self.pid).filter(|_| self.is_alive()) else {
+            return Ok(());
+        };
         match kill_process(pid, signal) {
             Err(rustix::io::Errno::SRCH) | Ok(()) => Ok(()),
             Err(error) => Err(error).with_context(|| format!("sending {signal:?} to {}", self.pid)),
@@ -88,14 +91,22 @@ impl ProcessId {
         self.signal(Signal::TERM)?;
         // A paused process would see the request only when resumed.
         self.signal(Signal::CONT)?;
-        if self.wait(grace) { Ok(()) } else { self.kill9() }
+        if self.wait(grace) {
+            Ok(())
+        } else {
+            self.kill9()
+        }
     }
 
     /// Kills it, with no chance to tidy up. Returns when it is gone.
     pub fn kill9(self) -> Result<()> {
         self.signal(Signal::KILL)?;
         if !self.wait(KILL_DEADLINE) {
-            bail!("process {} survives SIGKILL: look at /proc/{}/stack", self.pid, self.pid);
+            bail!(
+                "process {} survives SIGKILL: look at /proc/{}/stack",
+                self.pid,
+                self.pid
+            );
         }
         Ok(())
     }
@@ -130,7 +141,10 @@ pub struct Service {
 impl Service {
     /// The service `name` whose record and log are below `folder`.
     pub fn new(folder: &Path, name: &str) -> Self {
-        Self { name: name.to_owned(), folder: folder.to_owned() }
+        Self {
+            name: name.to_owned(),
+            folder: folder.to_owned(),
+        }
     }
 
     /// Its name.
@@ -172,7 +186,9 @@ impl Service {
         let mut command = Command::new("setsid");
         if let Some(name) = netns {
             // Not `ip netns exec`: it remounts /sys, and the kubelet then finds no cgroups.
-            command.arg("nsenter").arg(format!("--net=/run/netns/{name}"));
+            command
+                .arg("nsenter")
+                .arg(format!("--net=/run/netns/{name}"));
         }
         command.arg(program).args(args).current_dir(&self.folder);
         let child = command
@@ -182,7 +198,9 @@ impl Service {
             .spawn()
             .with_context(|| format!("starting {}", self.name))?;
         let id = i32::try_from(child.id()).ok().and_then(ProcessId::of);
-        let id = id.with_context(|| format!("{} ended at once: see {}", self.name, self.log().display()))?;
+        let id = id.with_context(|| {
+            format!("{} ended at once: see {}", self.name, self.log().display())
+        })?;
         command::write(&self.record(), serde_json::to_vec(&id)?)?;
         Ok(true)
     }
@@ -191,7 +209,12 @@ impl Service {
     pub fn check(&self) -> Result<()> {
         if self.state() == ProcessState::Dead {
             let log = self.log();
-            bail!("{} died; {} ends:\n{}", self.name, log.display(), command::tail_of_file(&log, 15));
+            bail!(
+                "{} died; {} ends:\n{}",
+                self.name,
+                log.display(),
+                command::tail_of_file(&log, 15)
+            );
         }
         Ok(())
     }

@@ -38,7 +38,9 @@ pub fn netns_path(name: &str) -> PathBuf {
 /// Processes of programs of the lab which name something below `folder` in their arguments.
 fn processes_of(folder: &Path, programs: &[&str]) -> Vec<ProcessId> {
     let inside = format!("{}/", folder.display());
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
@@ -47,7 +49,10 @@ fn processes_of(folder: &Path, programs: &[&str]) -> Vec<ProcessId> {
             let id = ProcessId::of(pid)?;
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let line = String::from_utf8_lossy(&line).into_owned();
-            let program = Path::new(line.split('\0').next()?).file_name()?.to_str()?.to_owned();
+            let program = Path::new(line.split('\0').next()?)
+                .file_name()?
+                .to_str()?
+                .to_owned();
             (programs.contains(&program.as_str()) && line.contains(&inside)).then_some(id)
         })
         .collect()
@@ -55,18 +60,24 @@ fn processes_of(folder: &Path, programs: &[&str]) -> Vec<ProcessId> {
 
 /// Kills the shims of a machine: they outlive its containerd by design.
 pub fn kill_shims(folder: &Path) -> Result<()> {
-    processes_of(folder, &["containerd-shim-runc-v2"]).into_iter().try_for_each(ProcessId::kill9)
+    processes_of(folder, &["containerd-shim-runc-v2"])
+        .into_iter()
+        .try_for_each(ProcessId::kill9)
 }
 
 /// Kills every program of the lab whose arguments name something below `state`.
 pub fn kill_stray(state: &Path) -> Result<()> {
-    processes_of(state, &PROGRAMS).into_iter().try_for_each(ProcessId::kill9)
+    processes_of(state, &PROGRAMS)
+        .into_iter()
+        .try_for_each(ProcessId::kill9)
 }
 
 /// Removes the sockets of a machine's shims, which are in one folder for all containerds.
 pub fn remove_shim_sockets(folder: &Path) {
     let tasks = folder.join("containerd/state/io.containerd.runtime.v2.task/k8s.io");
-    let Ok(entries) = std::fs::read_dir(tasks) else { return };
+    let Ok(entries) = std::fs::read_dir(tasks) else {
+        return;
+    };
     for entry in entries.flatten() {
         let address = std::fs::read_to_string(entry.path().join("address")).unwrap_or_default();
         if let Some(path) = address.trim().strip_prefix("unix://") {
@@ -79,18 +90,30 @@ pub fn remove_shim_sockets(folder: &Path) {
 /// Removes the remembered results of a machine's network plug-ins, which are in one folder for all.
 pub fn remove_cni_results(network: &str) {
     let Ok(entries) = std::fs::read_dir(CNI_RESULTS) else { return };
-    let prefix = format!("{network}-");
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(pod) = pod_of_result(&name, network) {
             let _ = std::fs::remove_file(entry.path());
+            // The loopback plug-in belongs to no network of ours; it is known by the pod.
+            let loopback = format!("cni-loopback-{pod}-lo");
+            let _ = std::fs::remove_file(Path::new(CNI_RESULTS).join(loopback));
         }
     }
+}
+
+/// The pod's id in `NETWORK-ID-eth0`.
+fn pod_of_result<'a>(file: &'a str, network: &str) -> Option<&'a str> {
+    file.strip_prefix(network)?.strip_prefix('-')?.strip_suffix("-eth0")
 }
 
 /// Removes links and folders which the programs make outside the lab's folder, whatever they are told; only
 /// what leads into the lab or is empty.
 pub fn remove_outside(state: &Path) {
-    for entry in std::fs::read_dir(CONTAINER_LOGS).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(CONTAINER_LOGS)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         if std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(state)) {
             let _ = std::fs::remove_file(entry.path());
         }
@@ -119,7 +142,12 @@ pub fn unmount_below(folder: &Path) -> Result<()> {
     }
     let left = mounts_below(folder);
     if let Some(first) = left.first() {
-        bail!("{} mounts are left below {}, as {}", left.len(), folder.display(), first.display());
+        bail!(
+            "{} mounts are left below {}, as {}",
+            left.len(),
+            folder.display(),
+            first.display()
+        );
     }
     Ok(())
 }
@@ -134,15 +162,18 @@ fn parse_mounts(table: &str, folder: &Path) -> Vec<PathBuf> {
     let paths = table.lines().filter_map(|line| line.split(' ').nth(1));
     // The kernel writes blanks as octal numbers.
     let decoded = paths.map(|path| PathBuf::from(path.replace("\\040", " ")));
-    let mut found: Vec<_> =
-        decoded.filter(|path| path.starts_with(folder) && path != folder).collect();
+    let mut found: Vec<_> = decoded
+        .filter(|path| path.starts_with(folder) && path != folder)
+        .collect();
     found.reverse();
     found
 }
 
 /// Names of all network namespaces of the lab.
 pub fn netns_names() -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir("/run/netns") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/run/netns") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
@@ -175,8 +206,17 @@ mod tests {
     }
 
     #[test]
+    fn results_of_machine_ten_are_not_those_of_machine_one() {
+        assert_eq!(pod_of_result("bsnlab-0-1-4fc-eth0", "bsnlab-0-1"), Some("4fc"));
+        assert_eq!(pod_of_result("bsnlab-0-10-4fc-eth0", "bsnlab-0-1"), None);
+    }
+
+    #[test]
     fn link_belongs_to_its_namespace() {
-        let id = crate::lab::layout::MachineId { cluster: 3, machine: 11 };
+        let id = crate::lab::layout::MachineId {
+            cluster: 3,
+            machine: 11,
+        };
         assert_eq!(id.namespace().replacen(PREFIX, "bsnlab", 1), id.link());
     }
 }

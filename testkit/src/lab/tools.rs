@@ -38,14 +38,21 @@ const MODULES: [Module; 5] = [
         ldflags: KUBERNETES_LDFLAGS,
         tools: &[
             ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-            ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+            (
+                "kube-controller-manager",
+                "k8s.io/kubernetes/cmd/kube-controller-manager",
+            ),
             ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
             ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
             ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
             ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
         ],
     },
-    Module { name: "etcd", ldflags: "-s -w", tools: &[("etcd", "go.etcd.io/etcd/server/v3")] },
+    Module {
+        name: "etcd",
+        ldflags: "-s -w",
+        tools: &[("etcd", "go.etcd.io/etcd/server/v3")],
+    },
     Module {
         name: "coredns",
         ldflags: "-s -w",
@@ -68,7 +75,9 @@ const MODULES: [Module; 5] = [
 
 /// Names of all tools.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    MODULES.iter().flat_map(|module| module.tools.iter().map(|(name, _)| *name))
+    MODULES
+        .iter()
+        .flat_map(|module| module.tools.iter().map(|(name, _)| *name))
 }
 
 /// Builds what is not built yet into `bin`; returns what was built and the seconds it took.
@@ -93,7 +102,9 @@ pub fn build(bin: &Path) -> Result<Vec<(String, f64)>> {
 
 impl Module {
     fn folder(&self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/go").join(self.name)
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("lab/go")
+            .join(self.name)
     }
 
     /// Hash of everything on which the programs depend.
@@ -101,9 +112,8 @@ impl Module {
         let mut inputs = Vec::new();
         for name in ["go.mod", "go.sum"] {
             let path = self.folder().join(name);
-            inputs.push(
-                std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?,
-            );
+            inputs
+                .push(std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
         }
         inputs.extend(FLAGS.iter().map(|flag| flag.as_bytes().to_vec()));
         inputs.push(self.ldflags.as_bytes().to_vec());
@@ -125,8 +135,15 @@ impl Module {
             .or_else(|| packages::find("/usr/local/go/bin/go"))
             .context("Go is missing: install it from https://go.dev/dl and put it into PATH")?;
         let mut build = Command::new(go);
-        build.current_dir(self.folder()).env("CGO_ENABLED", "0").env("GOWORK", "off");
-        build.arg("build").args(FLAGS).arg(format!("-ldflags={}", self.ldflags)).arg("-o");
+        build
+            .current_dir(self.folder())
+            .env("CGO_ENABLED", "0")
+            .env("GOWORK", "off");
+        build
+            .arg("build")
+            .args(FLAGS)
+            .arg(format!("-ldflags={}", self.ldflags))
+            .arg("-o");
         // Go names programs by their package, except where one package is built into one file. It also
         // leaves a program alone that is already what it would link.
         match self.tools {
@@ -167,7 +184,9 @@ pub(super) fn with_progress(what: &str, step: impl FnOnce() -> Result<()>) -> Re
     let start = Instant::now();
     let bar = if std::io::stderr().is_terminal() {
         let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")?;
-        ProgressBar::new_spinner().with_style(style).with_message(what.to_owned())
+        ProgressBar::new_spinner()
+            .with_style(style)
+            .with_message(what.to_owned())
     } else {
         eprintln!("  {what} …");
         ProgressBar::hidden()
@@ -193,7 +212,10 @@ mod tests {
 
     #[test]
     fn every_module_is_committed_with_its_checksums() {
-        let stamps: Vec<_> = MODULES.iter().map(|module| module.stamp().unwrap()).collect();
+        let stamps: Vec<_> = MODULES
+            .iter()
+            .map(|module| module.stamp().unwrap())
+            .collect();
         assert!(stamps.iter().all(|stamp| stamp.len() == 64));
     }
 
