@@ -6,9 +6,24 @@ async fn main() -> anyhow::Result<()> {
     let w: Vec<&str> = a.iter().map(String::as_str).collect();
     let t = std::time::Instant::now();
     match w.as_slice() {
-        ["up", c, m] => { let (_, r) = Lab::up(LabSpec { clusters: c.parse()?, machines: m.parse()? }).await?; for (p, s) in r.phases { println!("{p}: {s:.1}"); } for b in r.built { println!("{b:?}"); } }
+        ["up", c, m] => {
+            let (_, r) = Lab::up(LabSpec {
+                clusters: c.parse()?,
+                machines: m.parse()?,
+            })
+            .await?;
+            for (p, s) in r.phases {
+                println!("{p}: {s:.1}");
+            }
+            for b in r.built {
+                println!("{b:?}");
+            }
+        }
         ["down"] => Lab::down()?,
-        ["status"] => { let s = Lab::load()?.status().await; println!("{s:#?}"); }
+        ["status"] => {
+            let s = Lab::load()?.status().await;
+            println!("{s:#?}");
+        }
         ["lab", "provisioner", _, k] => provisioner::run(k.parse()?).await?,
         ["partition", x, y] => Lab::load()?.partition(x.parse()?, y.parse()?)?,
         ["heal"] => Lab::load()?.heal()?,
@@ -16,7 +31,11 @@ async fn main() -> anyhow::Result<()> {
         ["on", id] => Lab::load()?.start_machine(id.parse()?)?,
         ["import", f] => Lab::load()?.import_image(f.as_ref(), &[0])?,
         ["stopapi", k] => Lab::load()?.stop_api_server(k.parse()?)?,
-        ["startapi", k] => { let l = Lab::load()?; l.start_api_server(k.parse()?)?; l.wait_api_server(k.parse()?).await?; }
+        ["startapi", k] => {
+            let l = Lab::load()?;
+            l.start_api_server(k.parse()?)?;
+            l.wait_api_server(k.parse()?).await?;
+        }
         _ => println!("?"),
     }
     println!("took {:.1} s", t.elapsed().as_secs_f64());
