@@ -135,7 +135,7 @@ fn provisioner_program() -> Result<PathBuf> {
     let program = std::env::current_exe().context("finding this program's own file")?;
     if program
         .file_stem()
-        .is_none_or(|stem| stem != "xtask" && stem != "lab")
+        .is_none_or(|stem| stem != "xtask")
     {
         bail!(
             "the lab is brought up by `cargo xtask lab up`, not from {}",
