@@ -277,9 +277,9 @@ impl NetworkTrack {
             .unwrap_or(0);
         if network.formed {
             if head > 0 {
-                self.head.observe(head, elapsed)
+                self.head.observe(head, elapsed);
             } else {
-                self.head.observe_silence(elapsed)
+                self.head.observe_silence(elapsed);
             }
         }
         let head = self.head.height();

@@ -52,7 +52,7 @@ async fn a_network_of_four_comes_up_from_one_file_within_its_budget_of_requests(
     world
         .await_condition("CertificatesValid", "True", Duration::from_secs(1))
         .await;
-    world.await_height_above(5, Duration::from_secs(60)).await;
+    world.await_height_above(5, Duration::from_mins(1)).await;
 
     check_requests(&world, mark).await;
     check_view(&world);

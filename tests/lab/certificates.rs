@@ -23,7 +23,7 @@ async fn renewed_certificates_are_served_without_a_restart() {
     // Due after one minute; then the kubelet takes up to another minute to show the new file.
     eventually(
         "new certificates on all nodes",
-        Duration::from_secs(240),
+        Duration::from_mins(4),
         async || {
             let view = world.view()?;
             let all_new = view

@@ -13,7 +13,7 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     let yaml = world.yaml(&World::sample_spec());
     world.apply(&yaml);
     world.await_ready().await;
-    let head = world.await_height_above(5, Duration::from_secs(60)).await;
+    let head = world.await_height_above(5, Duration::from_mins(1)).await;
     let before = world.fingerprint().await;
 
     world.kubectl_ok(&[
@@ -24,7 +24,7 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
         &world.namespace,
         "--timeout=120s",
     ]);
-    eventually("no pods", Duration::from_secs(120), async || {
+    eventually("no pods", Duration::from_mins(2), async || {
         let pods = world.pods().await;
         if pods.is_empty() {
             Ok(())
@@ -43,9 +43,7 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
 
     world.apply(&yaml);
     world.await_ready().await;
-    world
-        .await_height_above(head, Duration::from_secs(120))
-        .await;
+    world.await_height_above(head, Duration::from_mins(2)).await;
     assert_eq!(world.fingerprint().await, before);
     world.remove();
 }

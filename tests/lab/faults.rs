@@ -10,7 +10,7 @@ use kube::api::ListParams;
 
 use crate::support::{CLUSTER, READY_WITHIN, World, eventually, find_process};
 
-const RECOVERS_WITHIN: Duration = Duration::from_secs(180);
+const RECOVERS_WITHIN: Duration = Duration::from_mins(3);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
@@ -118,7 +118,7 @@ async fn an_operator_killed_at_several_moments_of_bring_up_makes_every_key_once(
         }
         eventually(
             "an operator that runs",
-            Duration::from_secs(120),
+            Duration::from_mins(2),
             async || {
                 observe(&world, &mut seen).await;
                 let running = operator_pods(&world)

@@ -31,14 +31,12 @@ async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_o
         |readers: &str| world.yaml(SPEC.trim_start().replace("READERS", readers).as_str());
     world.apply(&with_readers("0"));
     world.await_ready().await;
-    let head = world.await_height_above(3, Duration::from_secs(60)).await;
+    let head = world.await_height_above(3, Duration::from_mins(1)).await;
     let voter = world.pods().await.remove(0);
 
     world.apply(&with_readers("2"));
     world.await_ready().await;
-    world
-        .await_height_above(head, Duration::from_secs(60))
-        .await;
+    world.await_height_above(head, Duration::from_mins(1)).await;
     assert_eq!(
         names(&world.nodes().await),
         ["ledger-reader-0", "ledger-reader-1", "ledger-voter-0"]
@@ -83,7 +81,7 @@ async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_o
     let head = world.head().await;
     world.kubectl_ok(&["delete", "pod", "ledger-voter-0-0", "-n", &world.namespace]);
     world
-        .await_height_above(head + 3, Duration::from_secs(120))
+        .await_height_above(head + 3, Duration::from_mins(2))
         .await;
     world.await_ready().await;
     world.remove();

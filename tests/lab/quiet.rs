@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{Request, World, count};
 
-const QUIET: Duration = Duration::from_secs(300);
+const QUIET: Duration = Duration::from_mins(5);
 /// Time for statuses to settle after a network has become ready.
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -49,7 +49,7 @@ async fn in_five_quiet_minutes_and_over_a_restart_the_operator_writes_its_lease_
     world.await_operator().await;
     // The new leader has looked at everything, and watched the chain for long enough to judge it.
     world
-        .await_height_above(world.head().await + 5, Duration::from_secs(60))
+        .await_height_above(world.head().await + 5, Duration::from_mins(1))
         .await;
     tokio::time::sleep(SETTLE).await;
     let requests = world.requests_since(mark);

@@ -22,7 +22,7 @@ use serde::Deserialize;
 pub const CLUSTER: usize = 0;
 const POLL: Duration = Duration::from_millis(500);
 /// Longest a network of four may take to be ready, with images present, on a busy machine.
-pub const READY_WITHIN: Duration = Duration::from_secs(180);
+pub const READY_WITHIN: Duration = Duration::from_mins(3);
 
 /// Asks again and again until there is an answer; fails with the last reason why there was none.
 pub async fn eventually<T>(
@@ -229,7 +229,7 @@ impl World {
     }
 
     pub async fn head(&self) -> u64 {
-        eventually("live numbers", Duration::from_secs(60), async || {
+        eventually("live numbers", Duration::from_mins(1), async || {
             Ok(self.view()?.head)
         })
         .await
@@ -293,7 +293,7 @@ impl World {
     /// The operator's replica that leads.
     pub async fn leader(&self) -> String {
         let leases = Api::<Lease>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
-        eventually("a leader", Duration::from_secs(60), async || {
+        eventually("a leader", Duration::from_mins(1), async || {
             let lease = leases
                 .get("bsn-operator")
                 .await
@@ -317,7 +317,7 @@ impl World {
         let deployments = Api::<Deployment>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
         eventually(
             "the operator's replicas",
-            Duration::from_secs(180),
+            Duration::from_mins(3),
             async || {
                 let deployment = deployments
                     .get("bsn-operator")

@@ -1,15 +1,16 @@
 //! bsn-operator's developer commands: `cargo xtask <command>`.
 
+mod demo;
 mod generate;
 mod lab;
+mod programs;
+mod test;
 
-use std::path::Path;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -17,18 +18,23 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Writes everything that follows from the API types.
-    Gen,
+    /// From nothing to a running network of four validators, on a local cluster. Needs root.
+    Demo(demo::DemoArgs),
+    /// All tests: format and lints, the quick tier, then stories on a local cluster (needs root).
+    Test(test::TestArgs),
     /// Real local clusters on this machine, and faults in them.
     #[command(subcommand)]
     Lab(lab::Command),
+    /// Writes everything that follows from the API types.
+    Gen,
 }
 
-fn main() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is in no repository")?;
-    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+#[tokio::main]
+async fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Gen => generate::run(root),
-        Command::Lab(command) => runtime()?.block_on(lab::run(command)),
+        Command::Demo(args) => demo::run(args).await,
+        Command::Test(args) => test::run(args).await,
+        Command::Lab(command) => lab::run(command).await,
+        Command::Gen => generate::run(&programs::root()),
     }
 }
