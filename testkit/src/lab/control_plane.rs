@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::layout::{self, Layout};
+use super::folders::Layout;
+use super::layout;
 use super::pki::{self, Pki};
 use super::process::{ProcessId, Service};
 use super::{command, network};

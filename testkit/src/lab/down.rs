@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result, bail};
 
 use super::control_plane::ControlPlane;
-use super::layout::{LabSpec, Layout, MAX_CLUSTERS, MAX_MACHINES, MachineId, PREFIX};
+use super::folders::Layout;
+use super::layout::{LabSpec, MAX_CLUSTERS, MAX_MACHINES, MachineId, PREFIX};
 use super::machine::Machine;
 use super::process::ProcessId;
 use super::{cgroup, network, teardown, up};

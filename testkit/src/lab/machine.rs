@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::command::{self, ip};
-use super::layout::{self, BRIDGE, BRIDGE_IP, Layout, MachineId};
+use super::folders::Layout;
+use super::layout::{self, BRIDGE, BRIDGE_IP, MachineId};
 use super::pki::{PROXY, Pki};
 use super::process::{ProcessId, Service};
 use super::{cgroup, machine_config, network, packages, teardown};

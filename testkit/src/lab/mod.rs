@@ -20,6 +20,7 @@ pub mod command;
 pub mod control_plane;
 mod down;
 mod fault;
+pub mod folders;
 pub mod image;
 pub mod layout;
 pub mod machine;
@@ -36,7 +37,7 @@ pub mod tools;
 mod up;
 
 use control_plane::ControlPlane;
-use layout::Layout;
+use folders::Layout;
 pub use layout::{LabSpec, MachineId};
 use machine::Machine;
 pub use status::{Line, Status};

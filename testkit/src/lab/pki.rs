@@ -16,7 +16,8 @@ use rcgen::{
 };
 use serde_json::json;
 
-use super::layout::{LabSpec, Layout, MachineId};
+use super::folders::Layout;
+use super::layout::{LabSpec, MachineId};
 use super::{command, layout, tools};
 
 /// Client whose kubeconfig belongs to people and tests.

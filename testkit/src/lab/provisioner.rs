@@ -20,7 +20,7 @@ use kube::{Client, ResourceExt as _};
 use serde_json::json;
 
 use super::addons::STORAGE_CLASS;
-use super::layout::Layout;
+use super::folders::Layout;
 use super::quantity;
 
 /// Name of the provisioner in the class and on its volumes.

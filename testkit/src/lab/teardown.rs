@@ -89,7 +89,9 @@ pub fn remove_shim_sockets(folder: &Path) {
 
 /// Removes the remembered results of a machine's network plug-ins, which are in one folder for all.
 pub fn remove_cni_results(network: &str) {
-    let Ok(entries) = std::fs::read_dir(CNI_RESULTS) else { return };
+    let Ok(entries) = std::fs::read_dir(CNI_RESULTS) else {
+        return;
+    };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Some(pod) = pod_of_result(&name, network) {
@@ -103,7 +105,9 @@ pub fn remove_cni_results(network: &str) {
 
 /// The pod's id in `NETWORK-ID-eth0`.
 fn pod_of_result<'a>(file: &'a str, network: &str) -> Option<&'a str> {
-    file.strip_prefix(network)?.strip_prefix('-')?.strip_suffix("-eth0")
+    file.strip_prefix(network)?
+        .strip_prefix('-')?
+        .strip_suffix("-eth0")
 }
 
 /// Removes links and folders which the programs make outside the lab's folder, whatever they are told; only
@@ -207,7 +211,10 @@ mod tests {
 
     #[test]
     fn results_of_machine_ten_are_not_those_of_machine_one() {
-        assert_eq!(pod_of_result("bsnlab-0-1-4fc-eth0", "bsnlab-0-1"), Some("4fc"));
+        assert_eq!(
+            pod_of_result("bsnlab-0-1-4fc-eth0", "bsnlab-0-1"),
+            Some("4fc")
+        );
         assert_eq!(pod_of_result("bsnlab-0-10-4fc-eth0", "bsnlab-0-1"), None);
     }
 

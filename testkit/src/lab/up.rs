@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use futures::future::try_join_all;
 
 use super::control_plane::ControlPlane;
-use super::layout::{LabSpec, Layout};
+use super::folders::Layout;
+use super::layout::LabSpec;
 use super::machine::Machine;
 use super::process::Service;
 use super::{Lab, addons, command, down, image, network, packages, tools};
@@ -133,10 +134,7 @@ pub(super) fn provisioner_service(layout: &Layout, cluster: usize) -> Service {
 /// arguments for names of tests.
 fn provisioner_program() -> Result<PathBuf> {
     let program = std::env::current_exe().context("finding this program's own file")?;
-    if program
-        .file_stem()
-        .is_none_or(|stem| stem != "xtask")
-    {
+    if program.file_stem().is_none_or(|stem| stem != "xtask") {
         bail!(
             "the lab is brought up by `cargo xtask lab up`, not from {}",
             program.display()
