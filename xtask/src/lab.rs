@@ -41,7 +41,7 @@ pub enum Command {
     },
     /// Ends all partitions.
     Heal,
-    /// Stops an API server or a kubelet in order, or a machine as a power cut does.
+    /// Stops a kubelet in order, an API server at once, or a machine as a power cut does.
     Stop {
         /// What to stop.
         part: Part,

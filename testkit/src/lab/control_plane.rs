@@ -14,8 +14,6 @@ use super::{command, network};
 
 /// A cold start on two busy cores takes about 15 s; beyond this something is broken.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
-/// The API server ends watches and closes its listener; it is stopped hard after this.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// What the operator under test did, and nothing else: its requests, without bodies, once each.
 const AUDIT_POLICY: &str = r#"apiVersion: audit.k8s.io/v1
@@ -78,10 +76,9 @@ impl ControlPlane {
         self.start_api_server_with(&Pki::ensure(&self.layout, self.cluster)?)
     }
 
-    /// Stops the API server alone: clients see refused connections.
+    /// Stops the API server alone, without a farewell to its watches: clients see refused connections.
     pub fn stop_api_server(&self) -> Result<()> {
-        self.service("kube-apiserver")
-            .with(|id| id.terminate(GRACE))
+        self.service("kube-apiserver").with(ProcessId::kill9)
     }
 
     /// Stops everything; etcd last, so that the others can end in order.

@@ -58,6 +58,11 @@ impl Machine {
     }
 
     fn prepare_inner(&self, images: &[PathBuf]) -> Result<()> {
+        if !teardown::netns_path(&self.id.namespace()).exists() {
+            // The machine is off, perhaps because the host was started anew: nothing that lived in memory
+            // then may still be believed.
+            self.power_off()?;
+        }
         self.ensure_network()?;
         cgroup::ensure(&self.id.namespace())?;
         let (folder, socket) = (self.folder(), self.layout.containerd_socket(self.id));
