@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::{Client, ResourceExt as _};
@@ -20,6 +19,11 @@ pub const STORAGE_CLASS: &str = "lab";
 const MANAGER: &str = "bsn-lab";
 /// Nodes are Ready after about 8 s, and DNS a few seconds later.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
+
+const KUBELET_PORT: u16 = 10250;
+const DNS_PORT: u16 = 53;
+/// All of it is on this machine.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Answers for five seconds only and no cache, so that a test soon sees a changed Service.
 const COREFILE: &str = ".:53 {
@@ -62,22 +66,50 @@ pub async fn wait_ready(client: &Client, machines: usize) -> Result<()> {
     }
 }
 
-/// What is missing, if anything.
+/// What is missing, if anything. What the API server knows may be from before a restart, so the kubelets
+/// and DNS must also accept connections.
 async fn observe_readiness(client: &Client, machines: usize) -> Result<Option<String>> {
-    let nodes = Api::<Node>::all(client.clone())
-        .list(&ListParams::default())
-        .await?;
-    let ready = nodes.iter().filter(|node| is_ready(node)).count();
+    let nodes = Api::<Node>::all(client.clone());
+    let nodes = nodes.list(&ListParams::default()).await?;
+    let mut ready = 0;
+    for node in nodes.iter().filter(|node| is_ready(node)) {
+        ready += usize::from(listens(node_ip(node), KUBELET_PORT).await);
+    }
     if ready < machines {
         return Ok(Some(format!("{ready} of {machines} machines are Ready")));
     }
-    let deployments = Api::<Deployment>::namespaced(client.clone(), "kube-system");
-    let dns = deployments.get("coredns").await?;
-    let available = dns
-        .status
-        .and_then(|status| status.available_replicas)
-        .unwrap_or(0);
-    Ok((available < 1).then(|| "CoreDNS is not available".to_owned()))
+    let pods = Api::<Pod>::namespaced(client.clone(), "kube-system");
+    let pods = pods
+        .list(&ListParams::default().labels("k8s-app=kube-dns"))
+        .await?;
+    for pod in pods.iter().filter(|pod| is_pod_ready(pod)) {
+        let ip = pod.status.as_ref().and_then(|s| s.pod_ip.as_deref());
+        if listens(ip, DNS_PORT).await {
+            return Ok(None);
+        }
+    }
+    Ok(Some("CoreDNS does not answer".to_owned()))
+}
+
+/// Whether something accepts connections there. Pods are reached as the API server reaches them.
+async fn listens(ip: Option<&str>, port: u16) -> bool {
+    let Some(ip) = ip else { return false };
+    let connect = tokio::net::TcpStream::connect(format!("{ip}:{port}"));
+    matches!(
+        tokio::time::timeout(CONNECT_DEADLINE, connect).await,
+        Ok(Ok(_))
+    )
+}
+
+fn node_ip(node: &Node) -> Option<&str> {
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    let internal = addresses.iter().find(|a| a.type_ == "InternalIP")?;
+    Some(&internal.address)
+}
+
+fn is_pod_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
 }
 
 /// Whether a node says that it is Ready.
