@@ -103,13 +103,11 @@ pub const MIN_WINDOW: Duration = Duration::from_secs(10);
 impl HeadTrack {
     /// Records the highest head any node reported at `now`.
     pub fn observe(&mut self, height: u64, now: Duration) {
-        if self.began.is_none() {
-            *self = Self {
-                height,
-                since: now,
-                began: Some(now),
-                ..Self::default()
-            };
+        self.began.get_or_insert(now);
+        if self.height == 0 {
+            // The first head: how long it took to come says nothing about the time between blocks.
+            self.height = height;
+            self.since = now;
             return;
         }
         if height > self.height {
@@ -206,6 +204,17 @@ mod tests {
         track.observe_silence(secs(100));
         assert_eq!(track.liveness(secs(101)), ChainLiveness::Unknown);
         assert_eq!(track.liveness(secs(110)), ChainLiveness::Standing);
+    }
+
+    #[test]
+    fn the_wait_for_the_first_block_is_no_block_interval() {
+        let mut track = HeadTrack::default();
+        track.observe_silence(secs(0));
+        track.observe(1, secs(100));
+        assert_eq!(track.liveness(secs(100)), ChainLiveness::Unknown);
+        track.observe(2, secs(101));
+        assert_eq!(track.interval(), Some(secs(1)));
+        assert_eq!(track.liveness(secs(101)), ChainLiveness::Live);
     }
 
     #[test]
