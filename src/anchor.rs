@@ -68,13 +68,7 @@ impl AnchorStore {
         expected: &Expected,
         mut change: impl FnMut(&mut Anchor),
     ) -> Result<Anchor, StoreError> {
-        let turn = self
-            .turns
-            .lock()
-            .await
-            .entry(key.clone())
-            .or_default()
-            .clone();
+        let turn = self.turns.lock().await.entry(key.clone()).or_default().clone();
         let _mine = turn.lock().await;
         let full_name = format!("{}/{name}", key.namespace);
         let api = Api::<ConfigMap>::namespaced(client.clone(), &key.namespace);
@@ -88,9 +82,7 @@ impl AnchorStore {
             if after == before {
                 return Ok(after);
             }
-            map.data
-                .get_or_insert_default()
-                .insert(ANCHOR_KEY.to_owned(), after.to_json());
+            map.data.get_or_insert_default().insert(ANCHOR_KEY.to_owned(), after.to_json());
             // The map still carries the resourceVersion that was read: the swap's comparison.
             map.metadata.managed_fields = None;
             let params = PostParams {

@@ -91,10 +91,7 @@ pub async fn bounded<T>(
 ) -> Result<T, ApiError> {
     match tokio::time::timeout(REQUEST_DEADLINE, request).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(source)) => Err(ApiError::Request {
-            what: what(),
-            source: Box::new(source),
-        }),
+        Ok(Err(source)) => Err(ApiError::Request { what: what(), source: Box::new(source) }),
         Err(_) => Err(ApiError::Deadline { what: what() }),
     }
 }
@@ -154,11 +151,7 @@ pub fn is_ours(object: &impl Resource, recorded_uid: Option<&str>, network_id: &
     let meta = object.meta();
     let recorded = recorded_uid.is_some() && meta.uid.as_deref() == recorded_uid;
     let labels = meta.labels.as_ref();
-    let label = |key: &str| {
-        labels
-            .and_then(|labels| labels.get(key))
-            .map(String::as_str)
-    };
+    let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
     recorded
         || (label(labels::MANAGED_BY) == Some(labels::OPERATOR)
             && label(labels::NETWORK_ID) == Some(network_id))
@@ -169,11 +162,7 @@ fn name_taken<K: Object>(object: &K) -> ApiError {
         Some(id) => format!("it carries the marks of network id {id}"),
         None => "it has no mark of this operator".to_owned(),
     };
-    ApiError::NameTaken {
-        kind: K::kind(&()).into_owned(),
-        name: object.name_any(),
-        owner,
-    }
+    ApiError::NameTaken { kind: K::kind(&()).into_owned(), name: object.name_any(), owner }
 }
 
 /// Makes `desired` so, given what a cache knows of it (`cached`; a cache may be behind).
@@ -190,9 +179,7 @@ pub async fn ensure<K: Object>(
     let name = desired.name_any();
     let namespace = desired.namespace().unwrap_or_default();
     let hash = wish_hash(&desired);
-    desired
-        .annotations_mut()
-        .insert(labels::APPLIED_HASH.to_owned(), hash);
+    desired.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash);
 
     let existing = match cached {
         Some(object) => object.clone(),
@@ -261,11 +248,7 @@ async fn create<K: Object>(
         field_manager: Some(labels::FIELD_MANAGER.to_owned()),
         ..PostParams::default()
     };
-    match bounded(
-        || describe::<K>("create", namespace, &name),
-        api.create(&params, desired),
-    )
-    .await
+    match bounded(|| describe::<K>("create", namespace, &name), api.create(&params, desired)).await
     {
         Ok(object) => Ok(Created::Now(object)),
         Err(error) if error.code() == Some(409) => match read(client, namespace, &name).await? {
@@ -289,10 +272,7 @@ fn satisfied<K: Object>(desired: &K, existing: &K) -> bool {
     let same_hash = desired.annotations().get(labels::APPLIED_HASH)
         == existing.annotations().get(labels::APPLIED_HASH);
     same_hash
-        && match (
-            serde_json::to_value(desired),
-            serde_json::to_value(existing),
-        ) {
+        && match (serde_json::to_value(desired), serde_json::to_value(existing)) {
             (Ok(desired), Ok(existing)) => contains(&existing, &desired),
             _ => false,
         }
@@ -303,16 +283,11 @@ fn satisfied<K: Object>(desired: &K, existing: &K) -> bool {
 fn contains(existing: &Value, desired: &Value) -> bool {
     match (existing, desired) {
         (Value::Object(existing), Value::Object(desired)) => desired.iter().all(|(key, wish)| {
-            existing
-                .get(key)
-                .map_or_else(|| is_empty(wish), |value| contains(value, wish))
+            existing.get(key).map_or_else(|| is_empty(wish), |value| contains(value, wish))
         }),
         (Value::Array(existing), Value::Array(desired)) => {
             existing.len() == desired.len()
-                && existing
-                    .iter()
-                    .zip(desired)
-                    .all(|(value, wish)| contains(value, wish))
+                && existing.iter().zip(desired).all(|(value, wish)| contains(value, wish))
         }
         _ => existing == desired,
     }

@@ -61,11 +61,7 @@ impl LeaseStore for ApiStore {
     async fn replace(&self, lease: Lease) -> Result<Lease, ApiError> {
         let api = Api::<Lease>::namespaced(self.client.clone(), &self.namespace);
         let what = || format!("update Lease {}/{}", self.namespace, self.name);
-        bounded(
-            what,
-            api.replace(&self.name, &PostParams::default(), &lease),
-        )
-        .await
+        bounded(what, api.replace(&self.name, &PostParams::default(), &lease)).await
     }
 }
 
@@ -78,15 +74,8 @@ pub struct LeaderElection<S = ApiStore> {
 impl LeaderElection<ApiStore> {
     /// A candidate for the Lease `namespace`/`name`. `identity` must be unique among the replicas.
     pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
-        let store = ApiStore {
-            client,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        };
-        Self {
-            store,
-            identity: identity.to_owned(),
-        }
+        let store = ApiStore { client, namespace: namespace.to_owned(), name: name.to_owned() };
+        Self { store, identity: identity.to_owned() }
     }
 }
 
@@ -97,11 +86,7 @@ struct Seen {
 }
 
 fn holder(lease: &Lease) -> &str {
-    lease
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.holder_identity.as_deref())
-        .unwrap_or_default()
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
 }
 
 fn now() -> MicroTime {
@@ -131,19 +116,12 @@ impl<S: LeaseStore> LeaderElection<S> {
         let (lost_sender, lost) = watch::channel(false);
         let (release, released) = oneshot::channel();
         let renewing = tokio::spawn(self.hold(lease, began, released, lost_sender));
-        Some(Leadership {
-            lost,
-            release,
-            renewing,
-        })
+        Some(Leadership { lost, release, renewing })
     }
 
     async fn try_acquire(&self, seen: &mut Option<Seen>) -> Result<Option<Lease>, ApiError> {
         let Some(lease) = self.store.read().await? else {
-            let lease = Lease {
-                spec: Some(self.taken(None)),
-                ..Lease::default()
-            };
+            let lease = Lease { spec: Some(self.taken(None)), ..Lease::default() };
             return self.store.create(lease).await.map(Some);
         };
         let version = &lease.metadata.resource_version;
@@ -151,10 +129,7 @@ impl<S: LeaseStore> LeaderElection<S> {
             Some(known) if known.version == *version => known.since,
             _ => {
                 let since = Instant::now();
-                *seen = Some(Seen {
-                    version: version.clone(),
-                    since,
-                });
+                *seen = Some(Seen { version: version.clone(), since });
                 since
             }
         };
@@ -294,10 +269,7 @@ mod tests {
     }
 
     fn failed(code: u16) -> ApiError {
-        let status = kube::core::Status {
-            code,
-            ..kube::core::Status::default()
-        };
+        let status = kube::core::Status { code, ..kube::core::Status::default() };
         ApiError::Request {
             what: "test".to_owned(),
             source: Box::new(kube::Error::Api(Box::new(status))),
@@ -310,49 +282,30 @@ mod tests {
             if state.down {
                 return Err(failed(503));
             }
-            let current = state
-                .lease
-                .as_ref()
-                .and_then(|lease| lease.metadata.resource_version.as_deref());
+            let current =
+                state.lease.as_ref().and_then(|lease| lease.metadata.resource_version.as_deref());
             if current != expected {
                 return Err(failed(409));
             }
             state.version += 1;
             lease.metadata.resource_version = Some(state.version.to_string());
             state.lease = Some(lease.clone());
-            if std::mem::take(&mut state.lose_answer) {
-                Err(failed(504))
-            } else {
-                Ok(lease)
-            }
+            if std::mem::take(&mut state.lose_answer) { Err(failed(504)) } else { Ok(lease) }
         }
 
         fn holder(&self) -> String {
-            self.0
-                .lock()
-                .unwrap()
-                .lease
-                .as_ref()
-                .map(|lease| holder(lease).to_owned())
-                .unwrap()
+            self.0.lock().unwrap().lease.as_ref().map(|lease| holder(lease).to_owned()).unwrap()
         }
 
         fn candidate(&self, identity: &str) -> LeaderElection<Self> {
-            LeaderElection {
-                store: self.clone(),
-                identity: identity.to_owned(),
-            }
+            LeaderElection { store: self.clone(), identity: identity.to_owned() }
         }
     }
 
     impl LeaseStore for Fake {
         async fn read(&self) -> Result<Option<Lease>, ApiError> {
             let state = self.0.lock().unwrap();
-            if state.down {
-                Err(failed(503))
-            } else {
-                Ok(state.lease.clone())
-            }
+            if state.down { Err(failed(503)) } else { Ok(state.lease.clone()) }
         }
 
         async fn create(&self, lease: Lease) -> Result<Lease, ApiError> {
@@ -377,17 +330,9 @@ mod tests {
     async fn one_leads_and_the_other_waits_until_it_is_released() {
         let lease = Fake::default();
         let first = lease.candidate("a").acquire(never()).await.unwrap();
-        assert!(
-            within(60, lease.candidate("b").acquire(never()))
-                .await
-                .is_none()
-        );
+        assert!(within(60, lease.candidate("b").acquire(never())).await.is_none());
         first.release().await;
-        assert!(
-            within(3, lease.candidate("b").acquire(never()))
-                .await
-                .is_some()
-        );
+        assert!(within(3, lease.candidate("b").acquire(never())).await.is_some());
         assert_eq!(lease.holder(), "b");
     }
 

@@ -94,34 +94,21 @@ pub struct Views(Arc<RwLock<BTreeMap<NetworkKey, NetworkView>>>);
 impl Views {
     /// Replaces a network's view.
     pub fn put(&self, key: NetworkKey, view: NetworkView) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, view);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, view);
     }
 
     /// Drops all networks that `keep` does not name.
     pub fn retain(&self, keep: impl Fn(&NetworkKey) -> bool) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|key, _| keep(key));
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
     }
 
     /// One network's view.
     pub fn get(&self, key: &NetworkKey) -> Option<NetworkView> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .cloned()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
     /// All views.
     pub fn all(&self) -> BTreeMap<NetworkKey, NetworkView> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

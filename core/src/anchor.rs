@@ -185,9 +185,7 @@ impl Anchor {
         // The version first: a newer form may not parse as this one.
         let form: Form = serde_json::from_str(text).map_err(unreadable)?;
         if form.version > ANCHOR_VERSION {
-            return Err(AnchorError::Newer {
-                found: form.version,
-            });
+            return Err(AnchorError::Newer { found: form.version });
         }
         let anchor: Self = serde_json::from_str(text).map_err(unreadable)?;
         if anchor.hub_id != hub_id {
@@ -197,9 +195,7 @@ impl Anchor {
             });
         }
         if anchor.chain_id != chain_id {
-            return Err(AnchorError::AnotherChain {
-                found: anchor.chain_id,
-            });
+            return Err(AnchorError::AnotherChain { found: anchor.chain_id });
         }
         Ok(anchor)
     }
@@ -253,22 +249,10 @@ mod tests {
     #[test]
     fn refuses_other_hubs_other_chains_and_newer_forms() {
         let text = anchor().to_json();
-        assert!(matches!(
-            Anchor::parse(&text, "h2", "c1"),
-            Err(AnchorError::AnotherHub { .. })
-        ));
-        assert!(matches!(
-            Anchor::parse(&text, "h1", "c2"),
-            Err(AnchorError::AnotherChain { .. })
-        ));
+        assert!(matches!(Anchor::parse(&text, "h2", "c1"), Err(AnchorError::AnotherHub { .. })));
+        assert!(matches!(Anchor::parse(&text, "h1", "c2"), Err(AnchorError::AnotherChain { .. })));
         let newer = r#"{"version": 2, "whatever": true}"#;
-        assert_eq!(
-            Anchor::parse(newer, "h1", "c1"),
-            Err(AnchorError::Newer { found: 2 })
-        );
-        assert!(matches!(
-            Anchor::parse("", "h1", "c1"),
-            Err(AnchorError::Unreadable(_))
-        ));
+        assert_eq!(Anchor::parse(newer, "h1", "c1"), Err(AnchorError::Newer { found: 2 }));
+        assert!(matches!(Anchor::parse("", "h1", "c1"), Err(AnchorError::Unreadable(_))));
     }
 }

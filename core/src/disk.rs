@@ -126,11 +126,7 @@ pub fn next_start(disk: &ObservedDisk, expected: &Marker) -> Decision {
         });
     }
     for (what, found, expected) in [
-        (
-            "consensus key",
-            &marker.consensus_key,
-            &expected.consensus_key,
-        ),
+        ("consensus key", &marker.consensus_key, &expected.consensus_key),
         ("genesis", &marker.genesis_hash, &expected.genesis_hash),
     ] {
         if found != expected {
@@ -141,11 +137,7 @@ pub fn next_start(disk: &ObservedDisk, expected: &Marker) -> Decision {
             });
         }
     }
-    if disk.signing_state {
-        Decision::Start
-    } else {
-        Decision::Refuse(Refusal::SigningStateLost)
-    }
+    if disk.signing_state { Decision::Start } else { Decision::Refuse(Refusal::SigningStateLost) }
 }
 
 #[cfg(test)]
@@ -182,11 +174,7 @@ mod tests {
         for found in markers {
             for signing_state in [false, true] {
                 for other_files in [false, true] {
-                    let disk = ObservedDisk {
-                        marker: found.clone(),
-                        signing_state,
-                        other_files,
-                    };
+                    let disk = ObservedDisk { marker: found.clone(), signing_state, other_files };
                     let decision = next_start(&disk, &marker());
                     let first = decision == Decision::FirstStart;
                     let bare = found == ObservedMarker::Absent && !signing_state && !other_files;

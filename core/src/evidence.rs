@@ -143,8 +143,7 @@ impl HeadTrack {
 
     /// The time without a block after which the chain counts as standing: 10 s or five blocks.
     pub fn window(&self) -> Duration {
-        self.interval
-            .map_or(MIN_WINDOW, |interval| (interval * 5).max(MIN_WINDOW))
+        self.interval.map_or(MIN_WINDOW, |interval| (interval * 5).max(MIN_WINDOW))
     }
 
     /// Whether the chain makes blocks, judged at `now`.

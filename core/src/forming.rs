@@ -82,10 +82,7 @@ pub fn build_anchor(
         for index in 0..set.replicas {
             let name = desired.name.node(&set.name, index)?;
             if set.role == Role::Validator {
-                anchor.founders.push(Founder {
-                    name: name.to_string(),
-                    power: set.power,
-                });
+                anchor.founders.push(Founder { name: name.to_string(), power: set.power });
             }
             add_identity(&mut anchor, &name, set, ids);
         }
@@ -222,10 +219,7 @@ pub fn plan_members(
     let mut refusals = Vec::new();
     let mut present: BTreeMap<&str, Vec<(NodeName, Role)>> = BTreeMap::new();
     for (name, identity) in anchor.members() {
-        present
-            .entry(&identity.set)
-            .or_default()
-            .push((name, identity.role));
+        present.entry(&identity.set).or_default().push((name, identity.role));
     }
     for set in &desired.sets {
         let members = present.remove(set.name.as_str()).unwrap_or_default();
@@ -242,11 +236,7 @@ pub fn plan_members(
             }
             continue;
         }
-        let next = anchor
-            .next_index
-            .get(set.name.as_str())
-            .copied()
-            .unwrap_or(0);
+        let next = anchor.next_index.get(set.name.as_str()).copied().unwrap_or(0);
         for offset in 0..set.replicas.saturating_sub(have) {
             match desired.name.node(&set.name, next.saturating_add(offset)) {
                 Ok(name) => changes.push(MemberChange::Add(name, set.clone())),
@@ -256,10 +246,7 @@ pub fn plan_members(
         changes.extend(newest_first(members).take(have.saturating_sub(set.replicas) as usize));
     }
     for (set, members) in present {
-        let validators = members
-            .iter()
-            .filter(|(_, role)| *role == Role::Validator)
-            .count();
+        let validators = members.iter().filter(|(_, role)| *role == Role::Validator).count();
         if validators > 0 {
             refusals.push(MemberRefusal::Validators {
                 set: set.to_owned(),
@@ -275,16 +262,10 @@ pub fn plan_members(
 
 fn newest_first(mut members: Vec<(NodeName, Role)>) -> impl Iterator<Item = MemberChange> {
     let index = |name: &NodeName| -> u32 {
-        name.as_str()
-            .rsplit('-')
-            .next()
-            .and_then(|index| index.parse().ok())
-            .unwrap_or(0)
+        name.as_str().rsplit('-').next().and_then(|index| index.parse().ok()).unwrap_or(0)
     };
     members.sort_by_key(|(name, _)| std::cmp::Reverse(index(name)));
-    members
-        .into_iter()
-        .map(|(name, _)| MemberChange::Retire(name))
+    members.into_iter().map(|(name, _)| MemberChange::Retire(name))
 }
 
 /// Records changes in the anchor; the effects follow once it is stored.
@@ -320,20 +301,11 @@ mod tests {
     }
 
     fn set(name: &str, role: Role, replicas: u32) -> DesiredSet {
-        DesiredSet {
-            name: SetName::parse(name).unwrap(),
-            role,
-            replicas,
-            power: 1000,
-        }
+        DesiredSet { name: SetName::parse(name).unwrap(), role, replicas, power: 1000 }
     }
 
     fn network(sets: Vec<DesiredSet>) -> DesiredNetwork {
-        DesiredNetwork {
-            name: NetworkName::parse("net").unwrap(),
-            chain_id: "net-1".into(),
-            sets,
-        }
+        DesiredNetwork { name: NetworkName::parse("net").unwrap(), chain_id: "net-1".into(), sets }
     }
 
     fn provision(identity: &mut Identity, n: u8) {
@@ -344,18 +316,11 @@ mod tests {
             tls_spki_sha256: "aa".into(),
         });
         let uid = Some("uid".to_owned());
-        identity.uids = ObjectUids {
-            keys: uid.clone(),
-            disk: uid.clone(),
-            service: uid,
-        };
+        identity.uids = ObjectUids { keys: uid.clone(), disk: uid.clone(), service: uid };
     }
 
     fn fresh() -> (DesiredNetwork, Anchor) {
-        let desired = network(vec![
-            set("v", Role::Validator, 2),
-            set("full", Role::FullNode, 1),
-        ]);
+        let desired = network(vec![set("v", Role::Validator, 2), set("full", Role::FullNode, 1)]);
         let now = "2026-01-01T00:00:00.123Z".parse().unwrap();
         let anchor = build_anchor(&desired, "hub", now, &mut Counter(0)).unwrap();
         (desired, anchor)
@@ -363,10 +328,7 @@ mod tests {
 
     fn formed() -> (DesiredNetwork, Anchor) {
         let (desired, mut anchor) = fresh();
-        anchor.ca = Some(KeyRecord {
-            spki_sha256: "bb".into(),
-            secret_uid: "u".into(),
-        });
+        anchor.ca = Some(KeyRecord { spki_sha256: "bb".into(), secret_uid: "u".into() });
         for (n, identity) in anchor.identities.values_mut().enumerate() {
             provision(identity, u8::try_from(n).unwrap());
         }
@@ -382,10 +344,7 @@ mod tests {
     fn forming_takes_its_steps_in_order_and_only_forward() {
         let (_, mut anchor) = fresh();
         assert_eq!(next_forming_step(&anchor), Ok(FormingStep::MakeAuthority));
-        anchor.ca = Some(KeyRecord {
-            spki_sha256: "bb".into(),
-            secret_uid: "u".into(),
-        });
+        anchor.ca = Some(KeyRecord { spki_sha256: "bb".into(), secret_uid: "u".into() });
         let waiting = |anchor: &Anchor| match next_forming_step(anchor) {
             Ok(FormingStep::AwaitFounders(names)) => names.len(),
             other => panic!("{other:?}"),
@@ -400,14 +359,9 @@ mod tests {
         assert_eq!(waiting(&anchor), 1);
         anchor.identities.get_mut("net-v-1").unwrap().uids.disk = Some("uid".into());
         // Full nodes are not waited for.
-        let Ok(FormingStep::RecordGenesis(genesis)) = next_forming_step(&anchor) else {
-            panic!()
-        };
+        let Ok(FormingStep::RecordGenesis(genesis)) = next_forming_step(&anchor) else { panic!() };
         anchor.genesis_hash = Some(genesis.hash.clone());
-        assert_eq!(
-            next_forming_step(&anchor),
-            Ok(FormingStep::PublishGenesis(genesis.clone()))
-        );
+        assert_eq!(next_forming_step(&anchor), Ok(FormingStep::PublishGenesis(genesis.clone())));
         anchor.formed = true;
         assert_eq!(next_forming_step(&anchor), Ok(FormingStep::Formed(genesis)));
     }
@@ -416,10 +370,7 @@ mod tests {
     fn an_edited_anchor_never_gives_a_second_genesis() {
         let (_, mut anchor) = formed();
         anchor.founders[0].power += 1;
-        assert!(matches!(
-            next_forming_step(&anchor),
-            Err(FormingRefusal::GenesisDiffers { .. })
-        ));
+        assert!(matches!(next_forming_step(&anchor), Err(FormingRefusal::GenesisDiffers { .. })));
     }
 
     #[test]
@@ -428,10 +379,7 @@ mod tests {
         desired.sets[0].replicas = 4;
         let (changes, refusals) = plan_members(&desired, &anchor);
         assert!(changes.is_empty());
-        assert!(
-            refusals[0].to_string().contains("set replicas back to 2"),
-            "{refusals:?}"
-        );
+        assert!(refusals[0].to_string().contains("set replicas back to 2"), "{refusals:?}");
         desired.sets.remove(0);
         let (changes, refusals) = plan_members(&desired, &anchor);
         assert!(changes.is_empty());

@@ -48,22 +48,14 @@ pub enum NameError {
 fn check_label(name: &str, max: usize) -> Result<(), NameError> {
     let len = name.chars().count();
     if len > max {
-        return Err(NameError::TooLong {
-            name: name.to_owned(),
-            len,
-            max,
-        });
+        return Err(NameError::TooLong { name: name.to_owned(), len, max });
     }
     let first_ok = name.starts_with(|c: char| c.is_ascii_lowercase());
-    let all_ok = name
-        .chars()
-        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    let all_ok = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     if first_ok && all_ok && !name.ends_with('-') {
         Ok(())
     } else {
-        Err(NameError::NotALabel {
-            name: name.to_owned(),
-        })
+        Err(NameError::NotALabel { name: name.to_owned() })
     }
 }
 
@@ -133,11 +125,7 @@ impl NetworkName {
 
     /// The genesis `ConfigMap`, named by the SHA-256 of its bytes.
     pub fn genesis(&self, genesis_hash: &str) -> String {
-        format!(
-            "{}-genesis-{}",
-            self.0,
-            genesis_hash.get(..10).unwrap_or(genesis_hash)
-        )
+        format!("{}-genesis-{}", self.0, genesis_hash.get(..10).unwrap_or(genesis_hash))
     }
 
     /// The `ConfigMap` with the list of peers.
@@ -205,15 +193,7 @@ mod tests {
 
     #[test]
     fn refuses_what_a_service_could_not_be_named() {
-        for bad in [
-            "",
-            "1st",
-            "Upper",
-            "dot.ted",
-            "end-",
-            "under_score",
-            &"x".repeat(31),
-        ] {
+        for bad in ["", "1st", "Upper", "dot.ted", "end-", "under_score", &"x".repeat(31)] {
             assert!(NetworkName::parse(bad).is_err(), "{bad:?} was accepted");
         }
         assert!(NetworkName::parse("city-ledger").is_ok());

@@ -82,22 +82,14 @@ pub struct LeafNames {
 pub fn node_names(node: &NodeName, namespace: &str, network_id: &str) -> LeafNames {
     LeafNames {
         common_name: node.to_string(),
-        dns: vec![
-            node.to_string(),
-            format!("{node}.{namespace}"),
-            node.service_dns(namespace),
-        ],
+        dns: vec![node.to_string(), format!("{node}.{namespace}"), node.service_dns(namespace)],
         uri: Role::Peer.uri(network_id),
     }
 }
 
 /// Names in the certificate of a client that serves nothing.
 pub fn client_names(common_name: &str, role: Role, network_id: &str) -> LeafNames {
-    LeafNames {
-        common_name: common_name.to_owned(),
-        dns: Vec::new(),
-        uri: role.uri(network_id),
-    }
+    LeafNames { common_name: common_name.to_owned(), dns: Vec::new(), uri: role.uri(network_id) }
 }
 
 /// What is known of an existing certificate.
@@ -181,39 +173,18 @@ mod tests {
         let next = |now| next_leaf(Some(&leaf), "aa", &names(), POLICY, now);
         assert_eq!(next(due - SignedDuration::from_secs(1)), None);
         assert_eq!(next(due), Some(Renewal::Due));
-        assert_eq!(
-            next(leaf.not_after + SignedDuration::from_hours(1)),
-            Some(Renewal::Due)
-        );
+        assert_eq!(next(leaf.not_after + SignedDuration::from_hours(1)), Some(Renewal::Due));
     }
 
     #[test]
     fn replaces_what_does_not_fit() {
         let now = leaf().not_before;
-        assert_eq!(
-            next_leaf(None, "aa", &names(), POLICY, now),
-            Some(Renewal::Missing)
-        );
-        assert_eq!(
-            next_leaf(Some(&leaf()), "bb", &names(), POLICY, now),
-            Some(Renewal::Unfit)
-        );
-        let other_ca = ObservedLeaf {
-            signed_by_ca: false,
-            ..leaf()
-        };
-        assert_eq!(
-            next_leaf(Some(&other_ca), "aa", &names(), POLICY, now),
-            Some(Renewal::Unfit)
-        );
-        let fewer = ObservedLeaf {
-            names: vec![names().uri],
-            ..leaf()
-        };
-        assert_eq!(
-            next_leaf(Some(&fewer), "aa", &names(), POLICY, now),
-            Some(Renewal::Unfit)
-        );
+        assert_eq!(next_leaf(None, "aa", &names(), POLICY, now), Some(Renewal::Missing));
+        assert_eq!(next_leaf(Some(&leaf()), "bb", &names(), POLICY, now), Some(Renewal::Unfit));
+        let other_ca = ObservedLeaf { signed_by_ca: false, ..leaf() };
+        assert_eq!(next_leaf(Some(&other_ca), "aa", &names(), POLICY, now), Some(Renewal::Unfit));
+        let fewer = ObservedLeaf { names: vec![names().uri], ..leaf() };
+        assert_eq!(next_leaf(Some(&fewer), "aa", &names(), POLICY, now), Some(Renewal::Unfit));
     }
 
     #[test]

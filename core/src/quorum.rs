@@ -39,11 +39,7 @@ mod tests {
     fn margin_of_equal_powers_follows_the_published_table() {
         // Tolerated faults of CometBFT with equal powers, n = 1, 3, 4, 5, 6, 7, 10.
         for (n, expected) in [(1, 0), (3, 0), (4, 1), (5, 1), (6, 1), (7, 2), (10, 3)] {
-            assert_eq!(
-                margin(&MoreThanTwoThirds, &vec![1000; n]),
-                expected,
-                "n = {n}"
-            );
+            assert_eq!(margin(&MoreThanTwoThirds, &vec![1000; n]), expected, "n = {n}");
         }
     }
 

@@ -140,10 +140,7 @@ fn check_inputs(root: &Path, expected: &Marker) -> Result<(), HomeError> {
     let genesis = below(root, paths::GENESIS_DIR).join(GENESIS_FILE);
     let found = sha256_hex(&fs::read(&genesis).map_err(at(&genesis))?);
     if found != expected.genesis_hash {
-        return Err(HomeError::Genesis {
-            found,
-            expected: expected.genesis_hash.clone(),
-        });
+        return Err(HomeError::Genesis { found, expected: expected.genesis_hash.clone() });
     }
     let file = below(root, paths::KEYS).join(CONSENSUS_KEY_FILE);
     let text = fs::read_to_string(&file).map_err(at(&file))?;
@@ -158,11 +155,8 @@ fn check_inputs(root: &Path, expected: &Marker) -> Result<(), HomeError> {
 }
 
 fn observe_disk(disk: &Path, data: &Path) -> Result<ObservedDisk, HomeError> {
-    let mut observed = ObservedDisk {
-        marker: ObservedMarker::Absent,
-        signing_state: false,
-        other_files: false,
-    };
+    let mut observed =
+        ObservedDisk { marker: ObservedMarker::Absent, signing_state: false, other_files: false };
     for entry in fs::read_dir(disk).map_err(at(disk))? {
         let entry = entry.map_err(at(disk))?;
         let name = entry.file_name();
@@ -226,9 +220,7 @@ fn write_durably(directory: &Path, name: &str, content: &[u8]) -> Result<(), Hom
 }
 
 fn sync_directory(directory: &Path) -> Result<(), HomeError> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(at(directory))
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(at(directory))
 }
 
 /// All peers but this node itself, by its own peer-to-peer key.
@@ -287,11 +279,7 @@ mod tests {
                 (paths::GENESIS_DIR, GENESIS_FILE, genesis.to_owned()),
                 (paths::KEYS, CONSENSUS_KEY_FILE, key.consensus_key_file()),
                 (paths::KEYS, NODE_KEY_FILE, key.node_key_file()),
-                (
-                    paths::CONFIG_DIR,
-                    CONFIG_FILE,
-                    "[p2p]\nladdr = \"x\"\n".to_owned(),
-                ),
+                (paths::CONFIG_DIR, CONFIG_FILE, "[p2p]\nladdr = \"x\"\n".to_owned()),
                 (
                     paths::PEERS_DIR,
                     paths::PEERS_FILE,
@@ -368,10 +356,7 @@ mod tests {
                 fs::write(pod.path(paths::DISK).join(unfinished(MARKER_FILE)), "{").unwrap();
             }
             pod.start().await.unwrap();
-            assert_eq!(
-                fs::read_to_string(pod.signing_state()).unwrap(),
-                FRESH_SIGNING_STATE
-            );
+            assert_eq!(fs::read_to_string(pod.signing_state()).unwrap(), FRESH_SIGNING_STATE);
             pod.start().await.unwrap();
         }
     }
@@ -382,10 +367,7 @@ mod tests {
         pod.start().await.unwrap();
         fs::remove_file(pod.signing_state()).unwrap();
         let error = pod.start().await.unwrap_err();
-        assert!(
-            matches!(error, HomeError::Refused(Refusal::SigningStateLost)),
-            "{error}"
-        );
+        assert!(matches!(error, HomeError::Refused(Refusal::SigningStateLost)), "{error}");
         assert!(!pod.signing_state().exists());
         let told = fs::read_to_string(pod.path(TERMINATION_LOG)).unwrap();
         assert!(told.starts_with("SigningStateLost:"), "{told}");
@@ -397,10 +379,7 @@ mod tests {
         pod.identity.genesis_hash = "00".into();
         assert!(matches!(pod.start().await, Err(HomeError::Genesis { .. })));
         let mut pod = Pod::new();
-        pod.identity.consensus_key = PrivateKey::from_random([8; 32])
-            .public()
-            .base64()
-            .to_owned();
+        pod.identity.consensus_key = PrivateKey::from_random([8; 32]).public().base64().to_owned();
         assert!(matches!(pod.start().await, Err(HomeError::Key { .. })));
         assert_eq!(fs::read_dir(pod.path(paths::DISK)).unwrap().count(), 0);
     }
@@ -409,9 +388,6 @@ mod tests {
     async fn a_disk_with_strange_data_is_refused() {
         let pod = Pod::new();
         fs::write(pod.path(paths::DISK).join("blockstore.db"), "x").unwrap();
-        assert!(matches!(
-            pod.start().await,
-            Err(HomeError::Refused(Refusal::NotEmpty))
-        ));
+        assert!(matches!(pod.start().await, Err(HomeError::Refused(Refusal::NotEmpty))));
     }
 }

@@ -122,12 +122,7 @@ impl State {
         reason: Reason,
         message: impl Into<String>,
     ) -> Self {
-        Self {
-            kind,
-            status: status.into(),
-            reason,
-            message: message.into(),
-        }
+        Self { kind, status: status.into(), reason, message: message.into() }
     }
 }
 
@@ -198,12 +193,7 @@ mod tests {
     fn unknown_types_of_other_versions_are_kept() {
         let state = State::new("Other", true, Reason::AsDescribed, "m");
         let old = merge(&[], &[state], None, at(1));
-        let new = merge(
-            &old,
-            &[State::new(READY, None, Reason::NotYetObserved, "")],
-            None,
-            at(2),
-        );
+        let new = merge(&old, &[State::new(READY, None, Reason::NotYetObserved, "")], None, at(2));
         assert_eq!(new.len(), 2);
         assert_eq!(find(&new, READY).unwrap().status, "Unknown");
     }

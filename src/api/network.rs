@@ -45,10 +45,7 @@ pub struct BsnNetworkSpec {
     pub engine: Engine,
 
     /// Id of the chain, 1 to 50 characters. It is part of every signature, hence immutable.
-    #[schemars(
-        length(min = 1, max = 50),
-        regex(pattern = r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$")
-    )]
+    #[schemars(length(min = 1, max = 50), regex(pattern = r"^[a-zA-Z0-9][a-zA-Z0-9._-]*$"))]
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("chainId is immutable: every block is signed with it; apply a new network for another chain"))]
     pub chain_id: String,
@@ -151,10 +148,7 @@ pub struct AppContainer {
 )]
 pub struct NodeSet {
     /// Name of the set, at most 15 characters; nodes are named `<network>-<set>-<index>`.
-    #[schemars(
-        length(min = 1, max = 15),
-        regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
-    )]
+    #[schemars(length(min = 1, max = 15), regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
 
     /// What the nodes do on the chain.
@@ -190,10 +184,7 @@ pub enum NodeRole {
 pub struct Storage {
     /// Size, as a Kubernetes quantity.
     #[serde(default = "default_storage_size")]
-    #[schemars(
-        length(max = 20),
-        regex(pattern = r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")
-    )]
+    #[schemars(length(max = 20), regex(pattern = r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"))]
     pub size: String,
 
     /// Storage class; left out: the cluster's default.
@@ -208,10 +199,7 @@ fn default_storage_size() -> String {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self {
-            size: default_storage_size(),
-            storage_class_name: None,
-        }
+        Self { size: default_storage_size(), storage_class_name: None }
     }
 }
 
@@ -256,10 +244,7 @@ fn default_renew_before() -> String {
 
 impl Default for Leaf {
     fn default() -> Self {
-        Self {
-            validity: default_validity(),
-            renew_before: default_renew_before(),
-        }
+        Self { validity: default_validity(), renew_before: default_renew_before() }
     }
 }
 

@@ -18,11 +18,7 @@ use super::{NodeRole, Storage};
     namespaced,
     status = "BsnNodeStatus",
     doc = "One node of a network: one process with one identity. Stamped from a node set of a BsnNetwork; edit that instead.",
-    printcolumn(
-        name = "Network",
-        type_ = "string",
-        json_path = ".spec.networkRef.name"
-    ),
+    printcolumn(name = "Network", type_ = "string", json_path = ".spec.networkRef.name"),
     printcolumn(name = "Role", type_ = "string", json_path = ".spec.role"),
     printcolumn(
         name = "Ready",
@@ -40,17 +36,8 @@ use super::{NodeRole, Storage};
         json_path = ".status.certificateEnds",
         priority = 1
     ),
-    printcolumn(
-        name = "Address",
-        type_ = "string",
-        json_path = ".status.address",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    )
+    printcolumn(name = "Address", type_ = "string", json_path = ".status.address", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct BsnNodeSpec {

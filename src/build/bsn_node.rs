@@ -7,9 +7,7 @@ use super::{NodeParts, api_role};
 /// Builds the `BsnNode` of an identity.
 pub fn build_bsn_node(node: &NodeParts<'_>, storage: &Storage) -> BsnNode {
     let spec = BsnNodeSpec {
-        network_ref: NetworkRef {
-            name: node.network.name.to_string(),
-        },
+        network_ref: NetworkRef { name: node.network.name.to_string() },
         node_set: node.identity.set.clone(),
         role: api_role(node.identity.role),
         storage: storage.clone(),

@@ -20,12 +20,7 @@ pub const GENESIS_HASH_KEY: &str = "genesis.sha256";
 
 #[expect(clippy::unnecessary_wraps, reason = "the fields it fills are optional")]
 fn data<const N: usize>(entries: [(&str, String); N]) -> Option<BTreeMap<String, String>> {
-    Some(
-        entries
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect(),
-    )
+    Some(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 /// The anchor. It stays when the network goes.
@@ -77,10 +72,7 @@ pub fn peers_of(anchor: &Anchor, namespace: &str) -> Vec<Peer> {
         .filter(|(_, identity)| identity.provisioned())
         .filter_map(|(name, identity)| {
             let keys = identity.keys.as_ref()?;
-            Some(Peer {
-                node_id: keys.p2p.node_id(),
-                host: name.service_dns(namespace),
-            })
+            Some(Peer { node_id: keys.p2p.node_id(), host: name.service_dns(namespace) })
         })
         .collect()
 }
@@ -89,10 +81,7 @@ pub fn peers_of(anchor: &Anchor, namespace: &str) -> Vec<Peer> {
 pub fn build_certificate_map(node: &NodeParts<'_>, leaf_pem: &str, ca_pem: &str) -> ConfigMap {
     ConfigMap {
         metadata: node.owned(node.name.certificate()),
-        data: data([
-            (paths::CERT_FILE, leaf_pem.to_owned()),
-            (paths::CA_FILE, ca_pem.to_owned()),
-        ]),
+        data: data([(paths::CERT_FILE, leaf_pem.to_owned()), (paths::CA_FILE, ca_pem.to_owned())]),
         ..ConfigMap::default()
     }
 }

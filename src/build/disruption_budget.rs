@@ -17,10 +17,7 @@ pub fn build_disruption_budget(
     let min_available = i32::try_from(voters.saturating_sub(margin)).unwrap_or(i32::MAX);
     let selector = [
         (labels::NETWORK_ID.to_owned(), network.network_id.to_owned()),
-        (
-            labels::ROLE.to_owned(),
-            role_text(Role::Validator).to_owned(),
-        ),
+        (labels::ROLE.to_owned(), role_text(Role::Validator).to_owned()),
     ];
     PodDisruptionBudget {
         metadata: network.owned(network.name.disruption_budget()),

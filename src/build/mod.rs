@@ -43,13 +43,7 @@ impl<'a> NetworkParts<'a> {
         anchor: &'a Anchor,
         owner: Option<&'a OwnerReference>,
     ) -> Self {
-        Self {
-            namespace,
-            name,
-            network_id: &anchor.network_id,
-            hub_id: &anchor.hub_id,
-            owner,
-        }
+        Self { namespace, name, network_id: &anchor.network_id, hub_id: &anchor.hub_id, owner }
     }
 
     /// Labels of every object of the network.
@@ -104,10 +98,7 @@ impl NodeParts<'_> {
         let mut all = self.network.labels();
         all.insert(labels::NODE.to_owned(), self.name.to_string());
         all.insert(labels::IDENTITY_ID.to_owned(), self.identity.id.clone());
-        all.insert(
-            labels::ROLE.to_owned(),
-            role_text(self.identity.role).to_owned(),
-        );
+        all.insert(labels::ROLE.to_owned(), role_text(self.identity.role).to_owned());
         all
     }
 
@@ -130,10 +121,7 @@ impl NodeParts<'_> {
 
     /// Metadata of an object that stays when the `BsnNode` goes: whatever holds state.
     pub fn kept(&self, name: String) -> ObjectMeta {
-        ObjectMeta {
-            labels: Some(self.labels()),
-            ..self.network.kept(name)
-        }
+        ObjectMeta { labels: Some(self.labels()), ..self.network.kept(name) }
     }
 }
 

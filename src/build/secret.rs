@@ -46,11 +46,7 @@ pub fn build_client_secret(
     Secret {
         metadata: network.owned(network.name.client()),
         type_: Some("kubernetes.io/tls".to_owned()),
-        data: data([
-            (TLS_CERT, cert_pem),
-            (TLS_KEY, key_pem),
-            (paths::CA_FILE, ca_pem),
-        ]),
+        data: data([(TLS_CERT, cert_pem), (TLS_KEY, key_pem), (paths::CA_FILE, ca_pem)]),
         ..Secret::default()
     }
 }
@@ -77,9 +73,5 @@ pub fn build_keys_secret(
 
 /// One entry of a Secret as text.
 pub fn entry<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
-    secret
-        .data
-        .as_ref()?
-        .get(key)
-        .and_then(|bytes| std::str::from_utf8(&bytes.0).ok())
+    secret.data.as_ref()?.get(key).and_then(|bytes| std::str::from_utf8(&bytes.0).ok())
 }

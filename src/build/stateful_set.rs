@@ -56,11 +56,7 @@ pub struct AppWorkload {
 impl Workload {
     /// How the engine reaches its application.
     pub fn application(&self) -> Application {
-        if self.app.is_some() {
-            Application::Socket
-        } else {
-            Application::PersistentKvstore
-        }
+        if self.app.is_some() { Application::Socket } else { Application::PersistentKvstore }
     }
 }
 
@@ -98,10 +94,7 @@ pub fn build_stateful_set(
                 ..StatefulSetUpdateStrategy::default()
             }),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta {
-                    labels: Some(pod_labels),
-                    ..ObjectMeta::default()
-                }),
+                metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
                 spec: Some(pod(node, workload, mounts, marker)),
             },
             ..StatefulSetSpec::default()
@@ -145,14 +138,8 @@ fn pod(node: &NodeParts<'_>, workload: &Workload, mounts: &Mounts, marker: &Mark
 /// a small cluster can still hold a network.
 fn spread(node: &NodeParts<'_>) -> Affinity {
     let others: BTreeMap<String, String> = [
-        (
-            labels::NETWORK_ID.to_owned(),
-            node.network.network_id.to_owned(),
-        ),
-        (
-            labels::ROLE.to_owned(),
-            super::role_text(node.identity.role).to_owned(),
-        ),
+        (labels::NETWORK_ID.to_owned(), node.network.network_id.to_owned()),
+        (labels::ROLE.to_owned(), super::role_text(node.identity.role).to_owned()),
     ]
     .into();
     let apart = |weight: i32, topology: &str| WeightedPodAffinityTerm {
@@ -290,12 +277,7 @@ fn init_home(workload: &Workload, marker: &Marker) -> Container {
 }
 
 fn engine(workload: &Workload, marker: &Marker) -> Container {
-    let text = |parts: &[&str]| {
-        parts
-            .iter()
-            .map(|part| (*part).to_owned())
-            .collect::<Vec<_>>()
-    };
+    let text = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
     Container {
         name: "engine".to_owned(),
         image: Some(workload.engine_image.clone()),
@@ -355,10 +337,7 @@ fn application(app: &AppWorkload) -> Container {
 }
 
 fn volumes(node: &NodeParts<'_>, mounts: &Mounts) -> Vec<Volume> {
-    let named = |name: &str| Volume {
-        name: name.to_owned(),
-        ..Volume::default()
-    };
+    let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
     let config_map = |name: &str, object: &str| Volume {
         config_map: Some(ConfigMapVolumeSource {
             name: object.to_owned(),
@@ -386,10 +365,8 @@ fn volumes(node: &NodeParts<'_>, mounts: &Mounts) -> Vec<Volume> {
         }),
         ..named(name)
     };
-    let empty = |name: &str| Volume {
-        empty_dir: Some(EmptyDirVolumeSource::default()),
-        ..named(name)
-    };
+    let empty =
+        |name: &str| Volume { empty_dir: Some(EmptyDirVolumeSource::default()), ..named(name) };
     vec![
         Volume {
             persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {

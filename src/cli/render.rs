@@ -81,10 +81,7 @@ pub fn render(args: &RenderArgs) -> Result<String, RenderError> {
     read.map_err(|error| RenderError::Read(file.clone(), error))?;
     let mut out = String::new();
     for mut network in parse_networks(&text, &file)? {
-        network
-            .metadata
-            .namespace
-            .get_or_insert_with(|| args.namespace.clone());
+        network.metadata.namespace.get_or_insert_with(|| args.namespace.clone());
         render_network(&network, &args.agent_image, &mut out)?;
     }
     Ok(out)
@@ -108,11 +105,7 @@ pub fn parse_networks(text: &str, file: &str) -> Result<Vec<BsnNetwork>, RenderE
             serde_json::from_value(document).map_err(|error| fail(i + 1, error.to_string()))?;
         networks.push(network);
     }
-    if networks.is_empty() {
-        Err(RenderError::Empty(file.to_owned()))
-    } else {
-        Ok(networks)
-    }
+    if networks.is_empty() { Err(RenderError::Empty(file.to_owned())) } else { Ok(networks) }
 }
 
 fn render_network(
@@ -128,22 +121,12 @@ fn render_network(
     push(out, &build_anchor_map(&parts, &anchor));
     push(out, &redacted(build_ca_secret(&parts, NOT_MADE, NOT_MADE)));
     push(out, &build_ca_map(&parts, NOT_MADE));
-    push(
-        out,
-        &redacted(build_client_secret(&parts, NOT_MADE, NOT_MADE, NOT_MADE)),
-    );
+    push(out, &redacted(build_client_secret(&parts, NOT_MADE, NOT_MADE, NOT_MADE)));
     if let Ok(FormingStep::Formed(genesis)) = next_forming_step(&anchor) {
         push(out, &build_genesis_map(&parts, &genesis));
     }
-    push(
-        out,
-        &build_peers_map(&parts, &peers_of(&anchor, &validated.namespace)),
-    );
-    let powers: Vec<u64> = anchor
-        .founders
-        .iter()
-        .map(|founder| founder.power)
-        .collect();
+    push(out, &build_peers_map(&parts, &peers_of(&anchor, &validated.namespace)));
+    let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
     let margin = margin(&MoreThanTwoThirds, &powers);
     push(out, &build_disruption_budget(&parts, powers.len(), margin));
 
@@ -153,29 +136,12 @@ fn render_network(
         app: validated.app.clone(),
     };
     for (name, identity) in anchor.members() {
-        let node = NodeParts {
-            network: parts,
-            name: &name,
-            identity,
-            owner: None,
-        };
-        let storage = validated
-            .storage
-            .get(&identity.set)
-            .cloned()
-            .unwrap_or_default();
+        let node = NodeParts { network: parts, name: &name, identity, owner: None };
+        let storage = validated.storage.get(&identity.set).cloned().unwrap_or_default();
         let placeholder = stand_in_key(name.as_str());
         push(out, &build_bsn_node(&node, &storage));
         push(out, &build_service(&node));
-        push(
-            out,
-            &redacted(build_keys_secret(
-                &node,
-                &placeholder,
-                &placeholder,
-                NOT_MADE,
-            )),
-        );
+        push(out, &redacted(build_keys_secret(&node, &placeholder, &placeholder, NOT_MADE)));
         push(out, &build_disk(&node, &storage));
         push(out, &build_certificate_map(&node, NOT_MADE, NOT_MADE));
         let config = build_config_map(&node, workload.application());
@@ -199,23 +165,15 @@ fn render_network(
 /// A key that stands for the random one of a node, the same in every run.
 fn stand_in_key(node: &str) -> PrivateKey {
     let digest = sha256_hex(node.as_bytes());
-    PrivateKey::from_random(std::array::from_fn(|i| {
-        digest.as_bytes().get(i).copied().unwrap_or(0)
-    }))
+    PrivateKey::from_random(std::array::from_fn(|i| digest.as_bytes().get(i).copied().unwrap_or(0)))
 }
 
 fn formed_anchor(validated: &ValidatedNetwork) -> Result<(Anchor, String), String> {
-    let mut anchor = build_anchor(
-        &validated.desired,
-        "(hub id)",
-        Timestamp::UNIX_EPOCH,
-        &mut FixedIds(0),
-    )
-    .map_err(|error| error.to_string())?;
-    anchor.ca = Some(KeyRecord {
-        spki_sha256: "(made in the cluster)".into(),
-        secret_uid: String::new(),
-    });
+    let mut anchor =
+        build_anchor(&validated.desired, "(hub id)", Timestamp::UNIX_EPOCH, &mut FixedIds(0))
+            .map_err(|error| error.to_string())?;
+    anchor.ca =
+        Some(KeyRecord { spki_sha256: "(made in the cluster)".into(), secret_uid: String::new() });
     for (name, identity) in &mut anchor.identities {
         let public = stand_in_key(name).public();
         identity.keys = Some(IdentityKeys {
@@ -224,11 +182,7 @@ fn formed_anchor(validated: &ValidatedNetwork) -> Result<(Anchor, String), Strin
             tls_spki_sha256: "(made in the cluster)".into(),
         });
         let uid = Some("(given by the cluster)".to_owned());
-        identity.uids = ObjectUids {
-            keys: uid.clone(),
-            disk: uid.clone(),
-            service: uid,
-        };
+        identity.uids = ObjectUids { keys: uid.clone(), disk: uid.clone(), service: uid };
     }
     let genesis = match next_forming_step(&anchor) {
         Ok(FormingStep::RecordGenesis(genesis)) => genesis,
@@ -243,10 +197,8 @@ fn formed_anchor(validated: &ValidatedNetwork) -> Result<(Anchor, String), Strin
 /// A Secret with its entries named but not filled.
 fn redacted(mut secret: Secret) -> Secret {
     let entries = secret.data.take().unwrap_or_default();
-    let named: BTreeMap<String, String> = entries
-        .into_keys()
-        .map(|key| (key, NOT_MADE.trim().to_owned()))
-        .collect();
+    let named: BTreeMap<String, String> =
+        entries.into_keys().map(|key| (key, NOT_MADE.trim().to_owned())).collect();
     secret.string_data = Some(named);
     secret
 }
@@ -296,10 +248,7 @@ mod tests {
     #[test]
     fn says_where_a_file_is_wrong() {
         let error = parse_networks("kind: BsnNetwork\nspec: {}\n", "f.yaml").unwrap_err();
-        assert!(
-            error.to_string().starts_with("f.yaml, document 1:"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("f.yaml, document 1:"), "{error}");
         let error = parse_networks("kind: Pod\n", "f.yaml").unwrap_err();
         assert!(error.to_string().contains("no BsnNetwork"), "{error}");
     }

@@ -57,9 +57,8 @@ pub enum RunError {
 pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let metrics = Metrics::new();
     let views = Views::default();
-    let client = client::connect(&metrics)
-        .await
-        .map_err(|error| RunError::Connect(Box::new(error)))?;
+    let client =
+        client::connect(&metrics).await.map_err(|error| RunError::Connect(Box::new(error)))?;
     let (stop_sender, stop) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {
         crate::signals::terminated().await;
@@ -88,12 +87,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     tracing::info!(%hub_id, identity = %args.identity, "waiting for the lead");
     // A follower is ready: it has nothing to do but wait.
     health.set_ready(true);
-    let election = LeaderElection::new(
-        client.clone(),
-        &args.namespace,
-        labels::LEASE,
-        &args.identity,
-    );
+    let election =
+        LeaderElection::new(client.clone(), &args.namespace, labels::LEASE, &args.identity);
     let Some(leadership) = election.acquire(stopped()).await else {
         return Ok(());
     };
@@ -101,13 +96,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     metrics.set_leader(true);
     health.set_leading(true);
 
-    let Watches {
-        caches,
-        triggers,
-        network_queue,
-        node_queue,
-        tasks,
-    } = watches::watch_cluster(&client);
+    let Watches { caches, triggers, network_queue, node_queue, tasks } =
+        watches::watch_cluster(&client);
     let ctx = Arc::new(Context {
         client: client.clone(),
         caches: caches.clone(),
@@ -118,10 +108,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         metrics: metrics.clone(),
         events: Events::new(client.clone(), &args.identity),
         hub_id,
-        settings: Settings {
-            agent_image: args.agent_image,
-            image_prefix: args.image_prefix,
-        },
+        settings: Settings { agent_image: args.agent_image, image_prefix: args.image_prefix },
         credentials: Credentials::default(),
     });
     let poller = Poller {

@@ -35,10 +35,7 @@ impl<S> Layer<S> for Counting {
     type Service = Counted<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Counted {
-            inner,
-            metrics: self.0.clone(),
-        }
+        Counted { inner, metrics: self.0.clone() }
     }
 }
 
@@ -70,9 +67,7 @@ where
         let answer = self.inner.call(request);
         Box::pin(async move {
             let result = answer.await;
-            let code = result
-                .as_ref()
-                .map_or(0, |response| response.status().as_u16());
+            let code = result.as_ref().map_or(0, |response| response.status().as_u16());
             metrics.api_request(verb, &resource, code);
             result
         })
@@ -81,11 +76,7 @@ where
 
 /// Verb and resource of a request, as the API server's own metrics name them.
 fn classify(method: &str, uri: &hyper::Uri) -> (&'static str, String) {
-    let parts: Vec<&str> = uri
-        .path()
-        .split('/')
-        .filter(|part| !part.is_empty())
-        .collect();
+    let parts: Vec<&str> = uri.path().split('/').filter(|part| !part.is_empty()).collect();
     let (["api", _, rest @ ..] | ["apis", _, _, rest @ ..]) = parts.as_slice() else {
         return ("other", "none".to_owned());
     };
@@ -99,9 +90,7 @@ fn classify(method: &str, uri: &hyper::Uri) -> (&'static str, String) {
         [resource, _, subresource, ..] => (format!("{resource}/{subresource}"), true),
         [] => ("none".to_owned(), false),
     };
-    let watching = uri
-        .query()
-        .is_some_and(|query| query.contains("watch=true"));
+    let watching = uri.query().is_some_and(|query| query.contains("watch=true"));
     let verb = match (method, named) {
         ("GET", false) if watching => "watch",
         ("GET", false) => "list",
@@ -123,22 +112,10 @@ mod tests {
     fn requests_are_named_as_the_api_server_names_them() {
         for (method, path, expected) in [
             ("GET", "/api/v1/namespaces/n/secrets/s", ("get", "secrets")),
-            (
-                "GET",
-                "/apis/apps/v1/statefulsets?watch=true&x=y",
-                ("watch", "statefulsets"),
-            ),
+            ("GET", "/apis/apps/v1/statefulsets?watch=true&x=y", ("watch", "statefulsets")),
             ("GET", "/api/v1/pods?limit=500", ("list", "pods")),
-            (
-                "POST",
-                "/api/v1/namespaces/n/services",
-                ("create", "services"),
-            ),
-            (
-                "PATCH",
-                "/apis/g/v1/namespaces/n/bsnnodes/x/status",
-                ("patch", "bsnnodes/status"),
-            ),
+            ("POST", "/api/v1/namespaces/n/services", ("create", "services")),
+            ("PATCH", "/apis/g/v1/namespaces/n/bsnnodes/x/status", ("patch", "bsnnodes/status")),
             ("GET", "/version", ("other", "none")),
         ] {
             let uri = path.parse().unwrap();

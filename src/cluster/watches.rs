@@ -69,16 +69,12 @@ impl Triggers {
     /// Asks for a look at a network.
     pub fn network(&self, namespace: &str, name: &str) {
         // A closed channel means the controllers have ended; nobody is left to tell.
-        let _ = self
-            .networks
-            .unbounded_send(ObjectRef::new(name).within(namespace));
+        let _ = self.networks.unbounded_send(ObjectRef::new(name).within(namespace));
     }
 
     /// Asks for a look at a node.
     pub fn node(&self, namespace: &str, name: &str) {
-        let _ = self
-            .nodes
-            .unbounded_send(ObjectRef::new(name).within(namespace));
+        let _ = self.nodes.unbounded_send(ObjectRef::new(name).within(namespace));
     }
 
     /// Asks for a look at everything there is: after a watch was broken, since what went away
@@ -136,10 +132,7 @@ pub struct Watches {
 pub fn watch_cluster(client: &Client) -> Watches {
     let (network_sender, network_queue) = mpsc::unbounded();
     let (node_sender, node_queue) = mpsc::unbounded();
-    let triggers = Triggers {
-        networks: network_sender,
-        nodes: node_sender,
-    };
+    let triggers = Triggers { networks: network_sender, nodes: node_sender };
 
     let (networks, networks_writer) = reflector::store();
     let (nodes, nodes_writer) = reflector::store();
@@ -149,16 +142,8 @@ pub fn watch_cluster(client: &Client) -> Watches {
     let (disks, disks_writer) = reflector::store();
     let (config_maps, config_maps_writer) = reflector::store();
     let (budgets, budgets_writer) = reflector::store();
-    let caches = Caches {
-        networks,
-        nodes,
-        stateful_sets,
-        pods,
-        services,
-        disks,
-        config_maps,
-        budgets,
-    };
+    let caches =
+        Caches { networks, nodes, stateful_sets, pods, services, disks, config_maps, budgets };
 
     let ours = watcher::Config::default().labels(&labels::managed_selector());
     let all = watcher::Config::default();
@@ -209,27 +194,9 @@ pub fn watch_cluster(client: &Client) -> Watches {
         relisted.clone(),
         by_node(&triggers),
     ));
-    tasks.push(watch_kind(
-        client,
-        &ours,
-        pods_writer,
-        relisted.clone(),
-        by_node(&triggers),
-    ));
-    tasks.push(watch_kind(
-        client,
-        &ours,
-        services_writer,
-        relisted.clone(),
-        by_node(&triggers),
-    ));
-    tasks.push(watch_kind(
-        client,
-        &ours,
-        disks_writer,
-        relisted.clone(),
-        by_node(&triggers),
-    ));
+    tasks.push(watch_kind(client, &ours, pods_writer, relisted.clone(), by_node(&triggers)));
+    tasks.push(watch_kind(client, &ours, services_writer, relisted.clone(), by_node(&triggers)));
+    tasks.push(watch_kind(client, &ours, disks_writer, relisted.clone(), by_node(&triggers)));
 
     let (c, t) = (caches.clone(), triggers.clone());
     tasks.push(watch_kind(
@@ -267,21 +234,12 @@ pub fn watch_cluster(client: &Client) -> Watches {
         },
     ));
 
-    Watches {
-        caches,
-        triggers,
-        network_queue,
-        node_queue,
-        tasks,
-    }
+    Watches { caches, triggers, network_queue, node_queue, tasks }
 }
 
 fn key_of(object: &impl Resource) -> (String, String) {
     let meta = object.meta();
-    (
-        meta.namespace.clone().unwrap_or_default(),
-        meta.name.clone().unwrap_or_default(),
-    )
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
 /// An object of a node is about that node.

@@ -66,10 +66,7 @@ pub struct RandomIds {
 impl RandomIds {
     /// Draws the seed.
     pub fn draw() -> Result<Self, Error> {
-        Ok(Self {
-            seed: random_bytes()?,
-            taken: 0,
-        })
+        Ok(Self { seed: random_bytes()?, taken: 0 })
     }
 }
 
@@ -107,26 +104,16 @@ pub struct Credentials(Arc<Mutex<BTreeMap<NetworkKey, OperatorLeaf>>>);
 impl Credentials {
     /// The certificate for a network.
     pub fn get(&self, key: &NetworkKey) -> Option<OperatorLeaf> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(key)
-            .cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
     /// Keeps a certificate.
     pub fn put(&self, key: NetworkKey, leaf: OperatorLeaf) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, leaf);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, leaf);
     }
 
     /// Forgets a network.
     pub fn remove(&self, key: &NetworkKey) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(key);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 }

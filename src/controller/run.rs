@@ -47,10 +47,7 @@ impl<K: Resource<DynamicType = ()>> Backoff<K> {
     }
 
     fn succeeded(&self, object: &K) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&ObjectRef::from_obj(object));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&ObjectRef::from_obj(object));
     }
 }
 
@@ -102,9 +99,7 @@ pub async fn run_controller<K, F>(
         );
         Action::requeue(wait)
     };
-    let config = Config::default()
-        .concurrency(CONCURRENCY)
-        .debounce(DEBOUNCE);
+    let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
     let queue = queue.map(Ok::<_, Infallible>).take_until(stop.boxed());
     applier(pass, on_error, ctx, store, queue, config)
         // Failures were reported above; an object that is gone needs no word.

@@ -62,9 +62,7 @@ pub async fn forward(
             .map_err(|error| ExchangeError::Body(Box::new(error)))?;
         Ok::<_, EngineError>(exchange(stream, request, MAX_ANSWER).await?)
     };
-    tokio::time::timeout(deadline, answer)
-        .await
-        .map_err(|_| EngineError::Deadline(deadline))?
+    tokio::time::timeout(deadline, answer).await.map_err(|_| EngineError::Deadline(deadline))?
 }
 
 #[derive(Deserialize)]
@@ -89,18 +87,11 @@ async fn call(
     let (_, answer) = forward(rpc, body, deadline).await?;
     let envelope: Envelope = serde_json::from_slice(&answer)?;
     match envelope {
-        Envelope {
-            result: Some(result),
-            error: None,
-        } => Ok(result),
+        Envelope { result: Some(result), error: None } => Ok(result),
         Envelope { error, .. } => {
             let message = error.map_or_else(
                 || "neither result nor error".to_owned(),
-                |error| {
-                    format!("{} {}", error.message, error.data)
-                        .trim()
-                        .to_owned()
-                },
+                |error| format!("{} {}", error.message, error.data).trim().to_owned(),
             );
             Err(EngineError::Refused { method, message })
         }
@@ -117,11 +108,7 @@ pub async fn observe_engine(
         call(rpc, "net_info", deadline),
         call(rpc, "abci_info", deadline),
     )?;
-    Ok(parse_report(Answers {
-        status,
-        net_info,
-        abci_info,
-    })?)
+    Ok(parse_report(Answers { status, net_info, abci_info })?)
 }
 
 #[cfg(test)]
@@ -150,10 +137,7 @@ mod tests {
         let rpc =
             fake_engine(|_| json!({"error": {"message": "Internal error", "data": "x"}})).await;
         let error = observe_engine(rpc, SECOND).await.unwrap_err();
-        assert!(
-            error.to_string().ends_with("with: Internal error x"),
-            "{error}"
-        );
+        assert!(error.to_string().ends_with("with: Internal error x"), "{error}");
     }
 
     #[tokio::test]

@@ -65,25 +65,16 @@ pub struct Targets(Arc<RwLock<BTreeMap<NetworkKey, Arc<NetworkTargets>>>>);
 impl Targets {
     /// Watches a network from now on, in this way.
     pub fn put(&self, key: NetworkKey, targets: NetworkTargets) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, Arc::new(targets));
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::new(targets));
     }
 
     /// Stops watching a network.
     pub fn remove(&self, key: &NetworkKey) {
-        self.0
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(key);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     fn all(&self) -> BTreeMap<NetworkKey, Arc<NetworkTargets>> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -103,13 +94,9 @@ pub enum Observation {
 /// Reads a node's observation from its view.
 pub fn judge(view: Option<&NodeView>) -> Observation {
     match view {
-        Some(NodeView {
-            problem: Some(why), ..
-        }) => Observation::Silent(why.clone()),
+        Some(NodeView { problem: Some(why), .. }) => Observation::Silent(why.clone()),
         Some(node) if node.in_sync => Observation::InSync,
-        Some(NodeView {
-            height: Some(_), ..
-        }) => Observation::Behind,
+        Some(NodeView { height: Some(_), .. }) => Observation::Behind,
         Some(NodeView { height: None, .. }) | None => Observation::Unknown,
     }
 }
@@ -137,11 +124,7 @@ impl Summary {
     fn of(view: &NetworkView) -> Self {
         Self {
             liveness: view.liveness,
-            nodes: view
-                .nodes
-                .iter()
-                .map(|node| (node.name.clone(), judge(Some(node))))
-                .collect(),
+            nodes: view.nodes.iter().map(|node| (node.name.clone(), judge(Some(node)))).collect(),
         }
     }
 }
@@ -193,21 +176,14 @@ impl Poller {
         &self,
         targets: &BTreeMap<NetworkKey, Arc<NetworkTargets>>,
     ) -> Vec<(NetworkKey, String, Answer)> {
-        let questions = targets
-            .iter()
-            .filter(|(_, network)| network.formed)
-            .flat_map(|(key, network)| {
-                network
-                    .nodes
-                    .iter()
-                    .map(move |node| (key.clone(), node.clone()))
+        let questions =
+            targets.iter().filter(|(_, network)| network.formed).flat_map(|(key, network)| {
+                network.nodes.iter().map(move |node| (key.clone(), node.clone()))
             });
         futures::stream::iter(questions)
             .map(|(key, node)| async move {
                 let answer = self.ask_node(&key, &node).await;
-                let outcome = answer
-                    .as_ref()
-                    .map_or_else(EvidenceError::category, |_| "ok");
+                let outcome = answer.as_ref().map_or_else(EvidenceError::category, |_| "ok");
                 self.metrics.evidence_request(outcome);
                 (key, node.name, answer)
             })
@@ -261,8 +237,7 @@ impl NetworkTrack {
                 Err(error) => node.failure = Some(error.to_string()),
             }
         }
-        self.nodes
-            .retain(|name, _| network.nodes.iter().any(|node| node.name == *name));
+        self.nodes.retain(|name, _| network.nodes.iter().any(|node| node.name == *name));
 
         let elapsed = now.duration_since(start);
         let head = self
@@ -314,20 +289,13 @@ impl NetworkTrack {
             track.map(|track| now.duration_since(last.map_or(track.began, |(at, _)| *at)));
         let silence = silent_for
             .filter(|silence| *silence >= MIN_WINDOW)
-            .map(|_| {
-                track
-                    .and_then(|track| track.failure.clone())
-                    .unwrap_or_default()
-            });
+            .map(|_| track.and_then(|track| track.failure.clone()).unwrap_or_default());
         let engine_silence = last.and_then(|(_, evidence)| match &evidence.engine {
             bsn_core::evidence::EngineAnswer::Silent(why) => {
                 Some(format!("the engine does not answer: {why}"))
             }
             bsn_core::evidence::EngineAnswer::Report(report) if report.chain_id != chain_id => {
-                Some(format!(
-                    "it runs chain {} instead of {chain_id}",
-                    report.chain_id
-                ))
+                Some(format!("it runs chain {} instead of {chain_id}", report.chain_id))
             }
             bsn_core::evidence::EngineAnswer::Report(_) => None,
         });

@@ -44,20 +44,12 @@ impl Authority {
         let key = read_key(key_pem)?;
         let spki = key.subject_public_key_info();
         let der = certificate_der(cert_pem, "the CA's certificate")?;
-        if parse_certificate(&der, "the CA's certificate")?
-            .public_key()
-            .raw
-            != spki
-        {
+        if parse_certificate(&der, "the CA's certificate")?.public_key().raw != spki {
             return Err(PkiError::KeyDiffers);
         }
         let issuer = Issuer::from_ca_cert_pem(cert_pem, key)
             .map_err(PkiError::make("the CA's certificate cannot be used"))?;
-        Ok(Self {
-            cert_pem: cert_pem.to_owned(),
-            spki_sha256: sha256_hex(&spki),
-            issuer,
-        })
+        Ok(Self { cert_pem: cert_pem.to_owned(), spki_sha256: sha256_hex(&spki), issuer })
     }
 
     /// SHA-256 of its public key, in hexadecimal.
@@ -81,22 +73,16 @@ impl Authority {
     ) -> Result<String, PkiError> {
         let mut params = params(&names.common_name, validity, now)?;
         let name = |name: &String| {
-            name.as_str()
-                .try_into()
-                .map_err(PkiError::make("a name cannot stand in a certificate"))
+            name.as_str().try_into().map_err(PkiError::make("a name cannot stand in a certificate"))
         };
         for dns in &names.dns {
             params.subject_alt_names.push(SanType::DnsName(name(dns)?));
         }
-        params
-            .subject_alt_names
-            .push(SanType::URI(name(&names.uri)?));
+        params.subject_alt_names.push(SanType::URI(name(&names.uri)?));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if serves {
-            params
-                .extended_key_usages
-                .push(ExtendedKeyUsagePurpose::ServerAuth);
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         }
         params.use_authority_key_identifier_extension = true;
         let cert = params
@@ -114,9 +100,7 @@ fn params(
 ) -> Result<CertificateParams, PkiError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     // The library would derive it from the key, and a renewed leaf keeps its key: two certificates of
     // one issuer must not share a number (RFC 5280, 4.1.2.2).
     let mut serial = random_bytes::<16>()?;
@@ -158,20 +142,13 @@ mod tests {
             renew_before: SignedDuration::from_hours(1),
         };
         let now = Timestamp::now();
-        let leaf = authority
-            .issue(&names(), &leaf_key, policy.validity, now, true)
-            .unwrap();
+        let leaf = authority.issue(&names(), &leaf_key, policy.validity, now, true).unwrap();
         let observed = observe_leaf(&leaf, authority.cert_pem()).unwrap();
         let spki = spki_sha256_of_key(&leaf_key).unwrap();
         let next = |at| next_leaf(Some(&observed), &spki, &names(), policy, at);
         assert_eq!(next(now), None);
-        assert_eq!(
-            next(now + SignedDuration::from_mins(61)),
-            Some(Renewal::Due)
-        );
-        let again = authority
-            .issue(&names(), &leaf_key, policy.validity, now, true)
-            .unwrap();
+        assert_eq!(next(now + SignedDuration::from_mins(61)), Some(Renewal::Due));
+        let again = authority.issue(&names(), &leaf_key, policy.validity, now, true).unwrap();
         assert_ne!(leaf, again, "every certificate has its own number");
     }
 
@@ -181,14 +158,10 @@ mod tests {
         let authority = Authority::parse(&cert, &key).unwrap();
         let hour = SignedDuration::from_hours(1);
         let names = client_names("c", Role::Client, "n1");
-        let leaf = authority
-            .issue(&names, &new_key().unwrap(), hour, Timestamp::now(), false)
-            .unwrap();
+        let leaf =
+            authority.issue(&names, &new_key().unwrap(), hour, Timestamp::now(), false).unwrap();
         assert!(!observe_leaf(&leaf, &other).unwrap().signed_by_ca);
-        assert!(matches!(
-            Authority::parse(&other, &key),
-            Err(PkiError::KeyDiffers)
-        ));
+        assert!(matches!(Authority::parse(&other, &key), Err(PkiError::KeyDiffers)));
     }
 
     #[test]

@@ -52,10 +52,7 @@ impl PkiError {
     }
 
     fn read(what: &'static str, why: impl std::fmt::Display) -> Self {
-        Self::Read {
-            what,
-            why: why.to_string(),
-        }
+        Self::Read { what, why: why.to_string() }
     }
 }
 
@@ -68,10 +65,7 @@ pub fn provider() -> CryptoProvider {
 /// Random bytes from the operating system.
 pub fn random_bytes<const N: usize>() -> Result<[u8; N], PkiError> {
     let mut bytes = [0; N];
-    provider()
-        .secure_random
-        .fill(&mut bytes)
-        .map_err(|_| PkiError::Random)?;
+    provider().secure_random.fill(&mut bytes).map_err(|_| PkiError::Random)?;
     Ok(bytes)
 }
 
@@ -117,12 +111,7 @@ fn names_of(certificate: &X509Certificate<'_>) -> Vec<String> {
         GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
         _ => None,
     };
-    extension
-        .value
-        .general_names
-        .iter()
-        .filter_map(text)
-        .collect()
+    extension.value.general_names.iter().filter_map(text).collect()
 }
 
 /// Reads a leaf, and checks whether the CA `ca_pem` signed it.

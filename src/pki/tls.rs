@@ -60,9 +60,7 @@ pub fn client_config(
     cert_pem: &str,
     key_pem: &str,
 ) -> Result<ClientConfig, PkiError> {
-    let verifier = PinnedKey {
-        spki_sha256: pinned_spki_sha256.to_owned(),
-    };
+    let verifier = PinnedKey { spki_sha256: pinned_spki_sha256.to_owned() };
     Ok(ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()?
         .dangerous()
@@ -92,9 +90,7 @@ pub fn client_config_ca(
 /// The role of a client in the network `network_id`, by the certificate it has proved to own.
 pub fn peer_role(certificate: &CertificateDer<'_>, network_id: &str) -> Option<Role> {
     let certificate = parse_certificate(certificate, "the client's certificate").ok()?;
-    names_of(&certificate)
-        .iter()
-        .find_map(|name| Role::from_uri(name, network_id))
+    names_of(&certificate).iter().find_map(|name| Role::from_uri(name, network_id))
 }
 
 /// Accepts exactly one key. The handshake's signature is checked as ever, so only the owner of the key
@@ -118,9 +114,7 @@ impl ServerCertVerifier for PinnedKey {
         if sha256_hex(certificate.public_key().raw) == self.spki_sha256 {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(TlsError::InvalidCertificate(
-                CertificateError::ApplicationVerificationFailure,
-            ))
+            Err(TlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
         }
     }
 
@@ -145,8 +139,6 @@ impl ServerCertVerifier for PinnedKey {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }

@@ -19,10 +19,8 @@ pub struct Events(Recorder);
 impl Events {
     /// Publishes in the name of this replica.
     pub fn new(client: Client, identity: &str) -> Self {
-        let reporter = Reporter {
-            controller: OPERATOR.to_owned(),
-            instance: Some(identity.to_owned()),
-        };
+        let reporter =
+            Reporter { controller: OPERATOR.to_owned(), instance: Some(identity.to_owned()) };
         Self(Recorder::new(client, reporter))
     }
 
@@ -45,11 +43,7 @@ impl Events {
         let mut note = format!("{}: {}", condition.type_, condition.message);
         note.truncate(note.floor_char_boundary(MAX_NOTE));
         let event = Event {
-            type_: if good {
-                EventType::Normal
-            } else {
-                EventType::Warning
-            },
+            type_: if good { EventType::Normal } else { EventType::Warning },
             reason: condition.reason.clone(),
             note: Some(note),
             action: condition.type_.clone(),

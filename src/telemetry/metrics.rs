@@ -81,20 +81,13 @@ impl Metrics {
             evidence: Family::default(),
             leader: Gauge::default(),
         };
-        let mut registry = metrics
-            .registry
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register(
             "api_requests",
             "Requests to the Kubernetes API; code 0 = no answer",
             metrics.requests.clone(),
         );
-        registry.register(
-            "reconciles",
-            "Passes of the controllers",
-            metrics.reconciles.clone(),
-        );
+        registry.register("reconciles", "Passes of the controllers", metrics.reconciles.clone());
         registry.register(
             "reconcile_errors",
             "Passes that failed, by kind of error",
@@ -111,46 +104,26 @@ impl Metrics {
             "Questions to the gateways of nodes",
             metrics.evidence.clone(),
         );
-        registry.register(
-            "leader",
-            "1 while this replica leads",
-            metrics.leader.clone(),
-        );
+        registry.register("leader", "1 while this replica leads", metrics.leader.clone());
         drop(registry);
         metrics
     }
 
     /// Counts a request to the Kubernetes API.
     pub fn api_request(&self, verb: &'static str, resource: &str, code: u16) {
-        let labels = Request {
-            verb,
-            resource: resource.to_owned(),
-            code: code.into(),
-        };
+        let labels = Request { verb, resource: resource.to_owned(), code: code.into() };
         self.requests.get_or_create(&labels).inc();
     }
 
     /// Counts a pass of a controller.
     pub fn reconciled(&self, controller: &'static str, outcome: &'static str, took: Duration) {
-        self.reconciles
-            .get_or_create(&Outcome {
-                controller,
-                outcome,
-            })
-            .inc();
-        self.passes
-            .get_or_create(&Pass { controller })
-            .observe(took.as_secs_f64());
+        self.reconciles.get_or_create(&Outcome { controller, outcome }).inc();
+        self.passes.get_or_create(&Pass { controller }).observe(took.as_secs_f64());
     }
 
     /// Counts a pass that failed.
     pub fn reconcile_error(&self, controller: &'static str, category: &'static str) {
-        self.errors
-            .get_or_create(&Category {
-                controller,
-                category,
-            })
-            .inc();
+        self.errors.get_or_create(&Category { controller, category }).inc();
     }
 
     /// Counts a question to a node's gateway.
@@ -202,47 +175,31 @@ const OF_NETWORK: &[(&str, &str, OfNetwork)] = &[
     ("chain_height", "Highest block any node reported", |view| {
         (view.head > 0).then(|| number(view.head))
     }),
-    (
-        "chain_live",
-        "1 = blocks advance, 0 = they do not; absent = not known",
-        |view| match view.liveness {
+    ("chain_live", "1 = blocks advance, 0 = they do not; absent = not known", |view| {
+        match view.liveness {
             Liveness::Live => Some(1.0),
             Liveness::Standing => Some(0.0),
             Liveness::Unknown => None,
-        },
-    ),
-    (
-        "chain_head_age_seconds",
-        "Time since the head advanced",
-        |view| view.formed.then_some(view.head_age_seconds),
-    ),
-    (
-        "chain_block_interval_seconds",
-        "Average time between blocks",
-        |view| view.block_interval_seconds,
-    ),
+        }
+    }),
+    ("chain_head_age_seconds", "Time since the head advanced", |view| {
+        view.formed.then_some(view.head_age_seconds)
+    }),
+    ("chain_block_interval_seconds", "Average time between blocks", |view| {
+        view.block_interval_seconds
+    }),
 ];
 
 const OF_NODE: &[(&str, &str, OfNode)] = &[
-    ("node_height", "Newest block of the node", |node| {
-        node.height.map(number)
-    }),
+    ("node_height", "Newest block of the node", |node| node.height.map(number)),
     ("node_in_sync", "1 = the node follows the head", |node| {
         node.height.map(|_| f64::from(u8::from(node.in_sync)))
     }),
-    ("node_peers", "Connected peers", |node| {
-        node.peers.map(number)
+    ("node_peers", "Connected peers", |node| node.peers.map(number)),
+    ("node_voting_power", "Voting power; 0 = does not vote", |node| node.voting_power.map(number)),
+    ("node_evidence_age_seconds", "Time since the node's gateway answered", |node| {
+        node.evidence_age_seconds
     }),
-    (
-        "node_voting_power",
-        "Voting power; 0 = does not vote",
-        |node| node.voting_power.map(number),
-    ),
-    (
-        "node_evidence_age_seconds",
-        "Time since the node's gateway answered",
-        |node| node.evidence_age_seconds,
-    ),
     (
         "node_certificate_expiry_timestamp_seconds",
         "When the certificate that the node serves ends (Unix time)",
@@ -255,32 +212,15 @@ impl Collector for ViewCollector {
         let views = self.0.all();
         for (name, help, value) in OF_NETWORK {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (
-                NetworkKey {
-                    namespace,
-                    name: network,
-                },
-                view,
-            ) in &views
-            {
+            for (NetworkKey { namespace, name: network }, view) in &views {
                 let Some(value) = value(view) else { continue };
-                let labels = [
-                    ("namespace", namespace.as_str()),
-                    ("network", network.as_str()),
-                ];
+                let labels = [("namespace", namespace.as_str()), ("network", network.as_str())];
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
             }
         }
         for (name, help, value) in OF_NODE {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (
-                NetworkKey {
-                    namespace,
-                    name: network,
-                },
-                view,
-            ) in &views
-            {
+            for (NetworkKey { namespace, name: network }, view) in &views {
                 for node in &view.nodes {
                     let Some(value) = value(node) else { continue };
                     let labels = [
@@ -332,10 +272,7 @@ mod tests {
         let metrics = Metrics::new();
         let views = Views::default();
         metrics.watch_views(&views);
-        let key = NetworkKey {
-            namespace: "ledger".into(),
-            name: "net".into(),
-        };
+        let key = NetworkKey { namespace: "ledger".into(), name: "net".into() };
         views.put(key, view());
         metrics.api_request("get", "secrets", 200);
         let text = metrics.encode().unwrap();
@@ -346,9 +283,6 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
-        assert!(
-            !text.contains("bsn_chain_live{") && !text.contains("bsn_node_in_sync{"),
-            "{text}"
-        );
+        assert!(!text.contains("bsn_chain_live{") && !text.contains("bsn_node_in_sync{"), "{text}");
     }
 }

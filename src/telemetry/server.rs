@@ -53,10 +53,7 @@ async fn serve(
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let listener = TcpListener::bind(address).await?;
     Ok(async move {
-        if let Err(error) = axum::serve(listener, router)
-            .with_graceful_shutdown(stop)
-            .await
-        {
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
             tracing::error!(%address, %error, "a listener ended");
         }
     })
@@ -113,15 +110,9 @@ async fn network(
         return Json(view).into_response();
     }
     let (status, why) = if health.0.leading.load(Ordering::Relaxed) {
-        (
-            StatusCode::NOT_FOUND,
-            format!("the operator does not watch the nodes of {key} yet"),
-        )
+        (StatusCode::NOT_FOUND, format!("the operator does not watch the nodes of {key} yet"))
     } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "this replica does not lead".to_owned(),
-        )
+        (StatusCode::SERVICE_UNAVAILABLE, "this replica does not lead".to_owned())
     };
     (status, Json(json!({ "error": why }))).into_response()
 }

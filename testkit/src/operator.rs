@@ -43,16 +43,10 @@ impl OperatorImage {
             .take(6)
             .fold(String::new(), |tag, byte| tag + &format!("{byte:02x}"));
         tag.insert_str(0, "lab-");
-        let image = Image::new(
-            &format!("{REPOSITORY}:{tag}"),
-            &["/usr/bin/bsn-operator"],
-            NON_ROOT,
-        )
-        .dynamic_binary(&stripped, "/usr/bin/bsn-operator")?;
-        Ok(Self {
-            tag,
-            file: image.write(folder)?,
-        })
+        let image =
+            Image::new(&format!("{REPOSITORY}:{tag}"), &["/usr/bin/bsn-operator"], NON_ROOT)
+                .dynamic_binary(&stripped, "/usr/bin/bsn-operator")?;
+        Ok(Self { tag, file: image.write(folder)? })
     }
 }
 
@@ -65,10 +59,7 @@ pub fn install(lab: &Lab, cluster: usize, root: &Path, image: &OperatorImage) ->
         .arg(root.join("helm/bsn-operator"))
         .args(["--namespace", NAMESPACE, "--create-namespace", "--wait"])
         .args(["--timeout", HELM_TIMEOUT])
-        .args([
-            "--set",
-            &format!("image.repository={REPOSITORY},image.tag={}", image.tag),
-        ])
+        .args(["--set", &format!("image.repository={REPOSITORY},image.tag={}", image.tag)])
         .args(["--set", "image.pullPolicy=Never"])
         .output()
         .context("running helm")?;

@@ -51,10 +51,9 @@ fn assert_refused(world: &World, cases: &[(Value, &str)]) {
     for (spec, expected) in cases {
         match answer(world, "ledger", spec, true) {
             Ok(()) => panic!("accepted, instead of {expected:?}: {spec}"),
-            Err(message) => assert!(
-                message.contains(expected),
-                "{message}\ninstead of {expected:?}"
-            ),
+            Err(message) => {
+                assert!(message.contains(expected), "{message}\ninstead of {expected:?}")
+            }
         }
     }
 }
@@ -68,14 +67,8 @@ async fn wrong_input_is_refused_with_an_instruction() {
         &[
             (with("/chainId", json!("")), "chainId"),
             (with("/engine", json!({})), "name one engine"),
-            (
-                with(&format!("{cometbft}/version"), json!("0.37.1")),
-                "version",
-            ),
-            (
-                with(&format!("{cometbft}/app"), json!({})),
-                "name one application",
-            ),
+            (with(&format!("{cometbft}/version"), json!("0.37.1")), "version"),
+            (with(&format!("{cometbft}/app"), json!({})), "name one application"),
             (
                 with(
                     &format!("{cometbft}/app"),
@@ -85,68 +78,38 @@ async fn wrong_input_is_refused_with_an_instruction() {
             ),
             (with("/nodeSets", json!([])), "nodeSets"),
             (
-                with(
-                    "/nodeSets",
-                    json!([{"name": "r", "role": "FullNode", "replicas": 1}]),
-                ),
+                with("/nodeSets", json!([{"name": "r", "role": "FullNode", "replicas": 1}])),
                 "add a node set with role: Validator",
             ),
             (with("/nodeSets/1/votingPower", json!(5)), "votingPower"),
             (with("/nodeSets/0/name", json!("Voter")), "name"),
             (with("/nodeSets/0/replica", json!(3)), "unknown field"),
             (
-                with(
-                    "/pki",
-                    json!({"leaf": {"validity": "1h", "renewBefore": "2h"}}),
-                ),
+                with("/pki", json!({"leaf": {"validity": "1h", "renewBefore": "2h"}})),
                 "renewBefore must be shorter",
             ),
             (
-                with(
-                    "/pki",
-                    json!({"leaf": {"validity": "1s", "renewBefore": "0s"}}),
-                ),
+                with("/pki", json!({"leaf": {"validity": "1s", "renewBefore": "0s"}})),
                 "validity must be between",
             ),
         ],
     );
     let long = "n".repeat(31);
     let message = answer(&world, &long, &good(), true).unwrap_err();
-    assert!(
-        message.contains("use a name of at most 30 characters"),
-        "{message}"
-    );
+    assert!(message.contains("use a name of at most 30 characters"), "{message}");
 
     // What a running chain depends on can't be changed. It is paused: nothing is made of it.
     answer(&world, "ledger", &good(), false).unwrap();
     assert_refused(
         &world,
         &[
-            (
-                with("/chainId", json!("admission-2")),
-                "chainId is immutable",
-            ),
-            (
-                with(&format!("{cometbft}/version"), json!("0.38.24")),
-                "does not change the engine",
-            ),
-            (
-                with("/nodeSets/0/replicas", json!(2)),
-                "does not change the validators",
-            ),
-            (
-                with("/nodeSets/0/name", json!("other")),
-                "keep the node sets with role Validator",
-            ),
+            (with("/chainId", json!("admission-2")), "chainId is immutable"),
+            (with(&format!("{cometbft}/version"), json!("0.38.24")), "does not change the engine"),
+            (with("/nodeSets/0/replicas", json!(2)), "does not change the validators"),
+            (with("/nodeSets/0/name", json!("other")), "keep the node sets with role Validator"),
         ],
     );
-    answer(
-        &world,
-        "ledger",
-        &with("/nodeSets/1/replicas", json!(3)),
-        true,
-    )
-    .unwrap();
+    answer(&world, "ledger", &with("/nodeSets/1/replicas", json!(3)), true).unwrap();
     assert!(world.pods().await.is_empty() && world.fingerprint().await.is_empty());
     world.remove();
 }

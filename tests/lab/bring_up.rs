@@ -30,28 +30,16 @@ async fn a_network_of_four_comes_up_from_one_file_within_its_budget_of_requests(
     let mark = world.mark();
     let began = Instant::now();
     world.apply(&world.yaml(&World::sample_spec()));
-    eventually("the first block", READY_WITHIN, async || {
-        match world.view()?.head {
-            0 => Err("no block yet".to_owned()),
-            _ => Ok(()),
-        }
+    eventually("the first block", READY_WITHIN, async || match world.view()?.head {
+        0 => Err("no block yet".to_owned()),
+        _ => Ok(()),
     })
     .await;
-    println!(
-        "first block {:.1} s after kubectl apply",
-        began.elapsed().as_secs_f64()
-    );
+    println!("first block {:.1} s after kubectl apply", began.elapsed().as_secs_f64());
     world.await_ready().await;
-    println!(
-        "Ready {:.1} s after kubectl apply",
-        began.elapsed().as_secs_f64()
-    );
-    world
-        .await_condition("ChainLive", "True", Duration::from_secs(1))
-        .await;
-    world
-        .await_condition("CertificatesValid", "True", Duration::from_secs(1))
-        .await;
+    println!("Ready {:.1} s after kubectl apply", began.elapsed().as_secs_f64());
+    world.await_condition("ChainLive", "True", Duration::from_secs(1)).await;
+    world.await_condition("CertificatesValid", "True", Duration::from_secs(1)).await;
     world.await_height_above(5, Duration::from_mins(1)).await;
 
     check_requests(&world, mark).await;
@@ -72,11 +60,7 @@ async fn check_requests(world: &World, mark: u64) {
     let counts = count(&mine);
     println!("requests: {} in all, {counts:#?}", mine.len());
     if std::env::var_os("BSN_UPDATE_BUDGET").is_some() {
-        std::fs::write(
-            BUDGET,
-            serde_json::to_string_pretty(&counts).unwrap() + "\n",
-        )
-        .unwrap();
+        std::fs::write(BUDGET, serde_json::to_string_pretty(&counts).unwrap() + "\n").unwrap();
     }
     let budget: BTreeMap<String, u64> =
         serde_json::from_slice(&std::fs::read(BUDGET).unwrap()).unwrap();
@@ -84,10 +68,7 @@ async fn check_requests(world: &World, mark: u64) {
         .iter()
         .filter(|(what, count)| **count > budget.get(*what).copied().unwrap_or(0))
         .map(|(what, count)| {
-            format!(
-                "{what}: {count} > {}",
-                budget.get(what).copied().unwrap_or(0)
-            )
+            format!("{what}: {count} > {}", budget.get(what).copied().unwrap_or(0))
         })
         .collect();
     assert!(
@@ -99,17 +80,10 @@ async fn check_requests(world: &World, mark: u64) {
 fn check_view(world: &World) {
     let view = world.view().unwrap();
     assert_eq!(view.nodes.len(), 4);
-    assert_eq!(
-        (view.margin, view.total_power, view.quorum_power),
-        (1, 4000, 2667)
-    );
+    assert_eq!((view.margin, view.total_power, view.quorum_power), (1, 4000, 2667));
     for node in &view.nodes {
         assert!(node.in_sync, "{node:?}");
-        assert_eq!(
-            (node.peers, node.voting_power),
-            (Some(3), Some(1000)),
-            "{node:?}"
-        );
+        assert_eq!((node.peers, node.voting_power), (Some(3), Some(1000)), "{node:?}");
         assert!(node.certificate_ends.is_some(), "{node:?}");
     }
 }
@@ -118,47 +92,23 @@ async fn check_metrics(world: &World) {
     let leader = world.leader().await;
     let pods = Api::<Pod>::namespaced(world.client.clone(), OPERATOR_NAMESPACE);
     let pod = pods.get(&leader).await.unwrap();
-    let request = Request::get("/metrics")
-        .header("host", "x")
-        .body(Full::default())
-        .unwrap();
-    let stream = TcpStream::connect(SocketAddr::new(ip_of(&pod), 8080))
-        .await
-        .unwrap();
+    let request = Request::get("/metrics").header("host", "x").body(Full::default()).unwrap();
+    let stream = TcpStream::connect(SocketAddr::new(ip_of(&pod), 8080)).await.unwrap();
     let (status, body) = exchange(stream, request, 1 << 20).await.unwrap();
     assert_eq!(status, StatusCode::OK);
     let text = String::from_utf8(body.to_vec()).unwrap();
-    let labels = format!(
-        r#"namespace="{}",network="{}""#,
-        world.namespace, world.network
-    );
-    assert!(
-        text.contains(&format!("bsn_chain_live{{{labels}}} 1.0")),
-        "{text}"
-    );
-    assert!(
-        text.contains("bsn_node_certificate_expiry_timestamp_seconds{"),
-        "{text}"
-    );
+    let labels = format!(r#"namespace="{}",network="{}""#, world.namespace, world.network);
+    assert!(text.contains(&format!("bsn_chain_live{{{labels}}} 1.0")), "{text}");
+    assert!(text.contains("bsn_node_certificate_expiry_timestamp_seconds{"), "{text}");
     assert!(text.contains("bsn_leader 1"), "{text}");
     let pid = find_process(&leader, "bsn-operator").unwrap().pid;
     let memory = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = memory
-        .lines()
-        .find(|line| line.starts_with("VmRSS"))
-        .unwrap();
+    let line = memory.lines().find(|line| line.starts_with("VmRSS")).unwrap();
     println!("operator's memory with one network: {line}");
 }
 
 fn ip_of(pod: &Pod) -> IpAddr {
-    pod.status
-        .as_ref()
-        .unwrap()
-        .pod_ip
-        .as_ref()
-        .unwrap()
-        .parse()
-        .unwrap()
+    pod.status.as_ref().unwrap().pod_ip.as_ref().unwrap().parse().unwrap()
 }
 
 /// A user's program with the published CA and the client certificate.
@@ -172,16 +122,8 @@ struct Client {
 impl Client {
     async fn new(world: &World) -> Self {
         let text = |data: &k8s_openapi::ByteString| String::from_utf8(data.0.clone()).unwrap();
-        let ca = world
-            .api::<ConfigMap>()
-            .get(&format!("{}-ca", world.network))
-            .await
-            .unwrap();
-        let secret = world
-            .api::<Secret>()
-            .get(&format!("{}-client", world.network))
-            .await
-            .unwrap();
+        let ca = world.api::<ConfigMap>().get(&format!("{}-ca", world.network)).await.unwrap();
+        let secret = world.api::<Secret>().get(&format!("{}-client", world.network)).await.unwrap();
         let data = secret.data.unwrap();
         let nodes = world
             .pods()
@@ -221,12 +163,9 @@ impl Client {
             .connect(name, stream)
             .await
             .map_err(|error| error.to_string())?;
-        let request = Request::post("/")
-            .header("host", server)
-            .body(Full::from(call.to_string()));
-        let (status, body) = exchange(stream, request.unwrap(), 1 << 20)
-            .await
-            .map_err(|error| error.to_string())?;
+        let request = Request::post("/").header("host", server).body(Full::from(call.to_string()));
+        let (status, body) =
+            exchange(stream, request.unwrap(), 1 << 20).await.map_err(|error| error.to_string())?;
         Ok((status, String::from_utf8(body.to_vec()).unwrap()))
     }
 }
@@ -246,39 +185,19 @@ async fn check_gateway(world: &World) {
     );
     let query =
         json!({"jsonrpc": "2.0", "id": 2, "method": "abci_query", "params": {"data": "63697479"}});
-    eventually(
-        "the value on another node",
-        Duration::from_secs(20),
-        async || {
-            let (_, answer) = client.call(last, &query).await;
-            let value = answer["result"]["response"]["value"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            if value == BASE64.encode("hangzhou") {
-                Ok(())
-            } else {
-                Err(answer.to_string())
-            }
-        },
-    )
+    eventually("the value on another node", Duration::from_secs(20), async || {
+        let (_, answer) = client.call(last, &query).await;
+        let value = answer["result"]["response"]["value"].as_str().unwrap_or_default().to_owned();
+        if value == BASE64.encode("hangzhou") { Ok(()) } else { Err(answer.to_string()) }
+    })
     .await;
 
     // Who may not: nobody without a certificate, and no client changes the validators.
     client.send(first, None, &query).await.unwrap_err();
     let (status, answer) = client.call(first, &submit("val=anything")).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
-    assert!(
-        answer["error"]
-            .as_str()
-            .unwrap()
-            .contains("edit the BsnNetwork"),
-        "{answer}"
-    );
+    assert!(answer["error"].as_str().unwrap().contains("edit the BsnNetwork"), "{answer}");
     let (_, ip) = &client.nodes[first];
     let rpc = TcpStream::connect(SocketAddr::new(ip.ip(), 26657)).await;
-    assert!(
-        rpc.is_err(),
-        "the engine's RPC must not be reachable from outside its pod"
-    );
+    assert!(rpc.is_err(), "the engine's RPC must not be reachable from outside its pod");
 }

@@ -26,19 +26,11 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     ]);
     eventually("no pods", Duration::from_mins(2), async || {
         let pods = world.pods().await;
-        if pods.is_empty() {
-            Ok(())
-        } else {
-            Err(format!("{} pods are left", pods.len()))
-        }
+        if pods.is_empty() { Ok(()) } else { Err(format!("{} pods are left", pods.len())) }
     })
     .await;
     assert_eq!(world.fingerprint().await, before);
-    let disks = world
-        .api::<PersistentVolumeClaim>()
-        .list(&ListParams::default())
-        .await
-        .unwrap();
+    let disks = world.api::<PersistentVolumeClaim>().list(&ListParams::default()).await.unwrap();
     assert_eq!(disks.items.len(), 4);
 
     world.apply(&yaml);

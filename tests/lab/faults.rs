@@ -18,32 +18,21 @@ async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
     world.apply(&world.yaml(&World::sample_spec()));
     world.await_ready().await;
     let before = world.fingerprint().await;
-    assert_eq!(
-        before.len(),
-        6,
-        "four nodes' keys, the CA and the genesis: {before:?}"
-    );
+    assert_eq!(before.len(), 6, "four nodes' keys, the CA and the genesis: {before:?}");
 
     // A validator.
     world.kill9("ledger-hangzhou-0-0", "cometbft");
-    world
-        .await_height_above(world.head().await + 3, RECOVERS_WITHIN)
-        .await;
+    world.await_height_above(world.head().await + 3, RECOVERS_WITHIN).await;
     world.await_ready().await;
 
     // The operator.
     let leader = world.leader().await;
     world.kill9(&leader, "bsn-operator");
-    world
-        .await_height_above(world.head().await + 3, RECOVERS_WITHIN)
-        .await;
+    world.await_height_above(world.head().await + 3, RECOVERS_WITHIN).await;
     world.await_ready().await;
 
     // A kubelet, while a pod of its machine is recreated.
-    let machine = MachineId {
-        cluster: CLUSTER,
-        machine: 1,
-    };
+    let machine = MachineId { cluster: CLUSTER, machine: 1 };
     world.lab.kill_kubelet(machine).unwrap();
     world.kubectl_ok(&[
         "delete",
@@ -55,9 +44,7 @@ async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
     ]);
     tokio::time::sleep(Duration::from_secs(3)).await;
     world.lab.start_kubelet(machine).unwrap();
-    world
-        .await_height_above(world.head().await + 3, RECOVERS_WITHIN)
-        .await;
+    world.await_height_above(world.head().await + 3, RECOVERS_WITHIN).await;
     world.await_ready().await;
 
     // The API server, long enough to lose the lead: the chain must not notice.
@@ -67,10 +54,7 @@ async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
     world.lab.start_api_server(CLUSTER).unwrap();
     world.lab.wait_api_server(CLUSTER).await.unwrap();
     let now = world.await_height_above(head + 3, RECOVERS_WITHIN).await;
-    assert!(
-        now >= head + 15,
-        "the chain stood while the API server was away: {head} to {now}"
-    );
+    assert!(now >= head + 15, "the chain stood while the API server was away: {head} to {now}");
     world.await_ready().await;
     world.await_operator().await;
 
@@ -116,31 +100,19 @@ async fn an_operator_killed_at_several_moments_of_bring_up_makes_every_key_once(
                 process.kill9().unwrap();
             }
         }
-        eventually(
-            "an operator that runs",
-            Duration::from_mins(2),
-            async || {
-                observe(&world, &mut seen).await;
-                let running = operator_pods(&world)
-                    .iter()
-                    .any(|pod| find_process(pod, "bsn-operator").is_some());
-                running.then_some(()).ok_or_else(|| "none".to_owned())
-            },
-        )
+        eventually("an operator that runs", Duration::from_mins(2), async || {
+            observe(&world, &mut seen).await;
+            let running =
+                operator_pods(&world).iter().any(|pod| find_process(pod, "bsn-operator").is_some());
+            running.then_some(()).ok_or_else(|| "none".to_owned())
+        })
         .await;
         world.leader().await;
     }
     world.await_condition("Ready", "True", READY_WITHIN).await;
     observe(&world, &mut seen).await;
-    assert_eq!(
-        seen.len(),
-        7,
-        "four nodes' keys, two of the CA, the genesis: {seen:?}"
-    );
-    assert!(
-        seen.values().all(|uids| uids.len() == 1),
-        "made twice: {seen:?}"
-    );
+    assert_eq!(seen.len(), 7, "four nodes' keys, two of the CA, the genesis: {seen:?}");
+    assert!(seen.values().all(|uids| uids.len() == 1), "made twice: {seen:?}");
     world.await_operator().await;
     world.remove();
 }
@@ -148,9 +120,5 @@ async fn an_operator_killed_at_several_moments_of_bring_up_makes_every_key_once(
 fn operator_pods(world: &World) -> Vec<String> {
     let args = ["get", "pods", "-n", "bsn-system", "-o", "name"];
     let names = world.kubectl_ok(&args);
-    names
-        .lines()
-        .filter_map(|name| name.strip_prefix("pod/"))
-        .map(str::to_owned)
-        .collect()
+    names.lines().filter_map(|name| name.strip_prefix("pod/")).map(str::to_owned).collect()
 }

@@ -36,11 +36,7 @@ pub async fn eventually<T>(
             Ok(answer) => return answer,
             Err(why) => why,
         };
-        assert!(
-            began.elapsed() < within,
-            "{what}: not within {} s: {why}",
-            within.as_secs()
-        );
+        assert!(began.elapsed() < within, "{what}: not within {} s: {why}", within.as_secs());
         tokio::time::sleep(POLL).await;
     }
 }
@@ -65,12 +61,8 @@ impl World {
     pub async fn new(story: &str) -> Self {
         let lab = Lab::load().unwrap();
         let client = lab.client(CLUSTER).await.unwrap();
-        let world = Self {
-            lab,
-            client,
-            namespace: format!("story-{story}"),
-            network: "ledger".to_owned(),
-        };
+        let world =
+            Self { lab, client, namespace: format!("story-{story}"), network: "ledger".to_owned() };
         world.remove();
         world.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {}\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n",
@@ -81,13 +73,7 @@ impl World {
 
     /// Removes the namespace and everything in it. Stories that fail leave it, to be looked at.
     pub fn remove(&self) {
-        let args = [
-            "delete",
-            "namespace",
-            &self.namespace,
-            "--ignore-not-found",
-            "--timeout=120s",
-        ];
+        let args = ["delete", "namespace", &self.namespace, "--ignore-not-found", "--timeout=120s"];
         self.kubectl_ok(&args);
     }
 
@@ -113,23 +99,14 @@ impl World {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(input.as_bytes())
-            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
     }
 
     pub fn kubectl_ok(&self, args: &[&str]) -> String {
         let output = self.kubectl(args, "");
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            output.status.success(),
-            "kubectl {}: {error}",
-            args.join(" ")
-        );
+        assert!(output.status.success(), "kubectl {}: {error}", args.join(" "));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -159,10 +136,7 @@ impl World {
     }
 
     pub async fn get(&self) -> Result<BsnNetwork, String> {
-        self.api::<BsnNetwork>()
-            .get(&self.network)
-            .await
-            .map_err(|error| error.to_string())
+        self.api::<BsnNetwork>().get(&self.network).await.map_err(|error| error.to_string())
     }
 
     /// Waits until a condition of the network has this status for its current generation.
@@ -200,66 +174,44 @@ impl World {
         }
         let status: Status =
             serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
-        status
-            .live
-            .ok_or_else(|| status.problem.unwrap_or_default())
+        status.live.ok_or_else(|| status.problem.unwrap_or_default())
     }
 
     /// Waits until every node is in sync at a height above `height`; gives the head.
     pub async fn await_height_above(&self, height: u64, within: Duration) -> u64 {
-        eventually(
-            &format!("all nodes above height {height}"),
-            within,
-            async || {
-                let view = self.view()?;
-                let behind: Vec<_> = view
-                    .nodes
-                    .iter()
-                    .filter(|node| !node.in_sync || node.height.unwrap_or(0) <= height)
-                    .map(|node| format!("{} at {:?} ({:?})", node.name, node.height, node.problem))
-                    .collect();
-                if behind.is_empty() && view.head > height {
-                    Ok(view.head)
-                } else {
-                    Err(behind.join(", "))
-                }
-            },
-        )
-        .await
-    }
-
-    pub async fn head(&self) -> u64 {
-        eventually("live numbers", Duration::from_mins(1), async || {
-            Ok(self.view()?.head)
+        eventually(&format!("all nodes above height {height}"), within, async || {
+            let view = self.view()?;
+            let behind: Vec<_> = view
+                .nodes
+                .iter()
+                .filter(|node| !node.in_sync || node.height.unwrap_or(0) <= height)
+                .map(|node| format!("{} at {:?} ({:?})", node.name, node.height, node.problem))
+                .collect();
+            if behind.is_empty() && view.head > height {
+                Ok(view.head)
+            } else {
+                Err(behind.join(", "))
+            }
         })
         .await
     }
 
+    pub async fn head(&self) -> u64 {
+        eventually("live numbers", Duration::from_mins(1), async || Ok(self.view()?.head)).await
+    }
+
     pub async fn pods(&self) -> Vec<Pod> {
-        self.api::<Pod>()
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-            .items
+        self.api::<Pod>().list(&ListParams::default()).await.unwrap().items
     }
 
     pub async fn nodes(&self) -> Vec<BsnNode> {
-        self.api::<BsnNode>()
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-            .items
+        self.api::<BsnNode>().list(&ListParams::default()).await.unwrap().items
     }
 
     /// Uid and content of everything that must never be made twice: private keys and the genesis.
     pub async fn fingerprint(&self) -> BTreeMap<String, String> {
         let mut prints = BTreeMap::new();
-        for secret in self
-            .api::<Secret>()
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-        {
+        for secret in self.api::<Secret>().list(&ListParams::default()).await.unwrap() {
             let name = secret.name_any();
             if name.ends_with("-keys") || name.ends_with("-ca") {
                 let data = secret.data.clone().unwrap_or_default();
@@ -267,12 +219,7 @@ impl World {
                 prints.insert(name, bsn_core::hash::sha256_hex(&print));
             }
         }
-        for map in self
-            .api::<ConfigMap>()
-            .list(&ListParams::default())
-            .await
-            .unwrap()
-        {
+        for map in self.api::<ConfigMap>().list(&ListParams::default()).await.unwrap() {
             let name = map.name_any();
             if name.contains("-genesis-") {
                 let print = serde_json::to_vec(&(map.uid(), &map.data)).unwrap();
@@ -294,14 +241,8 @@ impl World {
     pub async fn leader(&self) -> String {
         let leases = Api::<Lease>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
         eventually("a leader", Duration::from_mins(1), async || {
-            let lease = leases
-                .get("bsn-operator")
-                .await
-                .map_err(|error| error.to_string())?;
-            let holder = lease
-                .spec
-                .and_then(|spec| spec.holder_identity)
-                .unwrap_or_default();
+            let lease = leases.get("bsn-operator").await.map_err(|error| error.to_string())?;
+            let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
             // The holder may have died without a word.
             if find_process(&holder, "bsn-operator").is_some() {
                 Ok(holder)
@@ -315,26 +256,17 @@ impl World {
     /// Waits until all replicas of the operator are ready.
     pub async fn await_operator(&self) {
         let deployments = Api::<Deployment>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
-        eventually(
-            "the operator's replicas",
-            Duration::from_mins(3),
-            async || {
-                let deployment = deployments
-                    .get("bsn-operator")
-                    .await
-                    .map_err(|error| error.to_string())?;
-                let wanted = deployment.spec.and_then(|spec| spec.replicas);
-                let status = deployment.status.unwrap_or_default();
-                if status.ready_replicas == wanted && status.updated_replicas == wanted {
-                    Ok(())
-                } else {
-                    Err(format!(
-                        "{:?} of {wanted:?} are ready",
-                        status.ready_replicas
-                    ))
-                }
-            },
-        )
+        eventually("the operator's replicas", Duration::from_mins(3), async || {
+            let deployment =
+                deployments.get("bsn-operator").await.map_err(|error| error.to_string())?;
+            let wanted = deployment.spec.and_then(|spec| spec.replicas);
+            let status = deployment.status.unwrap_or_default();
+            if status.ready_replicas == wanted && status.updated_replicas == wanted {
+                Ok(())
+            } else {
+                Err(format!("{:?} of {wanted:?} are ready", status.ready_replicas))
+            }
+        })
         .await;
     }
 
@@ -355,9 +287,7 @@ impl World {
     /// A place in the audit log, for [`World::requests_since`].
     pub fn mark(&self) -> u64 {
         // The whole lines written so far.
-        std::fs::metadata(self.lab.audit_log(CLUSTER))
-            .unwrap()
-            .len()
+        std::fs::metadata(self.lab.audit_log(CLUSTER)).unwrap().len()
     }
 }
 
@@ -401,23 +331,10 @@ struct AuditObject {
 
 impl From<AuditEvent> for Request {
     fn from(event: AuditEvent) -> Self {
-        let AuditObject {
-            resource,
-            subresource,
-            namespace,
-            name,
-        } = event.object;
-        let resource = if subresource.is_empty() {
-            resource
-        } else {
-            format!("{resource}/{subresource}")
-        };
-        Self {
-            verb: event.verb,
-            resource,
-            namespace,
-            name,
-        }
+        let AuditObject { resource, subresource, namespace, name } = event.object;
+        let resource =
+            if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
+        Self { verb: event.verb, resource, namespace, name }
     }
 }
 
@@ -433,20 +350,17 @@ pub fn count(requests: &[Request]) -> BTreeMap<String, u64> {
 /// Containers' processes are visible on this machine; the pod's name is in their environment.
 pub fn find_process(pod: &str, program: &str) -> Option<ProcessId> {
     let hostname = format!("HOSTNAME={pod}");
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .find_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            // Any of these files may be gone a moment later.
-            let command = std::fs::read(entry.path().join("cmdline")).ok()?;
-            let environment = std::fs::read(entry.path().join("environ")).ok()?;
-            let first = command.split(|byte| *byte == 0).next()?;
-            let named = std::str::from_utf8(first).ok()?.rsplit('/').next()? == program;
-            let mut variables = environment.split(|byte| *byte == 0);
-            (named && variables.any(|variable| variable == hostname.as_bytes()))
-                .then(|| ProcessId::of(pid))?
-        })
+    std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // Any of these files may be gone a moment later.
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let environment = std::fs::read(entry.path().join("environ")).ok()?;
+        let first = command.split(|byte| *byte == 0).next()?;
+        let named = std::str::from_utf8(first).ok()?.rsplit('/').next()? == program;
+        let mut variables = environment.split(|byte| *byte == 0);
+        (named && variables.any(|variable| variable == hostname.as_bytes()))
+            .then(|| ProcessId::of(pid))?
+    })
 }
 
 /// Names of objects, to compare sets of them.

@@ -16,10 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::programs;
 
 const CLUSTER: usize = 0;
-const SPEC: LabSpec = LabSpec {
-    clusters: 1,
-    machines: 2,
-};
+const SPEC: LabSpec = LabSpec { clusters: 1, machines: 2 };
 const SAMPLE: &str = "manifests/samples/city-ledger.yaml";
 const NETWORK: &str = "city-ledger";
 const NAMESPACE: &str = "ledger";
@@ -96,22 +93,14 @@ impl Demo {
 
     fn status(&self, more: &[&str]) -> Command {
         let mut kubectl = self.kubectl();
-        kubectl
-            .args(["bsn", "status", NETWORK, "-n", NAMESPACE])
-            .args(more);
+        kubectl.args(["bsn", "status", NETWORK, "-n", NAMESPACE]).args(more);
         kubectl
     }
 
     fn view(&self) -> Result<Option<NetworkView>> {
-        let output = self
-            .status(&["-o", "json"])
-            .output()
-            .context("running kubectl bsn")?;
+        let output = self.status(&["-o", "json"]).output().context("running kubectl bsn")?;
         if !output.status.success() {
-            bail!(
-                "kubectl bsn status: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            bail!("kubectl bsn status: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         let status: Status = serde_json::from_slice(&output.stdout)?;
         Ok(status.live)
@@ -165,10 +154,7 @@ fn record(view: &NetworkView, nodes: &mut BTreeMap<String, Heights>) {
         nodes
             .entry(node.name.clone())
             .and_modify(|heights| heights.last = height)
-            .or_insert(Heights {
-                first: height,
-                last: height,
-            });
+            .or_insert(Heights { first: height, last: height });
     }
 }
 
@@ -196,29 +182,19 @@ async fn demonstrate(report: &mut DemoReport) -> Result<()> {
     let mut lap = |report: &mut DemoReport, name: &str| {
         let seconds = since.elapsed().as_secs_f64();
         println!("[{seconds:6.1} s] {name}");
-        report.phases.push(Phase {
-            name: name.to_owned(),
-            seconds,
-        });
+        report.phases.push(Phase { name: name.to_owned(), seconds });
         since = Instant::now();
     };
     println!("Building the operator");
     let programs = programs::build()?;
     lap(report, "operator built");
 
-    println!(
-        "Bringing up a Kubernetes cluster of {} machines",
-        SPEC.machines
-    );
+    println!("Bringing up a Kubernetes cluster of {} machines", SPEC.machines);
     let (lab, up) = Lab::up(SPEC).await?;
     for (name, seconds) in &up.phases {
         println!("           {seconds:6.1} s  {name}");
     }
-    report.built = up
-        .built
-        .into_iter()
-        .map(|(name, seconds)| Phase { name, seconds })
-        .collect();
+    report.built = up.built.into_iter().map(|(name, seconds)| Phase { name, seconds }).collect();
     lap(report, "cluster up");
 
     println!("Installing the operator with Helm");
@@ -231,10 +207,7 @@ async fn demonstrate(report: &mut DemoReport) -> Result<()> {
     lap(report, "operator installed");
 
     println!("Applying {SAMPLE}");
-    let demo = Demo {
-        path: path_with(&lab)?,
-        lab,
-    };
+    let demo = Demo { path: path_with(&lab)?, lab };
     demo.apply()?;
     demo.watch(report)?;
     lap(report, "network running");

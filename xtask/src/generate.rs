@@ -48,10 +48,7 @@ pub fn generated() -> Result<Vec<Generated>> {
     for reason in Reason::ALL {
         writeln!(reference, "- `{reason}`")?;
     }
-    files.push(Generated {
-        path: "docs/reference.md".into(),
-        text: reference,
-    });
+    files.push(Generated { path: "docs/reference.md".into(), text: reference });
     Ok(files)
 }
 
@@ -80,10 +77,7 @@ fn describe(out: &mut String, crd: &Value) -> Result<()> {
     for part in ["spec", "status"] {
         let part_schema = &schema["properties"][part];
         writeln!(out, "### {kind} {part}\n\n{}\n", text(part_schema))?;
-        writeln!(
-            out,
-            "| field | type | default | meaning |\n| --- | --- | --- | --- |"
-        )?;
+        writeln!(out, "| field | type | default | meaning |\n| --- | --- | --- | --- |")?;
         fields(out, part, part_schema)?;
     }
     Ok(())
@@ -120,11 +114,7 @@ fn fields(out: &mut String, prefix: &str, schema: &Value) -> Result<()> {
             value => format!("`{value}`"),
         };
         let mut meaning = text(field).replace('\n', " ").replace('|', "\\|");
-        for rule in field["x-kubernetes-validations"]
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
+        for rule in field["x-kubernetes-validations"].as_array().into_iter().flatten() {
             if let Some(message) = rule["message"].as_str() {
                 write!(meaning, " *Rule: {}.*", message.replace('|', "\\|"))?;
             }

@@ -116,9 +116,9 @@ pub async fn run(command: Command) -> Result<()> {
             Lab::load()?.partition(a, b)?;
             format!("clusters {a} and {b} are cut from each other; `cargo xtask lab heal` ends it")
         }
-        Command::Heal => Lab::load()?
-            .heal()
-            .map(|()| "all clusters reach each other".to_owned())?,
+        Command::Heal => {
+            Lab::load()?.heal().map(|()| "all clusters reach each other".to_owned())?
+        }
         Command::Stop { part, which } => stop(part, &which)?,
         Command::Start { part, which } => start_part(part, &which).await?,
         Command::Pause { machine, .. } => {
@@ -151,20 +151,13 @@ async fn start_lab(spec: LabSpec) -> Result<String> {
         println!("  export KUBECONFIG={}", lab.kubeconfig(cluster).display());
     }
     let LabSpec { clusters, machines } = lab.spec();
-    Ok(format!(
-        "the lab is up: {clusters} clusters with {machines} machines each"
-    ))
+    Ok(format!("the lab is up: {clusters} clusters with {machines} machines each"))
 }
 
 async fn show_status() -> Result<()> {
     let status = Lab::load()?.status().await;
     for line in &status.lines {
-        println!(
-            "{:<4} {:<12} {}",
-            if line.well { "ok" } else { "BAD" },
-            line.what,
-            line.detail
-        );
+        println!("{:<4} {:<12} {}", if line.well { "ok" } else { "BAD" }, line.what, line.detail);
     }
     if status.partitioned {
         println!("clusters are cut from each other: `cargo xtask lab heal` ends it");
@@ -201,9 +194,7 @@ fn stop(part: Part, which: &str) -> Result<String> {
         Part::Machine => lab.stop_machine(which.parse()?)?,
     }
     let name = part.name();
-    Ok(format!(
-        "{name} {which} is stopped; `cargo xtask lab start {name} {which}` starts it"
-    ))
+    Ok(format!("{name} {which} is stopped; `cargo xtask lab start {name} {which}` starts it"))
 }
 
 async fn start_part(part: Part, which: &str) -> Result<String> {
@@ -230,6 +221,5 @@ impl Part {
 }
 
 fn cluster(text: &str) -> Result<usize> {
-    text.parse()
-        .with_context(|| format!("a cluster is written as its number, not {text:?}"))
+    text.parse().with_context(|| format!("a cluster is written as its number, not {text:?}"))
 }

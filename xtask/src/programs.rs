@@ -31,14 +31,7 @@ pub struct Programs {
 /// their code is compiled already.
 pub fn build() -> Result<Programs> {
     let mut cargo = cargo();
-    cargo.args([
-        "build",
-        "--quiet",
-        "--locked",
-        "--package",
-        "bsn-operator",
-        "--bins",
-    ]);
+    cargo.args(["build", "--quiet", "--locked", "--package", "bsn-operator", "--bins"]);
     if !cargo.status().context("running cargo build")?.success() {
         bail!("cargo build failed: see above");
     }

@@ -12,10 +12,7 @@ use clap::Args;
 use crate::programs::{self, cargo};
 
 const CLUSTER: usize = 0;
-const SPEC: LabSpec = LabSpec {
-    clusters: 1,
-    machines: 2,
-};
+const SPEC: LabSpec = LabSpec { clusters: 1, machines: 2 };
 const POLL: Duration = Duration::from_millis(200);
 
 /// Options of `test`.
@@ -60,12 +57,7 @@ impl Parts {
             eprintln!("{name} failed: {why}");
         }
         let passed = failure.is_none();
-        self.0.push(Part {
-            name,
-            took: began.elapsed(),
-            budget,
-            failure,
-        });
+        self.0.push(Part { name, took: began.elapsed(), budget, failure });
         passed
     }
 
@@ -81,17 +73,9 @@ impl Parts {
                 part.failure.as_ref().map_or("passed", |_| "FAILED"),
             );
         }
-        let failed: Vec<_> = self
-            .0
-            .iter()
-            .filter(|part| part.failure.is_some())
-            .map(|part| part.name)
-            .collect();
-        if failed.is_empty() {
-            Ok(())
-        } else {
-            bail!("failed: {}", failed.join(", "))
-        }
+        let failed: Vec<_> =
+            self.0.iter().filter(|part| part.failure.is_some()).map(|part| part.name).collect();
+        if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
     }
 }
 
@@ -100,17 +84,11 @@ fn run_until(deadline: Instant, command: &mut Command) -> Result<()> {
     let mut child = command.process_group(0).spawn().context("starting it")?;
     loop {
         if let Some(status) = child.try_wait()? {
-            return if status.success() {
-                Ok(())
-            } else {
-                bail!("it ended with {status}")
-            };
+            return if status.success() { Ok(()) } else { bail!("it ended with {status}") };
         }
         if Instant::now() >= deadline {
             let group = format!("-{}", child.id());
-            Command::new("kill")
-                .args(["-KILL", "--", &group])
-                .status()?;
+            Command::new("kill").args(["-KILL", "--", &group]).status()?;
             child.wait()?;
             bail!("it did not end within its budget and was killed");
         }
@@ -121,22 +99,13 @@ fn run_until(deadline: Instant, command: &mut Command) -> Result<()> {
 /// Runs all parts; those that need another that failed are left out, which is a failure, too.
 pub async fn run(args: TestArgs) -> Result<()> {
     let mut parts = Parts::default();
-    parts.run("format", 1, |end| {
-        run_until(end, cargo().args(["fmt", "--all", "--check"]))
-    });
+    parts.run("format", 1, |end| run_until(end, cargo().args(["fmt", "--all", "--check"])));
     parts.run("lints", 15, |end| {
-        let args = [
-            "clippy",
-            "--quiet",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-        ];
+        let args = ["clippy", "--quiet", "--workspace", "--all-targets", "--locked"];
         run_until(end, cargo().args(args).args(["--", "--deny", "warnings"]))
     });
-    let quick = parts.run("quick", 15, |end| {
-        run_until(end, cargo().args(["test", "--workspace", "--locked"]))
-    });
+    let quick = parts
+        .run("quick", 15, |end| run_until(end, cargo().args(["test", "--workspace", "--locked"])));
     if args.quick {
         return parts.summarise();
     }
@@ -171,20 +140,13 @@ async fn bring_up(parts: &mut Parts) -> Option<Lab> {
         Ok::<_, anyhow::Error>(lab)
     };
     let budget = Duration::from_mins(25);
-    let up = tokio::time::timeout(budget, up)
-        .await
-        .context("not up within its budget");
+    let up = tokio::time::timeout(budget, up).await.context("not up within its budget");
     let up = up.and_then(|up| up);
     let failure = up.as_ref().err().map(|error| format!("{error:#}"));
     if let Some(why) = &failure {
         eprintln!("cluster failed: {why}");
     }
-    parts.0.push(Part {
-        name: "cluster",
-        took: began.elapsed(),
-        budget,
-        failure,
-    });
+    parts.0.push(Part { name: "cluster", took: began.elapsed(), budget, failure });
     up.ok()
 }
 
@@ -193,10 +155,7 @@ fn check_manifests(lab: &Lab, deadline: Instant) -> Result<()> {
     let file = programs::root().join("manifests/install.yaml");
     let before = std::fs::read(&file).context("reading manifests/install.yaml")?;
     let mut render = Command::new("sh");
-    render
-        .arg("manifests/render.sh")
-        .current_dir(programs::root())
-        .env("HELM", lab.tool("helm"));
+    render.arg("manifests/render.sh").current_dir(programs::root()).env("HELM", lab.tool("helm"));
     run_until(deadline, &mut render)?;
     if std::fs::read(&file)? != before {
         bail!("manifests/install.yaml was out of date and is rendered anew now: commit it");
@@ -206,19 +165,9 @@ fn check_manifests(lab: &Lab, deadline: Instant) -> Result<()> {
 
 fn run_stories(names: &[String], deadline: Instant) -> Result<()> {
     let mut cargo = cargo();
-    cargo.args([
-        "test",
-        "--locked",
-        "--package",
-        "bsn-operator",
-        "--test",
-        "lab",
-        "--",
-    ]);
+    cargo.args(["test", "--locked", "--package", "bsn-operator", "--test", "lab", "--"]);
     // One at a time: they stop API servers and count requests.
-    cargo
-        .args(["--test-threads", "1", "--nocapture"])
-        .args(names);
+    cargo.args(["--test-threads", "1", "--nocapture"]).args(names);
     run_until(deadline, &mut cargo)
 }
 

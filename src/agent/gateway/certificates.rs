@@ -43,11 +43,7 @@ impl Certificates {
         let [cert, ca, key] = &texts;
         let tls = Arc::new(tls::server_config(cert, key, ca)?);
         let not_after = observe_leaf(cert, ca)?.not_after;
-        Ok(Self {
-            tls,
-            not_after,
-            texts,
-        })
+        Ok(Self { tls, not_after, texts })
     }
 }
 

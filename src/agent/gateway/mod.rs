@@ -72,9 +72,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), GatewayError> {
         certificates,
     });
     let bind = async |address| {
-        TcpListener::bind(address)
-            .await
-            .map_err(|error| GatewayError::Listen(address, error))
+        TcpListener::bind(address).await.map_err(|error| GatewayError::Listen(address, error))
     };
     let listener = bind(args.listen).await?;
     let probe_listener = bind(args.probe_listen).await?;

@@ -28,9 +28,7 @@ fn answer_json(status: StatusCode, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let json = hyper::header::HeaderValue::from_static("application/json");
-    answer
-        .headers_mut()
-        .insert(hyper::header::CONTENT_TYPE, json);
+    answer.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
     answer
 }
 
@@ -48,10 +46,7 @@ pub async fn answer(shared: &Shared, role: Option<Role>, request: Request<Incomi
         (&Method::GET, "/v1/evidence") => evidence(shared).await,
         (&Method::POST, "/") => call(shared, role, request.into_body()).await,
         (_, "/v1/evidence") => refuse(StatusCode::METHOD_NOT_ALLOWED, "use GET"),
-        (_, "/") => refuse(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "send JSON-RPC 2.0 calls with POST",
-        ),
+        (_, "/") => refuse(StatusCode::METHOD_NOT_ALLOWED, "send JSON-RPC 2.0 calls with POST"),
         _ => refuse(
             StatusCode::NOT_FOUND,
             "the gateway serves POST / (JSON-RPC) and GET /v1/evidence",
@@ -82,10 +77,7 @@ async fn call(shared: &Shared, role: Role, body: Incoming) -> Answer {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()),
         Err(_) => {
-            return refuse(
-                StatusCode::REQUEST_TIMEOUT,
-                "the call did not arrive in time",
-            );
+            return refuse(StatusCode::REQUEST_TIMEOUT, "the call did not arrive in time");
         }
     };
     let allowed = match check_request(&body, role, shared.guard_validators) {
@@ -99,10 +91,7 @@ async fn call(shared: &Shared, role: Role, body: Incoming) -> Answer {
         Ok((status, body)) => answer_json(status, body),
         Err(error) => {
             tracing::info!(method = allowed.method, %error, "the engine gave no answer");
-            refuse(
-                StatusCode::BAD_GATEWAY,
-                &format!("the engine gave no answer: {error}"),
-            )
+            refuse(StatusCode::BAD_GATEWAY, &format!("the engine gave no answer: {error}"))
         }
     }
 }

@@ -28,12 +28,7 @@ struct Net {
 
 fn issue(authority: &Authority, names: &LeafNames) -> (String, String) {
     let key = new_key().unwrap();
-    (
-        authority
-            .issue(names, &key, HOUR, Timestamp::now(), true)
-            .unwrap(),
-        key,
-    )
+    (authority.issue(names, &key, HOUR, Timestamp::now(), true).unwrap(), key)
 }
 
 fn make_authority() -> Authority {
@@ -91,12 +86,7 @@ impl Net {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { serve(listener, &shared).await });
         let spki = spki_sha256_of_key(&key).unwrap();
-        Self {
-            authority,
-            directory,
-            address,
-            spki,
-        }
+        Self { authority, directory, address, spki }
     }
 
     async fn ask(
@@ -110,9 +100,8 @@ impl Net {
             .connect(name, stream)
             .await
             .map_err(|error| error.to_string())?;
-        let (status, body) = exchange(stream, request, 1 << 20)
-            .await
-            .map_err(|error| error.to_string())?;
+        let (status, body) =
+            exchange(stream, request, 1 << 20).await.map_err(|error| error.to_string())?;
         Ok((status, String::from_utf8(body.to_vec()).unwrap()))
     }
 
@@ -120,9 +109,7 @@ impl Net {
         let (cert, key) = issue(&self.authority, names);
         let identity = Some((cert.as_str(), key.as_str()));
         let config = tls::client_config_ca(self.authority.cert_pem(), identity).unwrap();
-        let request = Request::post("/")
-            .header("host", SERVER)
-            .body(Full::from(body.to_string()));
+        let request = Request::post("/").header("host", SERVER).body(Full::from(body.to_string()));
         self.ask(config, request.unwrap()).await.unwrap()
     }
 }
@@ -152,21 +139,13 @@ async fn a_client_calls_the_engine_and_others_do_not() {
 #[tokio::test]
 async fn nobody_gets_in_without_a_certificate_of_this_authority() {
     let net = Net::start().await;
-    let request = || {
-        Request::get("/v1/evidence")
-            .header("host", SERVER)
-            .body(Full::default())
-    };
+    let request = || Request::get("/v1/evidence").header("host", SERVER).body(Full::default());
     let none = tls::client_config_ca(net.authority.cert_pem(), None).unwrap();
     net.ask(none, request().unwrap()).await.unwrap_err();
     let (cert, key) = issue(&make_authority(), &client(Role::Operator, "n1"));
-    let strange = tls::client_config_ca(
-        net.authority.cert_pem(),
-        Some((cert.as_str(), key.as_str())),
-    );
-    net.ask(strange.unwrap(), request().unwrap())
-        .await
-        .unwrap_err();
+    let strange =
+        tls::client_config_ca(net.authority.cert_pem(), Some((cert.as_str(), key.as_str())));
+    net.ask(strange.unwrap(), request().unwrap()).await.unwrap_err();
 }
 
 #[tokio::test]
@@ -202,13 +181,7 @@ async fn a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
     let names = node_names(&NodeName::from_object("net-a-0"), "ledger", "n1");
     let later = net
         .authority
-        .issue(
-            &names,
-            &node_key,
-            SignedDuration::from_hours(9),
-            Timestamp::now(),
-            true,
-        )
+        .issue(&names, &node_key, SignedDuration::from_hours(9), Timestamp::now(), true)
         .unwrap();
     std::fs::write(&files.cert, "not a certificate").unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;

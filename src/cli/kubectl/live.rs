@@ -80,10 +80,7 @@ async fn ask(
         .and_then(|lease| lease.spec?.holder_identity)
         .filter(|holder| !holder.is_empty())
         .ok_or_else(|| LiveError::NoLeader(operator_namespace.to_owned()))?;
-    let unreachable = |why: String| LiveError::Forward {
-        pod: pod.clone(),
-        why,
-    };
+    let unreachable = |why: String| LiveError::Forward { pod: pod.clone(), why };
     let pods = Api::<Pod>::namespaced(client.clone(), operator_namespace);
     let mut forwarder = pods
         .portforward(&pod, &[STATUS_PORT])

@@ -62,10 +62,7 @@ pub struct NetworkStatus {
 /// Shows a network, once or again and again.
 pub async fn run(args: StatusArgs) -> Result<(), StatusError> {
     let (client, namespace) = connect(&args.cluster).await?;
-    let key = NetworkKey {
-        namespace,
-        name: args.network.clone(),
-    };
+    let key = NetworkKey { namespace, name: args.network.clone() };
     loop {
         let shown = async {
             let status = observe_status(&client, &args.cluster.operator_namespace, &key).await?;
@@ -83,10 +80,8 @@ pub async fn run(args: StatusArgs) -> Result<(), StatusError> {
 }
 
 async fn connect(args: &ClusterArgs) -> Result<(Client, String), StatusError> {
-    let options = KubeConfigOptions {
-        context: args.context.clone(),
-        ..KubeConfigOptions::default()
-    };
+    let options =
+        KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
     let mut config = match &args.kubeconfig {
         Some(path) => {
             Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &options).await?
@@ -95,10 +90,7 @@ async fn connect(args: &ClusterArgs) -> Result<(Client, String), StatusError> {
     };
     // Errors are shown rather than tried again for minutes.
     config.default_retry = false;
-    let namespace = args
-        .namespace
-        .clone()
-        .unwrap_or_else(|| config.default_namespace.clone());
+    let namespace = args.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).map_err(|error| StatusError::Client(Box::new(error)))?;
     Ok((client, namespace))
 }
@@ -109,12 +101,9 @@ async fn observe_status(
     key: &NetworkKey,
 ) -> Result<NetworkStatus, StatusError> {
     let networks = Api::<BsnNetwork>::namespaced(client.clone(), &key.namespace);
-    let network = bounded(
-        || format!("get BsnNetwork {key}"),
-        networks.get_opt(&key.name),
-    )
-    .await?
-    .ok_or_else(|| StatusError::Missing(key.clone()))?;
+    let network = bounded(|| format!("get BsnNetwork {key}"), networks.get_opt(&key.name))
+        .await?
+        .ok_or_else(|| StatusError::Missing(key.clone()))?;
     let (live, live_problem) = match fetch_view(client, operator_namespace, key).await {
         Ok(view) => (Some(view), None),
         Err(error) => (None, Some(error.to_string())),
@@ -122,10 +111,7 @@ async fn observe_status(
     Ok(NetworkStatus {
         key: key.clone(),
         chain_id: network.spec.chain_id,
-        conditions: network
-            .status
-            .map(|status| status.conditions)
-            .unwrap_or_default(),
+        conditions: network.status.map(|status| status.conditions).unwrap_or_default(),
         live,
         live_problem,
     })
@@ -137,11 +123,7 @@ fn print_status(args: &StatusArgs, status: &NetworkStatus) -> Result<(), StatusE
         (Output::Json, true) => println!("{}", serde_json::to_string(status)?),
         (Output::Json, false) => println!("{}", serde_json::to_string_pretty(status)?),
         (Output::Table, watch) => {
-            let clear = if watch && std::io::stdout().is_terminal() {
-                CLEAR
-            } else {
-                ""
-            };
+            let clear = if watch && std::io::stdout().is_terminal() { CLEAR } else { "" };
             println!("{clear}{}", render_status(status, Timestamp::now()));
         }
     }

@@ -30,10 +30,7 @@ pub fn render_status(status: &NetworkStatus, now: Timestamp) -> String {
         ]);
     }
     let _ = match status.conditions.as_slice() {
-        [] => writeln!(
-            out,
-            "No conditions yet: the operator has not looked at this network."
-        ),
+        [] => writeln!(out, "No conditions yet: the operator has not looked at this network."),
         _ => writeln!(out, "{}", trimmed(&conditions)),
     };
     // Writing to a String cannot fail.
@@ -133,11 +130,7 @@ fn time_left(left: SignedDuration) -> String {
 
 /// A table without spaces at line ends.
 fn trimmed(table: &Table) -> String {
-    table
-        .lines()
-        .map(|line| line.trim().to_owned())
-        .collect::<Vec<_>>()
-        .join("\n")
+    table.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -164,17 +157,9 @@ mod tests {
 
     fn status(live: Option<NetworkView>) -> NetworkStatus {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        let state = State::new(
-            READY,
-            true,
-            Reason::AsDescribed,
-            "all 2 nodes follow the chain",
-        );
+        let state = State::new(READY, true, Reason::AsDescribed, "all 2 nodes follow the chain");
         NetworkStatus {
-            key: NetworkKey {
-                namespace: "ledger".into(),
-                name: "city-ledger".into(),
-            },
+            key: NetworkKey { namespace: "ledger".into(), name: "city-ledger".into() },
             chain_id: "city-ledger-1".into(),
             conditions: merge(&[], &[state], Some(1), now),
             live_problem: live.is_none().then(|| "no operator leads".to_owned()),
@@ -196,11 +181,7 @@ mod tests {
             margin: 1,
             nodes: vec![
                 node("city-ledger-hangzhou-0", Some(120), None),
-                node(
-                    "city-ledger-hangzhou-1",
-                    None,
-                    Some("its gateway did not answer within 2 s"),
-                ),
+                node("city-ledger-hangzhou-1", None, Some("its gateway did not answer within 2 s")),
             ],
         };
         let now = "2026-01-01T00:00:00Z".parse().unwrap();

@@ -54,18 +54,9 @@ pub async fn apply_network(
     observed: &ObservedNetwork,
 ) -> Result<Applied, Error> {
     let owner = network.controller_owner_ref(&());
-    let pass = Pass {
-        ctx,
-        key,
-        validated,
-        observed,
-        owner: owner.as_ref(),
-    };
-    let mut applied = Applied {
-        anchor: observed.anchor.clone(),
-        refusals: vec![],
-        waiting: vec![],
-    };
+    let pass = Pass { ctx, key, validated, observed, owner: owner.as_ref() };
+    let mut applied =
+        Applied { anchor: observed.anchor.clone(), refusals: vec![], waiting: vec![] };
     // A refusal ends the pass: what follows depends on what was refused.
     if let Err(refusal) = pass.run(&mut applied).await? {
         applied.refusals.push(refusal);
@@ -93,12 +84,7 @@ macro_rules! or_refuse {
 
 impl Pass<'_> {
     fn parts<'b>(&'b self, anchor: &'b Anchor) -> NetworkParts<'b> {
-        NetworkParts::new(
-            &self.key.namespace,
-            &self.validated.desired.name,
-            anchor,
-            self.owner,
-        )
+        NetworkParts::new(&self.key.namespace, &self.validated.desired.name, anchor, self.owner)
     }
 
     async fn run(&self, applied: &mut Applied) -> Step<()> {
@@ -119,13 +105,7 @@ impl Pass<'_> {
         let result = self
             .ctx
             .anchors
-            .update(
-                &self.ctx.client,
-                self.key,
-                &name,
-                &self.observed.expected,
-                change,
-            )
+            .update(&self.ctx.client, self.key, &name, &self.observed.expected, change)
             .await;
         refused(result)
     }
@@ -207,18 +187,8 @@ impl Pass<'_> {
     async fn stamp_nodes(&self, anchor: &Anchor) -> Step<()> {
         for (name, identity) in anchor.members() {
             let network = self.parts(anchor);
-            let node = NodeParts {
-                network,
-                name: &name,
-                identity,
-                owner: None,
-            };
-            let storage = self
-                .validated
-                .storage
-                .get(&identity.set)
-                .cloned()
-                .unwrap_or_default();
+            let node = NodeParts { network, name: &name, identity, owner: None };
+            let storage = self.validated.storage.get(&identity.set).cloned().unwrap_or_default();
             let cached = cached(&self.ctx.caches.nodes, &self.key.namespace, name.as_str())
                 .and_then(|guarded| guarded.0.as_ref().ok().cloned());
             let wish = build_bsn_node(&node, &storage);
@@ -241,18 +211,10 @@ impl Pass<'_> {
         let name = node.name_any();
         let api = Api::<BsnNode>::namespaced(self.ctx.client.clone(), &self.key.namespace);
         let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: node.uid(),
-                resource_version: None,
-            }),
+            preconditions: Some(Preconditions { uid: node.uid(), resource_version: None }),
             ..DeleteParams::default()
         };
-        match bounded(
-            || format!("delete BsnNode {name}"),
-            api.delete(&name, &params),
-        )
-        .await
-        {
+        match bounded(|| format!("delete BsnNode {name}"), api.delete(&name, &params)).await {
             Ok(_) => Ok(()),
             // Gone already, or replaced by another: not the one that was meant.
             Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
@@ -278,9 +240,7 @@ impl Pass<'_> {
                 FormingStep::RecordGenesis(genesis) => {
                     anchor = or_refuse!(
                         self.update(|stored| {
-                            stored
-                                .genesis_hash
-                                .get_or_insert_with(|| genesis.hash.clone());
+                            stored.genesis_hash.get_or_insert_with(|| genesis.hash.clone());
                         })
                         .await?
                     );
@@ -321,29 +281,17 @@ impl Pass<'_> {
         let network = self.parts(anchor);
         let id = &anchor.network_id;
         let peers = build_peers_map(&network, &peers_of(anchor, &self.key.namespace));
-        let known = cached(
-            &self.ctx.caches.config_maps,
-            &self.key.namespace,
-            &peers.name_any(),
-        );
+        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &peers.name_any());
         // While founders are still being provisioned the list would be written once for each of them,
         // and nobody reads it before the chain is formed.
         if anchor.formed {
             let made = ensure(&self.ctx.client, known.as_deref(), peers, None, id).await;
             or_refuse!(refused(made)?);
         }
-        let powers: Vec<u64> = anchor
-            .founders
-            .iter()
-            .map(|founder| founder.power)
-            .collect();
+        let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
         let budget =
             build_disruption_budget(&network, powers.len(), margin(&MoreThanTwoThirds, &powers));
-        let known = cached(
-            &self.ctx.caches.budgets,
-            &self.key.namespace,
-            &budget.name_any(),
-        );
+        let known = cached(&self.ctx.caches.budgets, &self.key.namespace, &budget.name_any());
         let made = ensure(&self.ctx.client, known.as_deref(), budget, None, id).await;
         or_refuse!(refused(made)?);
         Ok(Ok(()))
@@ -357,20 +305,12 @@ impl Pass<'_> {
                 .await?
         );
         let wish = build_ca_map(&network, &leaf.ca_pem);
-        let known = cached(
-            &self.ctx.caches.config_maps,
-            &self.key.namespace,
-            &wish.name_any(),
-        );
+        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &wish.name_any());
         let id = &anchor.network_id;
         let made = ensure(&self.ctx.client, known.as_deref(), wish, None, id).await;
         or_refuse!(refused(made)?);
 
-        let powers: Vec<u64> = anchor
-            .founders
-            .iter()
-            .map(|founder| founder.power)
-            .collect();
+        let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
         let total_power = powers.iter().sum();
         let mut nodes = Vec::new();
         for (name, identity) in anchor.members() {
@@ -423,8 +363,5 @@ pub fn parse_authority(secret: &Secret, name: &str) -> Result<Authority, Refusal
 
 /// Powers of the validators, for the report.
 pub fn voters(anchor: &Anchor) -> usize {
-    anchor
-        .members()
-        .filter(|(_, identity)| identity.role == Role::Validator)
-        .count()
+    anchor.members().filter(|(_, identity)| identity.role == Role::Validator).count()
 }

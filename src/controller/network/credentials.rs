@@ -29,15 +29,9 @@ pub async fn ensure_credentials(
 ) -> Step<OperatorLeaf> {
     let now = ctx.now();
     let Some(record) = &anchor.ca else {
-        return Ok(Err(Refusal::new(
-            Reason::AnchorRefused,
-            "the anchor records no CA",
-        )));
+        return Ok(Err(Refusal::new(Reason::AnchorRefused, "the anchor records no CA")));
     };
-    let kept = ctx
-        .credentials
-        .get(key)
-        .filter(|leaf| leaf.ca_spki == record.spki_sha256);
+    let kept = ctx.credentials.get(key).filter(|leaf| leaf.ca_spki == record.spki_sha256);
     if let Some(leaf) = &kept
         && now < leaf.check_at
     {
@@ -66,10 +60,7 @@ pub async fn ensure_credentials(
             }
         }
     };
-    let leaf = OperatorLeaf {
-        check_at: client_due.min(now + CHECK_EVERY),
-        ..leaf
-    };
+    let leaf = OperatorLeaf { check_at: client_due.min(now + CHECK_EVERY), ..leaf };
     ctx.credentials.put(key.clone(), leaf.clone());
     Ok(Ok(leaf))
 }
@@ -120,20 +111,12 @@ async fn ensure_client(
             format!("Secret {name} exists and is not this network's; delete or rename it");
         return Ok(Err(Refusal::new(Reason::NameTaken, message)));
     }
-    let names = client_names(
-        &validated.desired.name.client(),
-        Role::Client,
-        &anchor.network_id,
-    );
+    let names = client_names(&validated.desired.name.client(), Role::Client, &anchor.network_id);
     // A key that can be read is kept.
     let kept_key = existing
         .as_ref()
         .and_then(|secret| entry(secret, TLS_KEY))
-        .and_then(|pem| {
-            spki_sha256_of_key(pem)
-                .ok()
-                .map(|spki| (pem.to_owned(), spki))
-        });
+        .and_then(|pem| spki_sha256_of_key(pem).ok().map(|spki| (pem.to_owned(), spki)));
     let observed = existing
         .as_ref()
         .and_then(|secret| entry(secret, TLS_CERT))

@@ -23,10 +23,8 @@ pub(super) const SLOW_LOOK: Duration = Duration::from_mins(10);
 
 /// One pass over a network.
 pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Result<Action, Error> {
-    let key = NetworkKey {
-        namespace: guarded.namespace().unwrap_or_default(),
-        name: guarded.name_any(),
-    };
+    let key =
+        NetworkKey { namespace: guarded.namespace().unwrap_or_default(), name: guarded.name_any() };
     let network = match &guarded.0 {
         Ok(network) => network,
         Err(invalid) => {

@@ -30,10 +30,8 @@ pub async fn observe_network(
     network: &BsnNetwork,
     validated: &ValidatedNetwork,
 ) -> Step<ObservedNetwork> {
-    let expected = Expected {
-        hub_id: ctx.hub_id.clone(),
-        chain_id: validated.desired.chain_id.clone(),
-    };
+    let expected =
+        Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = validated.desired.name.anchor();
     let map = match cached(&ctx.caches.config_maps, &key.namespace, &name) {
         Some(map) => Some((*map).clone()),
@@ -68,11 +66,7 @@ pub async fn observe_network(
 
 /// A sign that a network of this name was formed once, if there is one.
 fn trace_of_earlier_life(ctx: &Context, key: &NetworkKey, network: &BsnNetwork) -> Option<String> {
-    if let Some(id) = network
-        .status
-        .as_ref()
-        .and_then(|status| status.network_id.as_ref())
-    {
+    if let Some(id) = network.status.as_ref().and_then(|status| status.network_id.as_ref()) {
         return Some(format!("its status names network id {id}"));
     }
     ctx.caches

@@ -105,12 +105,7 @@ pub fn compute_status(
         .anchor
         .map(|anchor| anchor.members().map(|(name, _)| name).collect())
         .unwrap_or_default();
-    let node = |name: &NodeName| {
-        input
-            .nodes
-            .iter()
-            .find(|node| node.name_any() == name.as_str())
-    };
+    let node = |name: &NodeName| input.nodes.iter().find(|node| node.name_any() == name.as_str());
     let condition = |name: &NodeName, kind: &str| {
         node(name)
             .and_then(|node| node.status.as_ref())
@@ -143,21 +138,13 @@ pub fn compute_status(
     let membership = membership(input, &members, &node);
 
     let stalled = if let Some(first) = input.refusals.first() {
-        let all: Vec<&str> = input
-            .refusals
-            .iter()
-            .map(|refusal| refusal.message.as_str())
-            .collect();
+        let all: Vec<&str> =
+            input.refusals.iter().map(|refusal| refusal.message.as_str()).collect();
         State::new(STALLED, true, first.reason, all.join("; "))
     } else if let Some((name, reason, message)) = stalled_nodes.first() {
         let reason = Reason::ALL.iter().find(|r| r.as_str() == reason).copied();
         let message = format!("node {name}: {message}");
-        State::new(
-            STALLED,
-            true,
-            reason.unwrap_or(Reason::NodesStarting),
-            message,
-        )
+        State::new(STALLED, true, reason.unwrap_or(Reason::NodesStarting), message)
     } else {
         State::new(STALLED, false, Reason::AsDescribed, "")
     };
@@ -174,12 +161,7 @@ pub fn compute_status(
     } else if live.status != Some(true) {
         State::new(READY, live.status, live.reason, live.message.clone())
     } else if certificates.status != Some(true) {
-        State::new(
-            READY,
-            false,
-            certificates.reason,
-            certificates.message.clone(),
-        )
+        State::new(READY, false, certificates.reason, certificates.message.clone())
     } else {
         let message = format!("{} nodes follow a chain that makes blocks", members.len());
         State::new(READY, true, Reason::AsDescribed, message)
@@ -187,45 +169,20 @@ pub fn compute_status(
     let working = ready.status != Some(true) && !is_stalled && !input.paused;
     let progressing = State::new(PROGRESSING, working, ready.reason, ready.message.clone());
     let paused = if input.paused {
-        State::new(
-            PAUSED,
-            true,
-            Reason::PausedByUser,
-            "set spec.paused to false to go on",
-        )
+        State::new(PAUSED, true, Reason::PausedByUser, "set spec.paused to false to go on")
     } else {
         State::new(PAUSED, false, Reason::NotPaused, "")
     };
 
-    let states = [
-        ready,
-        progressing,
-        stalled,
-        live,
-        membership,
-        certificates,
-        paused,
-    ];
-    let powers: Option<Vec<u64>> = input.anchor.map(|anchor| {
-        anchor
-            .founders
-            .iter()
-            .map(|founder| founder.power)
-            .collect()
-    });
+    let states = [ready, progressing, stalled, live, membership, certificates, paused];
+    let powers: Option<Vec<u64>> =
+        input.anchor.map(|anchor| anchor.founders.iter().map(|founder| founder.power).collect());
     BsnNetworkStatus {
         observed_generation: generation,
         conditions: merge(&old.conditions, &states, generation, now),
-        network_id: input
-            .anchor
-            .map(|anchor| anchor.network_id.clone())
-            .or(old.network_id.clone()),
+        network_id: input.anchor.map(|anchor| anchor.network_id.clone()).or(old.network_id.clone()),
         genesis_hash: input.anchor.and_then(|anchor| anchor.genesis_hash.clone()),
-        nodes: Some(format!(
-            "{}/{}",
-            members.len() - not_ready.len(),
-            members.len()
-        )),
+        nodes: Some(format!("{}/{}", members.len() - not_ready.len(), members.len())),
         validators: input.anchor.map(voters).and_then(|n| u32::try_from(n).ok()),
         margin: powers
             .map(|powers| margin(&MoreThanTwoThirds, &powers))
@@ -247,12 +204,7 @@ fn forming_message(waiting: &[NodeName]) -> String {
 
 fn chain_live(old: &BsnNetworkStatus, view: Option<&NetworkView>, formed: bool) -> State {
     if !formed {
-        return State::new(
-            CHAIN_LIVE,
-            false,
-            Reason::Forming,
-            "the chain is not formed yet",
-        );
+        return State::new(CHAIN_LIVE, false, Reason::Forming, "the chain is not formed yet");
     }
     match view.map(|view| view.liveness) {
         Some(Liveness::Live) => State::new(CHAIN_LIVE, true, Reason::BlocksAdvance, ""),
@@ -281,9 +233,7 @@ pub fn keep(old: &BsnNetworkStatus, kind: &'static str) -> Option<State> {
 
 /// A condition as a state.
 pub fn state_of(condition: &conditions::Raw, kind: &'static str) -> Option<State> {
-    let reason = Reason::ALL
-        .iter()
-        .find(|reason| reason.as_str() == condition.reason)?;
+    let reason = Reason::ALL.iter().find(|reason| reason.as_str() == condition.reason)?;
     let status = match condition.status.as_str() {
         "True" => Some(true),
         "False" => Some(false),
@@ -307,19 +257,9 @@ fn certificates(
     }
     if !bad.is_empty() {
         let message = format!("certificates are not valid or end soon: {}", bad.join(", "));
-        State::new(
-            CERTIFICATES_VALID,
-            false,
-            Reason::CertificateExpiring,
-            message,
-        )
+        State::new(CERTIFICATES_VALID, false, Reason::CertificateExpiring, message)
     } else if missing || members.is_empty() {
-        State::new(
-            CERTIFICATES_VALID,
-            None,
-            Reason::Forming,
-            "certificates are being issued",
-        )
+        State::new(CERTIFICATES_VALID, None, Reason::Forming, "certificates are being issued")
     } else {
         State::new(CERTIFICATES_VALID, true, Reason::CertificatesCurrent, "")
     }
@@ -330,17 +270,10 @@ fn membership<'a>(
     members: &[NodeName],
     node: &impl Fn(&NodeName) -> Option<&'a BsnNode>,
 ) -> State {
-    let unsupported = input
-        .refusals
-        .iter()
-        .find(|refusal| refusal.reason == Reason::ChangeNotSupported);
+    let unsupported =
+        input.refusals.iter().find(|refusal| refusal.reason == Reason::ChangeNotSupported);
     if let Some(refusal) = unsupported {
-        return State::new(
-            MEMBERSHIP_CONVERGED,
-            false,
-            refusal.reason,
-            refusal.message.clone(),
-        );
+        return State::new(MEMBERSHIP_CONVERGED, false, refusal.reason, refusal.message.clone());
     }
     if !input.anchor.is_some_and(|anchor| anchor.formed) {
         return State::new(

@@ -83,14 +83,8 @@ pub fn validate_network(
     let cometbft = spec.engine.cometbft.as_ref().ok_or(InvalidSpec::NoEngine)?;
     let version = Version::parse(&cometbft.version)?;
     let app = match &cometbft.app {
-        App {
-            persistent_kvstore: Some(_),
-            container: None,
-        } => None,
-        App {
-            persistent_kvstore: None,
-            container: Some(container),
-        } => Some(AppWorkload {
+        App { persistent_kvstore: Some(_), container: None } => None,
+        App { persistent_kvstore: None, container: Some(container) } => Some(AppWorkload {
             image: container.image.clone(),
             command: container.command.clone(),
             args: container.args.clone(),
@@ -113,18 +107,12 @@ pub fn validate_network(
             replicas: set.replicas,
             power: set.voting_power.unwrap_or(DEFAULT_POWER),
         };
-        if storage
-            .insert(set.name.clone(), set.storage.clone())
-            .is_some()
-        {
+        if storage.insert(set.name.clone(), set.storage.clone()).is_some() {
             return Err(InvalidSpec::DuplicateSet(set.name.clone()));
         }
         sets.push(desired);
     }
-    if !sets
-        .iter()
-        .any(|set| set.role == Role::Validator && set.replicas > 0)
-    {
+    if !sets.iter().any(|set| set.role == Role::Validator && set.replicas > 0) {
         return Err(InvalidSpec::NoValidators);
     }
     let leaf = LeafPolicy {
@@ -162,10 +150,7 @@ fn default_image(version: Version, prefix: &str) -> String {
 
 /// Reads `<h>h<m>m<s>s`, any part of which may be left out.
 fn parse_duration(field: &'static str, text: &str) -> Result<SignedDuration, InvalidSpec> {
-    let bad = || InvalidSpec::Duration {
-        field,
-        value: text.to_owned(),
-    };
+    let bad = || InvalidSpec::Duration { field, value: text.to_owned() };
     let mut rest = text;
     let mut seconds: i64 = 0;
     for (unit, factor) in [('h', 3600), ('m', 60), ('s', 1)] {
@@ -196,16 +181,9 @@ mod tests {
         assert_eq!(read("2160h"), Ok(2160 * 3600));
         assert_eq!(read("1h30m"), Ok(5400));
         assert_eq!(read("90s"), Ok(90));
-        for bad in [
-            "",
-            "12",
-            "h",
-            "1m1h",
-            "-1h",
-            "1d",
-            "99999999999999999999h",
-            "9223372036854775807h",
-        ] {
+        for bad in
+            ["", "12", "h", "1m1h", "-1h", "1d", "99999999999999999999h", "9223372036854775807h"]
+        {
             assert!(read(bad).is_err(), "{bad:?}");
         }
     }

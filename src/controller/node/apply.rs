@@ -45,12 +45,7 @@ pub struct Applied {
 impl Applied {
     /// A pass that did nothing.
     pub fn untouched(anchor: Anchor) -> Self {
-        Self {
-            anchor,
-            refusal: None,
-            leaf: None,
-            renew_at: None,
-        }
+        Self { anchor, refusal: None, leaf: None, renew_at: None }
     }
 }
 
@@ -100,11 +95,7 @@ impl Pass<'_> {
         let service = or_refuse!(self.ensure_service(&parts).await?);
         let (keys, keys_uid) = or_refuse!(self.ensure_keys(&parts).await?);
         let disk = or_refuse!(self.ensure_disk(&parts).await?);
-        let uids = ObjectUids {
-            keys: Some(keys_uid),
-            disk: Some(disk),
-            service: Some(service),
-        };
+        let uids = ObjectUids { keys: Some(keys_uid), disk: Some(disk), service: Some(service) };
         let anchor = or_refuse!(
             self.record(identity, &keys.public, &uids)
                 .await?
@@ -112,10 +103,8 @@ impl Pass<'_> {
         );
         applied.anchor = anchor.clone();
         applied.leaf = or_refuse!(self.ensure_certificate(&parts, &keys, &anchor).await?);
-        applied.renew_at = applied
-            .leaf
-            .as_ref()
-            .map(|leaf| leaf.not_after - self.validated.leaf.renew_before);
+        applied.renew_at =
+            applied.leaf.as_ref().map(|leaf| leaf.not_after - self.validated.leaf.renew_before);
         if !anchor.formed || applied.leaf.is_none() {
             return Ok(Ok(()));
         }
@@ -124,21 +113,11 @@ impl Pass<'_> {
 
     /// The Service; a lost one is put back, it holds nothing.
     async fn ensure_service(&self, parts: &NodeParts<'_>) -> Step<String> {
-        let known = cached(
-            &self.ctx.caches.services,
-            &self.key.namespace,
-            self.name.as_str(),
-        );
+        let known = cached(&self.ctx.caches.services, &self.key.namespace, self.name.as_str());
         let recorded = parts.identity.uids.service.as_deref();
         let id = parts.network.network_id;
-        let made = ensure(
-            &self.ctx.client,
-            known.as_deref(),
-            build_service(parts),
-            recorded,
-            id,
-        )
-        .await;
+        let made =
+            ensure(&self.ctx.client, known.as_deref(), build_service(parts), recorded, id).await;
         Ok(refused(made)?.map(|(service, _)| service.uid().unwrap_or_default()))
     }
 
@@ -167,12 +146,7 @@ impl Pass<'_> {
         };
         let identity = parts.identity;
         let uid = secret.uid().unwrap_or_default();
-        if identity
-            .uids
-            .keys
-            .as_ref()
-            .is_some_and(|recorded| *recorded != uid)
-        {
+        if identity.uids.keys.as_ref().is_some_and(|recorded| *recorded != uid) {
             // Restored from a backup, perhaps: the keys themselves decide, below.
             tracing::info!(secret = %name, "the keys Secret was replaced; comparing its keys");
         }
@@ -274,11 +248,8 @@ impl Pass<'_> {
 
     async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
         let name = self.validated.desired.name.anchor();
-        let result = self
-            .ctx
-            .anchors
-            .update(&self.ctx.client, self.key, &name, self.expected, change)
-            .await;
+        let result =
+            self.ctx.anchors.update(&self.ctx.client, self.key, &name, self.expected, change).await;
         refused(result)
     }
 
@@ -293,11 +264,8 @@ impl Pass<'_> {
             return Ok(Ok(None));
         }
         let now = self.ctx.now();
-        let known = cached(
-            &self.ctx.caches.config_maps,
-            &self.key.namespace,
-            &self.name.certificate(),
-        );
+        let known =
+            cached(&self.ctx.caches.config_maps, &self.key.namespace, &self.name.certificate());
         let pem = |map: &ConfigMap, file: &str| map.data.as_ref()?.get(file).cloned();
         let observed = known.as_deref().and_then(|map| {
             observe_leaf(&pem(map, paths::CERT_FILE)?, &pem(map, paths::CA_FILE)?).ok()
@@ -331,11 +299,7 @@ impl Pass<'_> {
         keys: &IdentityKeys,
         anchor: &Anchor,
     ) -> Step<()> {
-        let known = cached(
-            &self.ctx.caches.stateful_sets,
-            &self.key.namespace,
-            self.name.as_str(),
-        );
+        let known = cached(&self.ctx.caches.stateful_sets, &self.key.namespace, self.name.as_str());
         let known = match known {
             Some(set) => Some((*set).clone()),
             None => {
@@ -377,11 +341,7 @@ impl Pass<'_> {
         let template = set.spec.as_ref().map(|spec| &spec.template);
         // Built from typed values: serialising it cannot fail.
         let hash = short_hash(&serde_json::to_vec(&template).unwrap_or_default());
-        let known = cached(
-            &self.ctx.caches.config_maps,
-            &self.key.namespace,
-            &config.name_any(),
-        );
+        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &config.name_any());
         let made = ensure_exists(&self.ctx.client, known.as_deref(), config, None, id).await;
         or_refuse!(refused(made)?);
         or_refuse!(

@@ -42,13 +42,6 @@ pub fn parse_keys(secret: &Secret, name: &str) -> Result<ReadKeys, Refusal> {
     let tls_key_pem = text(TLS_KEY_FILE)?.to_owned();
     let tls_spki_sha256 =
         spki_sha256_of_key(&tls_key_pem).map_err(|error| bad(error.to_string()))?;
-    let public = IdentityKeys {
-        consensus: consensus.public(),
-        p2p: p2p.public(),
-        tls_spki_sha256,
-    };
-    Ok(ReadKeys {
-        public,
-        tls_key_pem,
-    })
+    let public = IdentityKeys { consensus: consensus.public(), p2p: p2p.public(), tls_spki_sha256 };
+    Ok(ReadKeys { public, tls_key_pem })
 }

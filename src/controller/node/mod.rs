@@ -36,16 +36,11 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     if node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let key = NetworkKey {
-        namespace,
-        name: node.spec.network_ref.name.clone(),
-    };
+    let key = NetworkKey { namespace, name: node.spec.network_ref.name.clone() };
     let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
     let Some(Ok(network)) = network.as_ref().map(|guarded| guarded.0.as_ref()) else {
-        let message = format!(
-            "there is no valid BsnNetwork {}; this node is left as it is",
-            key.name
-        );
+        let message =
+            format!("there is no valid BsnNetwork {}; this node is left as it is", key.name);
         let refusal = Refusal::new(Reason::NetworkMissing, message);
         report::report_refusal(&ctx, node, &refusal).await?;
         return Ok(Action::requeue(SLOW_LOOK));
@@ -54,19 +49,13 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     let Ok(validated) = validate_network(network, &ctx.settings.image_prefix) else {
         return Ok(Action::requeue(SLOW_LOOK));
     };
-    let expected = Expected {
-        hub_id: ctx.hub_id.clone(),
-        chain_id: validated.desired.chain_id.clone(),
-    };
+    let expected =
+        Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = NodeName::from_object(&node.name_any());
     // Without an anchor, or with one that is refused, nothing may be done to a node; the network says
     // why, and the anchor's next change wakes this controller.
-    let anchor = cached(
-        &ctx.caches.config_maps,
-        &key.namespace,
-        &validated.desired.name.anchor(),
-    )
-    .and_then(|map| parse_map(&map, &expected).ok());
+    let anchor = cached(&ctx.caches.config_maps, &key.namespace, &validated.desired.name.anchor())
+        .and_then(|map| parse_map(&map, &expected).ok());
     let Some(anchor) = anchor else {
         return Ok(Action::requeue(SLOW_LOOK));
     };

@@ -29,12 +29,7 @@ pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) ->
     let states = refusal_states(refusal);
     let status = BsnNodeStatus {
         observed_generation: node.metadata.generation,
-        conditions: merge(
-            &old.conditions,
-            &states,
-            node.metadata.generation,
-            ctx.now(),
-        ),
+        conditions: merge(&old.conditions, &states, node.metadata.generation, ctx.now()),
         ..old.clone()
     };
     write(ctx, node, &old, &status).await?;
@@ -60,9 +55,8 @@ pub async fn report_node(
 ) -> Result<Duration, Error> {
     let pod = cached(&ctx.caches.pods, &key.namespace, &format!("{name}-0"));
     let view = ctx.views.get(key);
-    let seen = view
-        .as_ref()
-        .and_then(|view| view.nodes.iter().find(|node| node.name == name.as_str()));
+    let seen =
+        view.as_ref().and_then(|view| view.nodes.iter().find(|node| node.name == name.as_str()));
     let old = node.status.clone().unwrap_or_default();
     let now = ctx.now();
     let states = compute_states(&old, applied, pod.as_deref(), &judge(seen), now);
@@ -81,9 +75,8 @@ pub async fn report_node(
             .or_else(|| old.certificate_ends.clone()),
     };
     write(ctx, node, &old, &status).await?;
-    let due = applied
-        .renew_at
-        .map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    let due =
+        applied.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     Ok(due.unwrap_or(SLOW_LOOK).max(Duration::from_secs(1)))
 }
 
@@ -96,10 +89,7 @@ fn compute_states(
     now: Timestamp,
 ) -> Vec<State> {
     let certificates = certificates(old, applied, now);
-    let refusal = applied
-        .refusal
-        .clone()
-        .or_else(|| pod.and_then(disk_refusal));
+    let refusal = applied.refusal.clone().or_else(|| pod.and_then(disk_refusal));
     if let Some(refusal) = refusal {
         let [ready, stalled, progressing] = refusal_states(&refusal);
         return vec![ready, stalled, progressing, certificates];
@@ -121,12 +111,7 @@ fn ready(
         return State::new(READY, false, Reason::Forming, "waiting for the genesis");
     }
     let Some(pod) = pod else {
-        return State::new(
-            READY,
-            false,
-            Reason::NodesStarting,
-            "its pod is not there yet",
-        );
+        return State::new(READY, false, Reason::NodesStarting, "its pod is not there yet");
     };
     if let Some(why) = pod_failure(pod) {
         return State::new(READY, false, Reason::PodFailing, why);
@@ -137,18 +122,12 @@ fn ready(
     // A ready pod alone proves nothing: the node must be seen to follow the chain.
     match observation {
         Observation::InSync => State::new(READY, true, Reason::AsDescribed, "follows the chain"),
-        Observation::Behind => State::new(
-            READY,
-            false,
-            Reason::CatchingUp,
-            "answers, and trails the chain",
-        ),
-        Observation::Silent(why) => State::new(
-            READY,
-            false,
-            Reason::NodeSilent,
-            format!("no evidence from it: {why}"),
-        ),
+        Observation::Behind => {
+            State::new(READY, false, Reason::CatchingUp, "answers, and trails the chain")
+        }
+        Observation::Silent(why) => {
+            State::new(READY, false, Reason::NodeSilent, format!("no evidence from it: {why}"))
+        }
         Observation::Unknown => find(&old.conditions, READY)
             .filter(|condition| condition.status == "True")
             .and_then(|condition| state_of(condition, READY))
@@ -173,16 +152,9 @@ fn certificates(old: &BsnNodeStatus, applied: &Applied, now: Timestamp) -> State
     if left > tenth {
         State::new(CERTIFICATES_VALID, true, Reason::CertificatesCurrent, "")
     } else {
-        let message = format!(
-            "its certificate ends {} and was not renewed in time",
-            leaf.not_after
-        );
-        State::new(
-            CERTIFICATES_VALID,
-            false,
-            Reason::CertificateExpiring,
-            message,
-        )
+        let message =
+            format!("its certificate ends {} and was not renewed in time", leaf.not_after);
+        State::new(CERTIFICATES_VALID, false, Reason::CertificateExpiring, message)
     }
 }
 
@@ -207,9 +179,7 @@ fn disk_refusal(pod: &Pod) -> Option<Refusal> {
     let home = containers(pod).find(|container| container.name == "home")?;
     let ended = |state: &Option<k8s_openapi::api::core::v1::ContainerState>| {
         let terminated = state.as_ref()?.terminated.as_ref()?;
-        (terminated.exit_code != 0)
-            .then(|| terminated.message.clone())
-            .flatten()
+        (terminated.exit_code != 0).then(|| terminated.message.clone()).flatten()
     };
     let message = ended(&home.state).or_else(|| ended(&home.last_state))?;
     // It has made its mind up once it succeeds.
@@ -270,9 +240,7 @@ async fn write(
     }
     for kind in [READY, STALLED] {
         if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
-            ctx.events
-                .condition::<BsnNode>(&node.metadata, change)
-                .await;
+            ctx.events.condition::<BsnNode>(&node.metadata, change).await;
         }
     }
     Ok(())

@@ -79,9 +79,7 @@ async fn observe_readiness(client: &Client, machines: usize) -> Result<Option<St
         return Ok(Some(format!("{ready} of {machines} machines are Ready")));
     }
     let pods = Api::<Pod>::namespaced(client.clone(), "kube-system");
-    let pods = pods
-        .list(&ListParams::default().labels("k8s-app=kube-dns"))
-        .await?;
+    let pods = pods.list(&ListParams::default().labels("k8s-app=kube-dns")).await?;
     for pod in pods.iter().filter(|pod| is_pod_ready(pod)) {
         let ip = pod.status.as_ref().and_then(|s| s.pod_ip.as_deref());
         if listens(ip, DNS_PORT).await {
@@ -95,10 +93,7 @@ async fn observe_readiness(client: &Client, machines: usize) -> Result<Option<St
 async fn listens(ip: Option<&str>, port: u16) -> bool {
     let Some(ip) = ip else { return false };
     let connect = tokio::net::TcpStream::connect(format!("{ip}:{port}"));
-    matches!(
-        tokio::time::timeout(CONNECT_DEADLINE, connect).await,
-        Ok(Ok(_))
-    )
+    matches!(tokio::time::timeout(CONNECT_DEADLINE, connect).await, Ok(Ok(_)))
 }
 
 fn node_ip(node: &Node) -> Option<&str> {
@@ -114,10 +109,7 @@ fn is_pod_ready(pod: &Pod) -> bool {
 
 /// Whether a node says that it is Ready.
 pub fn is_ready(node: &Node) -> bool {
-    let conditions = node
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_ref());
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
 }
 
@@ -130,8 +122,7 @@ async fn apply_object(client: &Client, object: Value) -> Result<()> {
         None => Api::all_with(client.clone(), &resource),
     };
     let params = PatchParams::apply(MANAGER).force();
-    api.patch(&object.name_any(), &params, &Patch::Apply(&object))
-        .await?;
+    api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await?;
     Ok(())
 }
 

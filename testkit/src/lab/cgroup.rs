@@ -34,18 +34,13 @@ pub fn ensure(name: &str) -> Result<()> {
         if tree.join("cgroup.controllers").exists() {
             for controller in V2_CONTROLLERS {
                 // A kernel without one of them says so when the kubelet misses it.
-                let _ = std::fs::write(
-                    tree.join("cgroup.subtree_control"),
-                    format!("+{controller}"),
-                );
+                let _ =
+                    std::fs::write(tree.join("cgroup.subtree_control"), format!("+{controller}"));
             }
         }
         let group = tree.join(name);
         std::fs::create_dir_all(&group).with_context(|| {
-            format!(
-                "making {}: are the cgroup mounts writable?",
-                group.display()
-            )
+            format!("making {}: are the cgroup mounts writable?", group.display())
         })?;
         // Version 1: a new cpuset is empty, and no process can enter it.
         for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -63,10 +58,7 @@ pub fn ensure(name: &str) -> Result<()> {
 pub fn kill_all(name: &str) -> Result<()> {
     // A fork may slip in between reading and killing: until nothing is left.
     for _ in 0..20 {
-        let found: Vec<_> = roots(name)
-            .iter()
-            .flat_map(|root| processes(root))
-            .collect();
+        let found: Vec<_> = roots(name).iter().flat_map(|root| processes(root)).collect();
         if found.is_empty() {
             break;
         }
@@ -107,22 +99,14 @@ pub fn names() -> Vec<String> {
 }
 
 fn roots(name: &str) -> Vec<PathBuf> {
-    trees()
-        .into_iter()
-        .map(|tree| tree.join(name))
-        .filter(|root| root.exists())
-        .collect()
+    trees().into_iter().map(|tree| tree.join(name)).filter(|root| root.exists()).collect()
 }
 
 fn subgroups(group: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(group) else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir())
-        .collect()
+    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 fn processes(group: &Path) -> Vec<ProcessId> {
@@ -137,9 +121,7 @@ fn processes(group: &Path) -> Vec<ProcessId> {
 }
 
 fn remove_tree(group: &Path) -> std::io::Result<()> {
-    subgroups(group)
-        .iter()
-        .try_for_each(|group| remove_tree(group))?;
+    subgroups(group).iter().try_for_each(|group| remove_tree(group))?;
     match std::fs::remove_dir(group) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         result => result,

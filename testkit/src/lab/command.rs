@@ -24,11 +24,7 @@ pub fn run_command(command: &mut Command) -> Result<String> {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         let said = format!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
-        bail!(
-            "`{shown}` ended with {}:\n{}",
-            output.status,
-            tail(&said, SHOWN_LINES)
-        );
+        bail!("`{shown}` ended with {}:\n{}", output.status, tail(&said, SHOWN_LINES));
     }
     Ok(stdout)
 }
@@ -74,11 +70,7 @@ pub fn tail_of_file(path: &Path, lines: usize) -> String {
 
 fn describe(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(
-        command
-            .get_args()
-            .map(|arg| arg.to_string_lossy().into_owned()),
-    );
+    words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
     words.join(" ")
 }
 
@@ -88,9 +80,7 @@ mod tests {
 
     #[test]
     fn failure_shows_what_the_program_said() {
-        let error = run("sh", ["-c", "echo cause >&2; exit 3"])
-            .unwrap_err()
-            .to_string();
+        let error = run("sh", ["-c", "echo cause >&2; exit 3"]).unwrap_err().to_string();
         assert!(error.contains("cause") && error.contains('3'), "{error}");
     }
 

@@ -35,21 +35,13 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// That of `cluster`.
     pub fn new(layout: &Layout, cluster: usize) -> Self {
-        Self {
-            layout: layout.clone(),
-            cluster,
-        }
+        Self { layout: layout.clone(), cluster }
     }
 
     /// Its processes, in the order in which they are started.
     pub fn services(&self) -> [Service; 4] {
-        [
-            "etcd",
-            "kube-apiserver",
-            pki::CONTROLLER_MANAGER,
-            pki::SCHEDULER,
-        ]
-        .map(|name| self.service(name))
+        ["etcd", "kube-apiserver", pki::CONTROLLER_MANAGER, pki::SCHEDULER]
+            .map(|name| self.service(name))
     }
 
     fn service(&self, name: &str) -> Service {
@@ -63,10 +55,7 @@ impl ControlPlane {
         self.launch("etcd", &self.etcd_args())?;
         self.start_api_server_with(&pki)?;
         let config = pki.kubeconfig(pki::CONTROLLER_MANAGER)?;
-        self.launch(
-            pki::CONTROLLER_MANAGER,
-            &self.controller_manager_args(&pki, &config),
-        )?;
+        self.launch(pki::CONTROLLER_MANAGER, &self.controller_manager_args(&pki, &config))?;
         let config = pki.kubeconfig(pki::SCHEDULER)?;
         self.launch(pki::SCHEDULER, &self.scheduler_args(&config))
     }
@@ -84,10 +73,7 @@ impl ControlPlane {
     /// Stops everything; etcd last, so that the others can end in order.
     pub fn stop(&self) -> Result<()> {
         // Nothing here is worth a grace: the state is removed, or etcd's log has it.
-        self.services()
-            .iter()
-            .rev()
-            .try_for_each(|service| service.with(ProcessId::kill9))
+        self.services().iter().rev().try_for_each(|service| service.with(ProcessId::kill9))
     }
 
     /// Waits until the API server says that it is ready.
@@ -126,9 +112,7 @@ impl ControlPlane {
     fn launch(&self, name: &str, args: &[String]) -> Result<()> {
         let program = self.layout.bin().join(name);
         let started = self.service(name).start(None, &program, args);
-        started
-            .with_context(|| format!("cluster {}", self.cluster))
-            .map(drop)
+        started.with_context(|| format!("cluster {}", self.cluster)).map(drop)
     }
 
     fn folder(&self) -> PathBuf {
@@ -154,10 +138,7 @@ impl ControlPlane {
         let ip = layout::control_plane_ip(self.cluster);
         let folder = self.folder();
         vec![
-            format!(
-                "--etcd-servers=http://{}:2379",
-                layout::etcd_ip(self.cluster)
-            ),
+            format!("--etcd-servers=http://{}:2379", layout::etcd_ip(self.cluster)),
             format!("--secure-port={}", layout::API_PORT),
             format!("--bind-address={ip}"),
             format!("--advertise-address={ip}"),
@@ -168,29 +149,17 @@ impl ControlPlane {
             format!("--service-account-key-file={}", pki.path("sa.pub")),
             format!("--service-account-signing-key-file={}", pki.path("sa.key")),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!(
-                "--service-cluster-ip-range={}",
-                layout::services(self.cluster)
-            ),
+            format!("--service-cluster-ip-range={}", layout::services(self.cluster)),
             "--authorization-mode=Node,RBAC".to_owned(),
-            format!(
-                "--kubelet-client-certificate={}",
-                pki.path("kubelet-client.crt")
-            ),
+            format!("--kubelet-client-certificate={}", pki.path("kubelet-client.crt")),
             format!("--kubelet-client-key={}", pki.path("kubelet-client.key")),
             // Else logs and exec try to resolve the node's name.
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--allow-privileged=true".to_owned(),
             "--profiling=false".to_owned(),
             format!("--cert-dir={}", folder.join("certs").display()),
-            format!(
-                "--audit-policy-file={}",
-                folder.join("audit-policy.yaml").display()
-            ),
-            format!(
-                "--audit-log-path={}",
-                self.layout.audit_log(self.cluster).display()
-            ),
+            format!("--audit-policy-file={}", folder.join("audit-policy.yaml").display()),
+            format!("--audit-log-path={}", self.layout.audit_log(self.cluster).display()),
         ]
     }
 
@@ -224,7 +193,5 @@ impl ControlPlane {
 }
 
 fn http_get(path: &str) -> Result<http::Request<Vec<u8>>> {
-    http::Request::get(path)
-        .body(Vec::new())
-        .context("building a request")
+    http::Request::get(path).body(Vec::new()).context("building a request")
 }

@@ -13,18 +13,13 @@ use super::{cgroup, network, teardown, up};
 
 /// Removes everything of the lab, whether or not it is recorded.
 pub(super) fn remove_all(layout: &Layout) -> Result<()> {
-    let all = LabSpec {
-        clusters: MAX_CLUSTERS,
-        machines: MAX_MACHINES,
-    };
+    let all = LabSpec { clusters: MAX_CLUSTERS, machines: MAX_MACHINES };
     for cluster in (0..MAX_CLUSTERS).filter(|&cluster| layout.cluster(cluster).exists()) {
         up::provisioner_service(layout, cluster).with(ProcessId::kill9)?;
         ControlPlane::new(layout, cluster).stop()?;
     }
-    let named: BTreeSet<String> = teardown::netns_names()
-        .into_iter()
-        .chain(cgroup::names())
-        .collect();
+    let named: BTreeSet<String> =
+        teardown::netns_names().into_iter().chain(cgroup::names()).collect();
     let machines: Vec<_> = all
         .machines()
         .filter(|&id| named.contains(&id.namespace()) || layout.machine(id).exists())
@@ -54,21 +49,12 @@ fn remove_state(layout: &Layout) -> Result<()> {
 /// `down` promises that nothing is left: better an error than a second lab on the first one's remains.
 fn check_nothing_left(layout: &Layout) -> Result<()> {
     let mut left: Vec<String> = teardown::netns_names();
+    left.extend(cgroup::names().into_iter().map(|name| format!("cgroup {name}")));
     left.extend(
-        cgroup::names()
-            .into_iter()
-            .map(|name| format!("cgroup {name}")),
-    );
-    left.extend(
-        teardown::mounts_below(&layout.state)
-            .iter()
-            .map(|path| path.display().to_string()),
+        teardown::mounts_below(&layout.state).iter().map(|path| path.display().to_string()),
     );
     if !left.is_empty() {
-        bail!(
-            "still there after `down`: {} (names begin with {PREFIX})",
-            left.join(", ")
-        );
+        bail!("still there after `down`: {} (names begin with {PREFIX})", left.join(", "));
     }
     Ok(())
 }

@@ -42,9 +42,7 @@ impl Lab {
 
     /// Stops a kubelet in order; its pods go on, but nobody tends or reports them.
     pub fn stop_kubelet(&self, id: MachineId) -> Result<()> {
-        self.machine(id)?
-            .kubelet()
-            .with(|process| process.terminate(GRACE))
+        self.machine(id)?.kubelet().with(|process| process.terminate(GRACE))
     }
 
     /// Kills a kubelet.

@@ -33,10 +33,7 @@ impl Layout {
                 state.display()
             );
         }
-        Ok(Self {
-            state,
-            cache: cache.join("bsn-operator"),
-        })
+        Ok(Self { state, cache: cache.join("bsn-operator") })
     }
 
     /// Built programs.

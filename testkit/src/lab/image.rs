@@ -45,12 +45,7 @@ impl Image {
             files.insert(path.to_owned(), (text.as_bytes().to_vec(), 0o644));
         }
         let entrypoint = entrypoint.iter().map(|&word| word.to_owned()).collect();
-        Self {
-            name: name.to_owned(),
-            entrypoint,
-            user,
-            files,
-        }
+        Self { name: name.to_owned(), entrypoint, user, files }
     }
 
     /// Name and tag.
@@ -62,8 +57,7 @@ impl Image {
     pub fn binary(mut self, source: &Path, path: &str) -> Result<Self> {
         let content = std::fs::read(source)
             .with_context(|| format!("reading {} for image {}", source.display(), self.name))?;
-        self.files
-            .insert(path.trim_start_matches('/').to_owned(), (content, 0o755));
+        self.files.insert(path.trim_start_matches('/').to_owned(), (content, 0o755));
         Ok(self)
     }
 
@@ -71,8 +65,7 @@ impl Image {
     #[must_use]
     pub fn file(mut self, path: &str, content: &str, mode: u32) -> Self {
         let content = content.as_bytes().to_vec();
-        self.files
-            .insert(path.trim_start_matches('/').to_owned(), (content, mode));
+        self.files.insert(path.trim_start_matches('/').to_owned(), (content, mode));
         self
     }
 
@@ -104,11 +97,8 @@ impl Image {
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff}")]},
         }))?;
         let digest = sha256(&config);
-        let base: String = self
-            .name
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-            .collect();
+        let base: String =
+            self.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let key = tools::hash(&[&self.name, &digest]);
         let target = folder.join(format!("{base}-{}.tar", &key[..16]));
         if target.exists() {
@@ -134,10 +124,7 @@ impl Image {
         let mut tar = Builder::new(Vec::new());
         let mut folders = BTreeSet::from(["tmp".to_owned()]);
         for path in self.files.keys() {
-            let above = Path::new(path)
-                .ancestors()
-                .skip(1)
-                .filter(|p| !p.as_os_str().is_empty());
+            let above = Path::new(path).ancestors().skip(1).filter(|p| !p.as_os_str().is_empty());
             folders.extend(above.map(|folder| folder.to_string_lossy().into_owned()));
         }
         for folder in &folders {
@@ -180,8 +167,7 @@ fn modified(path: &Path) -> Result<std::time::SystemTime> {
 
 fn append(tar: &mut Builder<Vec<u8>>, path: &str, content: &[u8], mode: u32) -> Result<()> {
     let mut header = header(EntryType::Regular, content.len() as u64, mode);
-    tar.append_data(&mut header, path, content)
-        .with_context(|| format!("adding {path}"))
+    tar.append_data(&mut header, path, content).with_context(|| format!("adding {path}"))
 }
 
 fn header(kind: EntryType, size: u64, mode: u32) -> Header {

@@ -9,10 +9,7 @@ fn example() -> Image {
 #[test]
 fn equal_content_gives_equal_files() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (one, two) = (
-        example().write(one.path()).unwrap(),
-        example().write(two.path()).unwrap(),
-    );
+    let (one, two) = (example().write(one.path()).unwrap(), example().write(two.path()).unwrap());
     assert_eq!(one.file_name(), two.file_name());
     assert_eq!(std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
 }
@@ -21,10 +18,7 @@ fn equal_content_gives_equal_files() {
 fn other_content_gives_another_name() {
     let folder = tempfile::tempdir().unwrap();
     let other = example().file("/bin/x", "other", 0o755);
-    assert_ne!(
-        example().write(folder.path()).unwrap(),
-        other.write(folder.path()).unwrap()
-    );
+    assert_ne!(example().write(folder.path()).unwrap(), other.write(folder.path()).unwrap());
 }
 
 #[test]
@@ -50,9 +44,6 @@ fn folders_come_before_what_is_in_them_and_tmp_is_open_to_all() {
 fn libraries_are_read_from_ldd() {
     let listed = "\tlinux-vdso.so.1 (0x7ffc)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x7f)\n\t/lib64/ld.so.2 (0x7f)\n";
     let paths = parse_ldd(listed).unwrap();
-    assert_eq!(
-        paths,
-        [Path::new("/lib/x/libc.so.6"), Path::new("/lib64/ld.so.2")]
-    );
+    assert_eq!(paths, [Path::new("/lib/x/libc.so.6"), Path::new("/lib64/ld.so.2")]);
     assert!(parse_ldd("\tlibx.so => not found\n").is_err());
 }

@@ -16,20 +16,11 @@ pub const BRIDGE_MAC: &str = "02:62:73:6e:ff:01";
 /// The bridge's own address, the machines' default gateway.
 pub const BRIDGE_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// All control planes and machines.
-pub const LAB_NET: Subnet = Subnet {
-    base: Ipv4Addr::new(10, 99, 0, 0),
-    bits: 16,
-};
+pub const LAB_NET: Subnet = Subnet { base: Ipv4Addr::new(10, 99, 0, 0), bits: 16 };
 /// All pods of all clusters.
-pub const ALL_PODS: Subnet = Subnet {
-    base: Ipv4Addr::new(10, 244, 0, 0),
-    bits: 16,
-};
+pub const ALL_PODS: Subnet = Subnet { base: Ipv4Addr::new(10, 244, 0, 0), bits: 16 };
 /// All Services of all clusters.
-pub const ALL_SERVICES: Subnet = Subnet {
-    base: Ipv4Addr::new(10, 96, 0, 0),
-    bits: 16,
-};
+pub const ALL_SERVICES: Subnet = Subnet { base: Ipv4Addr::new(10, 96, 0, 0), bits: 16 };
 /// The chain in the root namespace that holds the lab's rules and faults.
 pub const CHAIN: &str = "BSNLAB";
 /// What the names of the lab's network namespaces and cgroups begin with.
@@ -117,10 +108,7 @@ impl std::str::FromStr for MachineId {
 
     fn from_str(text: &str) -> Result<Self> {
         let parsed = text.split_once('/').and_then(|(cluster, machine)| {
-            Some(Self {
-                cluster: cluster.parse().ok()?,
-                machine: machine.parse().ok()?,
-            })
+            Some(Self { cluster: cluster.parse().ok()?, machine: machine.parse().ok()? })
         });
         parsed
             .with_context(|| format!("a machine is written CLUSTER/MACHINE, as 0/1, not {text:?}"))
@@ -145,11 +133,7 @@ impl MachineId {
 
     /// Hardware address: fixed, because others remember it across a power cut.
     pub fn mac(self) -> String {
-        format!(
-            "02:62:73:6e:{:02x}:{:02x}",
-            octet(self.cluster),
-            octet(self.machine)
-        )
+        format!("02:62:73:6e:{:02x}:{:02x}", octet(self.cluster), octet(self.machine))
     }
 
     /// The machine's address.
@@ -160,10 +144,7 @@ impl MachineId {
     /// Addresses of the pods on this machine.
     pub fn pods(self) -> Subnet {
         let third = octet(self.cluster * MAX_MACHINES + self.machine);
-        Subnet {
-            base: Ipv4Addr::new(10, 244, third, 0),
-            bits: 24,
-        }
+        Subnet { base: Ipv4Addr::new(10, 244, third, 0), bits: 24 }
     }
 }
 
@@ -179,26 +160,17 @@ pub fn etcd_ip(cluster: usize) -> Ipv4Addr {
 
 /// Addresses of a cluster's machines.
 pub fn machines_net(cluster: usize) -> Subnet {
-    Subnet {
-        base: Ipv4Addr::new(10, 99, octet(cluster + 1), 0),
-        bits: 24,
-    }
+    Subnet { base: Ipv4Addr::new(10, 99, octet(cluster + 1), 0), bits: 24 }
 }
 
 /// Addresses of all pods of a cluster.
 pub fn cluster_pods(cluster: usize) -> Subnet {
-    Subnet {
-        base: Ipv4Addr::new(10, 244, octet(cluster * MAX_MACHINES), 0),
-        bits: 20,
-    }
+    Subnet { base: Ipv4Addr::new(10, 244, octet(cluster * MAX_MACHINES), 0), bits: 20 }
 }
 
 /// Addresses of a cluster's Services.
 pub fn services(cluster: usize) -> Subnet {
-    Subnet {
-        base: Ipv4Addr::new(10, 96, octet(cluster), 0),
-        bits: 24,
-    }
+    Subnet { base: Ipv4Addr::new(10, 96, octet(cluster), 0), bits: 24 }
 }
 
 /// Address of the `kubernetes` Service: the first of the range, as the API server chooses it.

@@ -3,10 +3,7 @@ use std::net::Ipv4Addr;
 
 use super::*;
 
-const LARGEST: LabSpec = LabSpec {
-    clusters: MAX_CLUSTERS,
-    machines: MAX_MACHINES,
-};
+const LARGEST: LabSpec = LabSpec { clusters: MAX_CLUSTERS, machines: MAX_MACHINES };
 
 fn contains(net: Subnet, ip: Ipv4Addr) -> bool {
     let mask = u32::MAX << (32 - net.bits);
@@ -59,13 +56,7 @@ fn link_names_fit_the_kernel_limit() {
 #[test]
 fn machine_is_read_as_it_is_written() {
     let id: MachineId = "2/11".parse().unwrap();
-    assert_eq!(
-        id,
-        MachineId {
-            cluster: 2,
-            machine: 11
-        }
-    );
+    assert_eq!(id, MachineId { cluster: 2, machine: 11 });
     assert_eq!(id.to_string(), "2/11");
     assert!("2".parse::<MachineId>().is_err());
 }
@@ -73,20 +64,6 @@ fn machine_is_read_as_it_is_written() {
 #[test]
 fn refuses_labs_beyond_the_address_plan() {
     assert!(LARGEST.validate().is_ok());
-    assert!(
-        LabSpec {
-            clusters: 17,
-            machines: 1
-        }
-        .validate()
-        .is_err()
-    );
-    assert!(
-        LabSpec {
-            clusters: 1,
-            machines: 0
-        }
-        .validate()
-        .is_err()
-    );
+    assert!(LabSpec { clusters: 17, machines: 1 }.validate().is_err());
+    assert!(LabSpec { clusters: 1, machines: 0 }.validate().is_err());
 }

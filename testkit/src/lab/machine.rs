@@ -26,10 +26,7 @@ pub struct Machine {
 impl Machine {
     /// Machine `id`.
     pub fn new(layout: &Layout, id: MachineId) -> Self {
-        Self {
-            layout: layout.clone(),
-            id,
-        }
+        Self { layout: layout.clone(), id }
     }
 
     /// Its kubelet.
@@ -92,9 +89,7 @@ impl Machine {
             "--conntrack-max-per-core=0".to_owned(),
         ];
         let program = self.layout.bin().join("kube-proxy");
-        self.service("kube-proxy")
-            .start(Some(&self.id.namespace()), &program, &args)
-            .map(drop)
+        self.service("kube-proxy").start(Some(&self.id.namespace()), &program, &args).map(drop)
     }
 
     /// The kubelet alone.
@@ -106,16 +101,10 @@ impl Machine {
         let config_path = folder.join("kubelet.json");
         command::write(&config_path, serde_json::to_vec_pretty(&config)?)?;
         // Nothing outside the lab is resolved; the kubelet only wants the file.
-        command::write(
-            &folder.join("resolv.conf"),
-            format!("nameserver {BRIDGE_IP}\n"),
-        )?;
+        command::write(&folder.join("resolv.conf"), format!("nameserver {BRIDGE_IP}\n"))?;
         let args = [
             format!("--config={}", config_path.display()),
-            format!(
-                "--kubeconfig={}",
-                pki.kubeconfig(&Pki::kubelet_user(self.id))?
-            ),
+            format!("--kubeconfig={}", pki.kubeconfig(&Pki::kubelet_user(self.id))?),
             format!("--hostname-override={}", self.id.node_name()),
             format!("--node-ip={}", self.id.ip()),
             format!("--root-dir={}", folder.join("kubelet").display()),
@@ -123,26 +112,19 @@ impl Machine {
             "--v=2".to_owned(),
         ];
         let program = self.layout.bin().join("kubelet");
-        self.kubelet()
-            .start(Some(&self.id.namespace()), &program, &args)
-            .map(drop)
+        self.kubelet().start(Some(&self.id.namespace()), &program, &args).map(drop)
     }
 
     /// Gives an image to the container runtime, once.
     pub fn import_image(&self, image: &Path) -> Result<()> {
-        let name = image
-            .file_name()
-            .with_context(|| format!("{} is no file", image.display()))?;
+        let name = image.file_name().with_context(|| format!("{} is no file", image.display()))?;
         let done = self.folder().join("images").join(name);
         if done.exists() {
             return Ok(());
         }
         let socket = self.layout.containerd_socket(self.id);
         let (socket, file) = (socket.display().to_string(), image.display().to_string());
-        command::run(
-            "ctr",
-            ["-a", &socket, "-n", "k8s.io", "images", "import", &file],
-        )?;
+        command::run("ctr", ["-a", &socket, "-n", "k8s.io", "images", "import", &file])?;
         command::write(&done, "")
     }
 
@@ -153,40 +135,22 @@ impl Machine {
         }
         if !network::exists(&link) {
             let mac = id.mac();
-            ip(&format!(
-                "link add {link} type veth peer name eth0 address {mac} netns {name}"
-            ))?;
+            ip(&format!("link add {link} type veth peer name eth0 address {mac} netns {name}"))?;
         }
         ip(&format!("link set {link} master {BRIDGE} up"))?;
         ip(&format!("-n {name} addr replace {}/32 dev eth0", id.ip()))?;
         ip(&format!("-n {name} link set lo up"))?;
         ip(&format!("-n {name} link set eth0 up"))?;
-        ip(&format!(
-            "-n {name} route replace default via {BRIDGE_IP} dev eth0 onlink"
-        ))?;
+        ip(&format!("-n {name} route replace default via {BRIDGE_IP} dev eth0 onlink"))?;
         network::ensure_pod_route(id)?;
-        let settings = [
-            "ip_forward=1",
-            "conf.all.accept_redirects=0",
-            "conf.eth0.accept_redirects=0",
-        ];
+        let settings =
+            ["ip_forward=1", "conf.all.accept_redirects=0", "conf.eth0.accept_redirects=0"];
         for setting in settings {
             self.inside(&["sysctl", "-qw", &format!("net.ipv4.{setting}")])?;
         }
         self.inside(&["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"])?;
         let pods = layout::cluster_pods(id.cluster).to_string();
-        let rule = [
-            "POSTROUTING",
-            "-s",
-            &pods,
-            "!",
-            "-d",
-            &pods,
-            "-o",
-            "eth0",
-            "-j",
-            "MASQUERADE",
-        ];
+        let rule = ["POSTROUTING", "-s", &pods, "!", "-d", &pods, "-o", "eth0", "-j", "MASQUERADE"];
         let iptables = |action| [&["iptables", "-w", "-t", "nat", action], &rule[..]].concat();
         if self.inside(&iptables("-C")).is_err() {
             self.inside(&iptables("-A"))?;

@@ -121,10 +121,7 @@ pub fn kubelet(folder: &Path, id: MachineId, ca: &str, socket: &Path) -> Value {
 mod tests {
     use super::*;
 
-    const ID: MachineId = MachineId {
-        cluster: 1,
-        machine: 2,
-    };
+    const ID: MachineId = MachineId { cluster: 1, machine: 2 };
 
     #[test]
     fn pods_get_addresses_of_their_machine_without_masquerade() {

@@ -56,10 +56,7 @@ impl Lab {
         let layout = Layout::from_env()?;
         let spec = read_spec(&layout)?.with_context(|| {
             let file = layout.lab_file();
-            format!(
-                "no lab is up ({} is missing): run `cargo xtask lab up`",
-                file.display()
-            )
+            format!("no lab is up ({} is missing): run `cargo xtask lab up`", file.display())
         })?;
         Ok(Self { layout, spec })
     }
@@ -114,13 +111,8 @@ impl Lab {
 
     /// Gives an image file to all machines of the named clusters.
     pub fn import_image(&self, image: &Path, clusters: &[usize]) -> Result<()> {
-        clusters
-            .iter()
-            .try_for_each(|&cluster| self.check_cluster(cluster))?;
-        let concerned = self
-            .spec
-            .machines()
-            .filter(|id| clusters.contains(&id.cluster));
+        clusters.iter().try_for_each(|&cluster| self.check_cluster(cluster))?;
+        let concerned = self.spec.machines().filter(|id| clusters.contains(&id.cluster));
         let machines: Vec<_> = concerned.map(|id| self.machine_of(id)).collect();
         in_parallel(&machines, |machine| machine.import_image(image))
     }
@@ -149,10 +141,7 @@ impl Lab {
 
     fn check_cluster(&self, cluster: usize) -> Result<()> {
         if cluster >= self.spec.clusters {
-            bail!(
-                "the lab has clusters 0 to {}, not {cluster}",
-                self.spec.clusters - 1
-            );
+            bail!("the lab has clusters 0 to {}, not {cluster}", self.spec.clusters - 1);
         }
         Ok(())
     }
@@ -212,14 +201,8 @@ fn lock(layout: &Layout) -> Result<std::fs::File> {
 fn in_parallel<T: Sync>(items: &[T], step: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
     let step = &step;
     std::thread::scope(|scope| {
-        let running: Vec<_> = items
-            .iter()
-            .map(|item| scope.spawn(move || step(item)))
-            .collect();
-        let ended: Vec<_> = running
-            .into_iter()
-            .map(std::thread::ScopedJoinHandle::join)
-            .collect();
+        let running: Vec<_> = items.iter().map(|item| scope.spawn(move || step(item))).collect();
+        let ended: Vec<_> = running.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         ended.into_iter().try_for_each(|result| {
             result.unwrap_or_else(|_| bail!("a step of the lab panicked: see above"))
         })

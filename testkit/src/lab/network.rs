@@ -32,26 +32,14 @@ pub fn ensure(spec: LabSpec) -> Result<()> {
             .context("loading br_netfilter: Services between pods of one machine need it")?;
     }
     if !exists(BRIDGE) {
-        ip(&format!(
-            "link add {BRIDGE} address {BRIDGE_MAC} type bridge"
-        ))?;
+        ip(&format!("link add {BRIDGE} address {BRIDGE_MAC} type bridge"))?;
     }
     ip(&format!("link set {BRIDGE} up"))?;
-    ip(&format!(
-        "addr replace {BRIDGE_IP}/{} dev {BRIDGE}",
-        LAB_NET.bits
-    ))?;
+    ip(&format!("addr replace {BRIDGE_IP}/{} dev {BRIDGE}", LAB_NET.bits))?;
     // On the bridge alone: the host's own setting stays as it is. No redirects, because machines cannot
     // reach each other without us.
-    for (key, value) in [
-        ("forwarding", "1"),
-        ("send_redirects", "0"),
-        ("rp_filter", "0"),
-    ] {
-        command::run(
-            "sysctl",
-            ["-qw", &format!("net.ipv4.conf.{BRIDGE}.{key}={value}")],
-        )?;
+    for (key, value) in [("forwarding", "1"), ("send_redirects", "0"), ("rp_filter", "0")] {
+        command::run("sysctl", ["-qw", &format!("net.ipv4.conf.{BRIDGE}.{key}={value}")])?;
     }
     for chain in [CHAIN, FAULTS] {
         if !command::succeeds("iptables", ["-w", "-n", "-L", chain]) {
@@ -79,11 +67,7 @@ pub fn ensure_address(address: Ipv4Addr) -> Result<()> {
 
 /// Lets the API server, which runs in the root namespace, reach the pods of a machine.
 pub fn ensure_pod_route(id: MachineId) -> Result<()> {
-    ip(&format!(
-        "route replace {} via {} dev {BRIDGE}",
-        id.pods(),
-        id.ip()
-    ))
+    ip(&format!("route replace {} via {} dev {BRIDGE}", id.pods(), id.ip()))
 }
 
 /// Drops all packets between two clusters, both ways. The clusters' own traffic is untouched.
@@ -96,9 +80,7 @@ pub fn partition(a: usize, b: usize) -> Result<()> {
 
 /// Ends all partitions.
 pub fn heal() -> Result<()> {
-    command::run("iptables", ["-w", "-F", FAULTS])
-        .map(drop)
-        .context("is the lab up?")
+    command::run("iptables", ["-w", "-F", FAULTS]).map(drop).context("is the lab up?")
 }
 
 /// Whether any partition is in force.
@@ -130,10 +112,7 @@ fn base_rules(spec: LabSpec) -> String {
     for cluster in 0..spec.clusters {
         let pods = layout::cluster_pods(cluster);
         for from in [pods, layout::machines_net(cluster)] {
-            let _ = writeln!(
-                rules,
-                "-A {CHAIN} -i {BRIDGE} -s {from} -d {pods} -j ACCEPT"
-            );
+            let _ = writeln!(rules, "-A {CHAIN} -i {BRIDGE} -s {from} -d {pods} -j ACCEPT");
         }
     }
     let _ = write!(
@@ -197,10 +176,7 @@ mod tests {
 
     #[test]
     fn faults_come_before_everything_that_accepts() {
-        let rules = base_rules(LabSpec {
-            clusters: 2,
-            machines: 1,
-        });
+        let rules = base_rules(LabSpec { clusters: 2, machines: 1 });
         let position = |text: &str| rules.find(text).unwrap();
         assert!(position(FAULTS) < position("ACCEPT"));
         assert!(position("-d 10.244.16.0/20 -j ACCEPT") < position("DROP"));

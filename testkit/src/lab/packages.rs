@@ -59,10 +59,7 @@ pub fn install() -> Result<Vec<&'static str>> {
         return Ok(packages);
     }
     if !Path::new("/usr/bin/apt-get").exists() {
-        bail!(
-            "the lab needs {}, and knows only apt: install them by hand",
-            packages.join(", ")
-        );
+        bail!("the lab needs {}, and knows only apt: install them by hand", packages.join(", "));
     }
     let install = || {
         let flags = ["install", "-y", "-q", "--no-install-recommends"];

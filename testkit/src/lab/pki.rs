@@ -39,14 +39,10 @@ pub struct Pki {
 impl Pki {
     /// The identities of `cluster`, made when missing.
     pub fn ensure(layout: &Layout, cluster: usize) -> Result<Self> {
-        let pki = Self {
-            folder: layout.cluster(cluster).join("pki"),
-            cluster,
-        };
+        let pki = Self { folder: layout.cluster(cluster).join("pki"), cluster };
         // Written last, so it tells whether the others are complete.
         if !pki.file("tokens.csv").exists() {
-            pki.create()
-                .with_context(|| format!("making certificates of cluster {cluster}"))?;
+            pki.create().with_context(|| format!("making certificates of cluster {cluster}"))?;
         }
         pki.write_kubeconfig(ADMIN, &layout.kubeconfig(cluster))?;
         Ok(pki)
@@ -64,13 +60,9 @@ impl Pki {
     fn create(&self) -> Result<()> {
         let ca_key = KeyPair::generate()?;
         let mut ca = CertificateParams::default();
-        ca.distinguished_name
-            .push(DnType::CommonName, format!("lab-ca-{}", self.cluster));
+        ca.distinguished_name.push(DnType::CommonName, format!("lab-ca-{}", self.cluster));
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca.key_usages = vec![
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::DigitalSignature,
-        ];
+        ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let ca_cert = ca.self_signed(&ca_key)?;
         command::write(&self.file("ca.crt"), ca_cert.pem())?;
         command::write(&self.file("ca.key"), ca_key.serialize_pem())?;
@@ -79,26 +71,16 @@ impl Pki {
 
         let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
         let mut server = CertificateParams::new(names.map(str::to_owned))?;
-        server
-            .distinguished_name
-            .push(DnType::CommonName, "kube-apiserver");
-        let ips = [
-            layout::control_plane_ip(self.cluster),
-            layout::kubernetes_service_ip(self.cluster),
-        ];
-        server
-            .subject_alt_names
-            .extend(ips.map(|ip| SanType::IpAddress(IpAddr::V4(ip))));
+        server.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+        let ips =
+            [layout::control_plane_ip(self.cluster), layout::kubernetes_service_ip(self.cluster)];
+        server.subject_alt_names.extend(ips.map(|ip| SanType::IpAddress(IpAddr::V4(ip))));
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.issue("server", server, &issuer)?;
 
         let mut client = CertificateParams::default();
-        client
-            .distinguished_name
-            .push(DnType::CommonName, "kube-apiserver-kubelet-client");
-        client
-            .distinguished_name
-            .push(DnType::OrganizationName, "system:masters");
+        client.distinguished_name.push(DnType::CommonName, "kube-apiserver-kubelet-client");
+        client.distinguished_name.push(DnType::OrganizationName, "system:masters");
         client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.issue("kubelet-client", client, &issuer)?;
 
@@ -179,23 +161,13 @@ fn user_name(client: &str) -> String {
 /// All users and their groups. Every machine that the address plan allows gets a token at once, because the
 /// API server reads the file only when it starts, and the lab can grow.
 fn users() -> Vec<(String, &'static str)> {
-    let mut users: Vec<_> = [
-        (ADMIN, "system:masters"),
-        (CONTROLLER_MANAGER, ""),
-        (SCHEDULER, ""),
-        (PROXY, ""),
-    ]
-    .into_iter()
-    .map(|(client, groups)| (user_name(client), groups))
-    .collect();
-    let all = LabSpec {
-        clusters: layout::MAX_CLUSTERS,
-        machines: layout::MAX_MACHINES,
-    };
-    users.extend(
-        all.machines()
-            .map(|id| (Pki::kubelet_user(id), "system:nodes")),
-    );
+    let mut users: Vec<_> =
+        [(ADMIN, "system:masters"), (CONTROLLER_MANAGER, ""), (SCHEDULER, ""), (PROXY, "")]
+            .into_iter()
+            .map(|(client, groups)| (user_name(client), groups))
+            .collect();
+    let all = LabSpec { clusters: layout::MAX_CLUSTERS, machines: layout::MAX_MACHINES };
+    users.extend(all.machines().map(|id| (Pki::kubelet_user(id), "system:nodes")));
     users
 }
 
@@ -206,34 +178,18 @@ mod tests {
     #[test]
     fn kubeconfigs_carry_their_own_token_and_identities_are_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let layout = Layout {
-            state: folder.path().to_owned(),
-            cache: folder.path().to_owned(),
-        };
+        let layout = Layout { state: folder.path().to_owned(), cache: folder.path().to_owned() };
         let pki = Pki::ensure(&layout, 1).unwrap();
         let before = std::fs::read_to_string(layout.kubeconfig(1)).unwrap();
-        let node = pki
-            .kubeconfig(&Pki::kubelet_user(MachineId {
-                cluster: 1,
-                machine: 2,
-            }))
-            .unwrap();
+        let node =
+            pki.kubeconfig(&Pki::kubelet_user(MachineId { cluster: 1, machine: 2 })).unwrap();
         let token = |text: &str| {
             let config: serde_json::Value = serde_json::from_str(text).unwrap();
-            config["users"][0]["user"]["token"]
-                .as_str()
-                .unwrap()
-                .to_owned()
+            config["users"][0]["user"]["token"].as_str().unwrap().to_owned()
         };
-        assert_ne!(
-            token(&before),
-            token(&std::fs::read_to_string(node).unwrap())
-        );
+        assert_ne!(token(&before), token(&std::fs::read_to_string(node).unwrap()));
         Pki::ensure(&layout, 1).unwrap();
-        assert_eq!(
-            before,
-            std::fs::read_to_string(layout.kubeconfig(1)).unwrap()
-        );
+        assert_eq!(before, std::fs::read_to_string(layout.kubeconfig(1)).unwrap());
         assert!(before.contains("https://10.99.0.101:6443"));
     }
 }

@@ -91,22 +91,14 @@ impl ProcessId {
         self.signal(Signal::TERM)?;
         // A paused process would see the request only when resumed.
         self.signal(Signal::CONT)?;
-        if self.wait(grace) {
-            Ok(())
-        } else {
-            self.kill9()
-        }
+        if self.wait(grace) { Ok(()) } else { self.kill9() }
     }
 
     /// Kills it, with no chance to tidy up. Returns when it is gone.
     pub fn kill9(self) -> Result<()> {
         self.signal(Signal::KILL)?;
         if !self.wait(KILL_DEADLINE) {
-            bail!(
-                "process {} survives SIGKILL: look at /proc/{}/stack",
-                self.pid,
-                self.pid
-            );
+            bail!("process {} survives SIGKILL: look at /proc/{}/stack", self.pid, self.pid);
         }
         Ok(())
     }
@@ -141,10 +133,7 @@ pub struct Service {
 impl Service {
     /// The service `name` whose record and log are below `folder`.
     pub fn new(folder: &Path, name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            folder: folder.to_owned(),
-        }
+        Self { name: name.to_owned(), folder: folder.to_owned() }
     }
 
     /// Its name.
@@ -186,9 +175,7 @@ impl Service {
         let mut command = Command::new("setsid");
         if let Some(name) = netns {
             // Not `ip netns exec`: it remounts /sys, and the kubelet then finds no cgroups.
-            command
-                .arg("nsenter")
-                .arg(format!("--net=/run/netns/{name}"));
+            command.arg("nsenter").arg(format!("--net=/run/netns/{name}"));
         }
         command.arg(program).args(args).current_dir(&self.folder);
         let child = command

@@ -39,10 +39,7 @@ pub async fn run(cluster: usize) -> Result<()> {
     let layout = Layout::from_env()?;
     let kubeconfig = layout.kubeconfig(cluster);
     let client = super::connect(&kubeconfig).await?;
-    let provisioner = Provisioner {
-        client,
-        root: layout.volumes(cluster),
-    };
+    let provisioner = Provisioner { client, root: layout.volumes(cluster) };
     tokio::select! {
         () = provisioner.serve_always() => Ok(()),
         // It ends by itself with its cluster, also where no record leads to it.
@@ -76,12 +73,10 @@ impl Provisioner {
         let claims = Api::<PersistentVolumeClaim>::all(self.client.clone());
         let volumes = Api::<PersistentVolume>::all(self.client.clone());
         let config = watcher::Config::default;
-        let claims = watcher(claims, config())
-            .applied_objects()
-            .map_ok(|c| Event::Claim(Box::new(c)));
-        let volumes = watcher(volumes, config())
-            .applied_objects()
-            .map_ok(|v| Event::Volume(Box::new(v)));
+        let claims =
+            watcher(claims, config()).applied_objects().map_ok(|c| Event::Claim(Box::new(c)));
+        let volumes =
+            watcher(volumes, config()).applied_objects().map_ok(|v| Event::Volume(Box::new(v)));
         let mut events = utils::StreamBackoff::new(
             futures::stream::select(claims.boxed(), volumes.boxed()),
             watcher::DefaultBackoff::default(),
@@ -111,14 +106,12 @@ impl Provisioner {
         };
         let name = claim.name_any();
         match (&spec.volume_name, phase(claim)) {
-            (None, _) => self
-                .provision(claim, &wanted)
-                .await
-                .with_context(|| format!("claim {name}")),
-            (Some(volume), Some("Bound")) if is_larger(&wanted, capacity(claim)) => self
-                .expand(claim, volume, &wanted)
-                .await
-                .with_context(|| format!("growing {name}")),
+            (None, _) => {
+                self.provision(claim, &wanted).await.with_context(|| format!("claim {name}"))
+            }
+            (Some(volume), Some("Bound")) if is_larger(&wanted, capacity(claim)) => {
+                self.expand(claim, volume, &wanted).await.with_context(|| format!("growing {name}"))
+            }
             _ => Ok(()),
         }
     }
@@ -136,10 +129,7 @@ impl Provisioner {
         std::fs::create_dir_all(&folder)?;
         // Pods run as any user, and no fsGroup is applied to a host path.
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o777))?;
-        let modes = claim
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.access_modes.clone());
+        let modes = claim.spec.as_ref().and_then(|spec| spec.access_modes.clone());
         let volume: PersistentVolume = serde_json::from_value(json!({
             "metadata": {"name": name, "annotations": {PROVISIONED_BY: PROVISIONER}},
             "spec": {
@@ -174,23 +164,16 @@ impl Provisioner {
         let capacity = BTreeMap::from([("storage", size)]);
         let volumes = Api::<PersistentVolume>::all(self.client.clone());
         let patch = Patch::Merge(json!({"spec": {"capacity": capacity}}));
-        volumes
-            .patch(volume, &PatchParams::default(), &patch)
-            .await?;
+        volumes.patch(volume, &PatchParams::default(), &patch).await?;
         let namespace = claim.namespace().unwrap_or_default();
         let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &namespace);
         let patch = Patch::Merge(json!({"status": {"capacity": capacity}}));
-        claims
-            .patch_status(&claim.name_any(), &PatchParams::default(), &patch)
-            .await?;
+        claims.patch_status(&claim.name_any(), &PatchParams::default(), &patch).await?;
         Ok(())
     }
 
     async fn handle_volume(&self, volume: &PersistentVolume) -> Result<()> {
-        let ours = volume
-            .annotations()
-            .get(PROVISIONED_BY)
-            .is_some_and(|by| by == PROVISIONER);
+        let ours = volume.annotations().get(PROVISIONED_BY).is_some_and(|by| by == PROVISIONER);
         let released = volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released");
         let spec = volume.spec.as_ref();
         let policy = spec.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
@@ -200,9 +183,8 @@ impl Provisioner {
         let name = volume.name_any();
         // Its own directory by its own name: never what the object says, which anybody may have changed.
         let folder = self.root.join(&name);
-        let declared = spec
-            .and_then(|spec| spec.host_path.as_ref())
-            .map(|host| PathBuf::from(&host.path));
+        let declared =
+            spec.and_then(|spec| spec.host_path.as_ref()).map(|host| PathBuf::from(&host.path));
         if declared.as_ref() != Some(&folder) || name.contains('/') {
             eprintln!("volume {name} is not where it was made: left alone");
             return Ok(());
@@ -214,23 +196,13 @@ impl Provisioner {
         let volumes = Api::<PersistentVolume>::all(self.client.clone());
         match volumes.delete(&name, &DeleteParams::default()).await {
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-            result => result
-                .map(drop)
-                .with_context(|| format!("deleting volume {name}")),
+            result => result.map(drop).with_context(|| format!("deleting volume {name}")),
         }
     }
 }
 
 fn requested(claim: &PersistentVolumeClaim) -> Option<Quantity> {
-    claim
-        .spec
-        .as_ref()?
-        .resources
-        .as_ref()?
-        .requests
-        .as_ref()?
-        .get("storage")
-        .cloned()
+    claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?.get("storage").cloned()
 }
 
 fn capacity(claim: &PersistentVolumeClaim) -> Option<&Quantity> {

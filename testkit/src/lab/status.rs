@@ -42,37 +42,26 @@ impl Lab {
                 Ok(ready) => format!("{} of {} nodes Ready", ready.len(), self.spec.machines),
                 Err(error) => format!("API server does not answer: {error}"),
             };
-            let mut services = super::ControlPlane::new(&self.layout, cluster)
-                .services()
-                .to_vec();
+            let mut services = super::ControlPlane::new(&self.layout, cluster).services().to_vec();
             services.push(up::provisioner_service(&self.layout, cluster));
             let what = format!("cluster {cluster}");
             lines.push(line(what, &services, nodes.is_ok(), &answers));
             for id in self.spec.machines().filter(|id| id.cluster == cluster) {
-                let ready = nodes
-                    .as_ref()
-                    .is_ok_and(|names| names.contains(&id.node_name()));
+                let ready = nodes.as_ref().is_ok_and(|names| names.contains(&id.node_name()));
                 let state = if ready { "Ready" } else { "not Ready" };
                 let detail = format!("{} at {}: {state}", id.node_name(), id.ip());
                 let services = self.machine_of(id).services();
                 lines.push(line(format!("machine {id}"), &services, ready, &detail));
             }
         }
-        Status {
-            lines,
-            partitioned: network::is_partitioned(),
-        }
+        Status { lines, partitioned: network::is_partitioned() }
     }
 
     async fn ready_nodes(&self, cluster: usize) -> anyhow::Result<Vec<String>> {
         let nodes = Api::<Node>::all(self.client(cluster).await?);
         let listed =
             tokio::time::timeout(ANSWER_DEADLINE, nodes.list(&ListParams::default())).await??;
-        Ok(listed
-            .iter()
-            .filter(|node| addons::is_ready(node))
-            .map(ResourceExt::name_any)
-            .collect())
+        Ok(listed.iter().filter(|node| addons::is_ready(node)).map(ResourceExt::name_any).collect())
     }
 }
 

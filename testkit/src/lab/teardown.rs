@@ -49,10 +49,7 @@ fn processes_of(folder: &Path, programs: &[&str]) -> Vec<ProcessId> {
             let id = ProcessId::of(pid)?;
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
             let line = String::from_utf8_lossy(&line).into_owned();
-            let program = Path::new(line.split('\0').next()?)
-                .file_name()?
-                .to_str()?
-                .to_owned();
+            let program = Path::new(line.split('\0').next()?).file_name()?.to_str()?.to_owned();
             (programs.contains(&program.as_str()) && line.contains(&inside)).then_some(id)
         })
         .collect()
@@ -60,16 +57,12 @@ fn processes_of(folder: &Path, programs: &[&str]) -> Vec<ProcessId> {
 
 /// Kills the shims of a machine: they outlive its containerd by design.
 pub fn kill_shims(folder: &Path) -> Result<()> {
-    processes_of(folder, &["containerd-shim-runc-v2"])
-        .into_iter()
-        .try_for_each(ProcessId::kill9)
+    processes_of(folder, &["containerd-shim-runc-v2"]).into_iter().try_for_each(ProcessId::kill9)
 }
 
 /// Kills every program of the lab whose arguments name something below `state`.
 pub fn kill_stray(state: &Path) -> Result<()> {
-    processes_of(state, &PROGRAMS)
-        .into_iter()
-        .try_for_each(ProcessId::kill9)
+    processes_of(state, &PROGRAMS).into_iter().try_for_each(ProcessId::kill9)
 }
 
 /// Removes the sockets of a machine's shims, which are in one folder for all containerds.
@@ -105,19 +98,13 @@ pub fn remove_cni_results(network: &str) {
 
 /// The pod's id in `NETWORK-ID-eth0`.
 fn pod_of_result<'a>(file: &'a str, network: &str) -> Option<&'a str> {
-    file.strip_prefix(network)?
-        .strip_prefix('-')?
-        .strip_suffix("-eth0")
+    file.strip_prefix(network)?.strip_prefix('-')?.strip_suffix("-eth0")
 }
 
 /// Removes links and folders which the programs make outside the lab's folder, whatever they are told; only
 /// what leads into the lab or is empty.
 pub fn remove_outside(state: &Path) {
-    for entry in std::fs::read_dir(CONTAINER_LOGS)
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in std::fs::read_dir(CONTAINER_LOGS).into_iter().flatten().flatten() {
         if std::fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(state)) {
             let _ = std::fs::remove_file(entry.path());
         }
@@ -146,12 +133,7 @@ pub fn unmount_below(folder: &Path) -> Result<()> {
     }
     let left = mounts_below(folder);
     if let Some(first) = left.first() {
-        bail!(
-            "{} mounts are left below {}, as {}",
-            left.len(),
-            folder.display(),
-            first.display()
-        );
+        bail!("{} mounts are left below {}, as {}", left.len(), folder.display(), first.display());
     }
     Ok(())
 }
@@ -166,9 +148,8 @@ fn parse_mounts(table: &str, folder: &Path) -> Vec<PathBuf> {
     let paths = table.lines().filter_map(|line| line.split(' ').nth(1));
     // The kernel writes blanks as octal numbers.
     let decoded = paths.map(|path| PathBuf::from(path.replace("\\040", " ")));
-    let mut found: Vec<_> = decoded
-        .filter(|path| path.starts_with(folder) && path != folder)
-        .collect();
+    let mut found: Vec<_> =
+        decoded.filter(|path| path.starts_with(folder) && path != folder).collect();
     found.reverse();
     found
 }
@@ -211,19 +192,13 @@ mod tests {
 
     #[test]
     fn results_of_machine_ten_are_not_those_of_machine_one() {
-        assert_eq!(
-            pod_of_result("bsnlab-0-1-4fc-eth0", "bsnlab-0-1"),
-            Some("4fc")
-        );
+        assert_eq!(pod_of_result("bsnlab-0-1-4fc-eth0", "bsnlab-0-1"), Some("4fc"));
         assert_eq!(pod_of_result("bsnlab-0-10-4fc-eth0", "bsnlab-0-1"), None);
     }
 
     #[test]
     fn link_belongs_to_its_namespace() {
-        let id = crate::lab::layout::MachineId {
-            cluster: 3,
-            machine: 11,
-        };
+        let id = crate::lab::layout::MachineId { cluster: 3, machine: 11 };
         assert_eq!(id.namespace().replacen(PREFIX, "bsnlab", 1), id.link());
     }
 }

@@ -38,21 +38,14 @@ const MODULES: [Module; 5] = [
         ldflags: KUBERNETES_LDFLAGS,
         tools: &[
             ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-            (
-                "kube-controller-manager",
-                "k8s.io/kubernetes/cmd/kube-controller-manager",
-            ),
+            ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
             ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
             ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
             ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
             ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
         ],
     },
-    Module {
-        name: "etcd",
-        ldflags: "-s -w",
-        tools: &[("etcd", "go.etcd.io/etcd/server/v3")],
-    },
+    Module { name: "etcd", ldflags: "-s -w", tools: &[("etcd", "go.etcd.io/etcd/server/v3")] },
     Module {
         name: "coredns",
         ldflags: "-s -w",
@@ -66,18 +59,12 @@ const MODULES: [Module; 5] = [
             ("abci-cli", "github.com/cometbft/cometbft/abci/cmd/abci-cli"),
         ],
     },
-    Module {
-        name: "helm",
-        ldflags: HELM_LDFLAGS,
-        tools: &[("helm", "helm.sh/helm/v3/cmd/helm")],
-    },
+    Module { name: "helm", ldflags: HELM_LDFLAGS, tools: &[("helm", "helm.sh/helm/v3/cmd/helm")] },
 ];
 
 /// Names of all tools.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    MODULES
-        .iter()
-        .flat_map(|module| module.tools.iter().map(|(name, _)| *name))
+    MODULES.iter().flat_map(|module| module.tools.iter().map(|(name, _)| *name))
 }
 
 /// Builds what is not built yet into `bin`; returns what was built and the seconds it took.
@@ -102,9 +89,7 @@ pub fn build(bin: &Path) -> Result<Vec<(String, f64)>> {
 
 impl Module {
     fn folder(&self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("lab/go")
-            .join(self.name)
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/go").join(self.name)
     }
 
     /// Hash of everything on which the programs depend.
@@ -135,15 +120,8 @@ impl Module {
             .or_else(|| packages::find("/usr/local/go/bin/go"))
             .context("Go is missing: install it from https://go.dev/dl and put it into PATH")?;
         let mut build = Command::new(go);
-        build
-            .current_dir(self.folder())
-            .env("CGO_ENABLED", "0")
-            .env("GOWORK", "off");
-        build
-            .arg("build")
-            .args(FLAGS)
-            .arg(format!("-ldflags={}", self.ldflags))
-            .arg("-o");
+        build.current_dir(self.folder()).env("CGO_ENABLED", "0").env("GOWORK", "off");
+        build.arg("build").args(FLAGS).arg(format!("-ldflags={}", self.ldflags)).arg("-o");
         // Go names programs by their package, except where one package is built into one file. It also
         // leaves a program alone that is already what it would link.
         match self.tools {
@@ -184,9 +162,7 @@ pub(super) fn with_progress(what: &str, step: impl FnOnce() -> Result<()>) -> Re
     let start = Instant::now();
     let bar = if std::io::stderr().is_terminal() {
         let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")?;
-        ProgressBar::new_spinner()
-            .with_style(style)
-            .with_message(what.to_owned())
+        ProgressBar::new_spinner().with_style(style).with_message(what.to_owned())
     } else {
         eprintln!("  {what} …");
         ProgressBar::hidden()
@@ -212,10 +188,7 @@ mod tests {
 
     #[test]
     fn every_module_is_committed_with_its_checksums() {
-        let stamps: Vec<_> = MODULES
-            .iter()
-            .map(|module| module.stamp().unwrap())
-            .collect();
+        let stamps: Vec<_> = MODULES.iter().map(|module| module.stamp().unwrap()).collect();
         assert!(stamps.iter().all(|stamp| stamp.len() == 64));
     }
 

@@ -37,9 +37,7 @@ struct Clock {
 
 impl Clock {
     fn lap(&mut self, phase: &'static str) {
-        self.report
-            .phases
-            .push((phase, self.since.elapsed().as_secs_f64()));
+        self.report.phases.push((phase, self.since.elapsed().as_secs_f64()));
         self.since = Instant::now();
     }
 }
@@ -50,10 +48,7 @@ pub(super) async fn up(wanted: LabSpec) -> Result<(Lab, Report)> {
     let provisioner = provisioner_program()?;
     let layout = Layout::from_env()?;
     let _lock = super::lock(&layout)?;
-    let mut clock = Clock {
-        since: Instant::now(),
-        report: Report::default(),
-    };
+    let mut clock = Clock { since: Instant::now(), report: Report::default() };
 
     packages::install()?;
     clock.lap("packages");
@@ -73,16 +68,12 @@ pub(super) async fn up(wanted: LabSpec) -> Result<(Lab, Report)> {
     command::write(&layout.lab_file(), serde_json::to_vec(&spec)?)?;
     let lab = Lab { layout, spec };
     network::ensure(spec)?;
-    let planes: Vec<_> = (0..spec.clusters)
-        .map(|cluster| ControlPlane::new(&lab.layout, cluster))
-        .collect();
+    let planes: Vec<_> =
+        (0..spec.clusters).map(|cluster| ControlPlane::new(&lab.layout, cluster)).collect();
     super::in_parallel(&planes, ControlPlane::start)?;
     clock.lap("network and control planes");
 
-    let machines: Vec<_> = spec
-        .machines()
-        .map(|id| Machine::new(&lab.layout, id))
-        .collect();
+    let machines: Vec<_> = spec.machines().map(|id| Machine::new(&lab.layout, id)).collect();
     let prepared = prepare_machines(machines.clone(), images);
     tokio::try_join!(prepared, wait_for_control_planes(&lab, &planes))?;
     clock.lap("machines prepared, API servers ready");
@@ -97,9 +88,7 @@ pub(super) async fn up(wanted: LabSpec) -> Result<(Lab, Report)> {
 
 async fn prepare_machines(machines: Vec<Machine>, images: Vec<PathBuf>) -> Result<()> {
     let prepare = move || super::in_parallel(&machines, |machine| machine.prepare(&images));
-    tokio::task::spawn_blocking(prepare)
-        .await
-        .context("preparing machines")?
+    tokio::task::spawn_blocking(prepare).await.context("preparing machines")?
 }
 
 async fn wait_for_control_planes(lab: &Lab, planes: &[ControlPlane]) -> Result<()> {
@@ -135,10 +124,7 @@ pub(super) fn provisioner_service(layout: &Layout, cluster: usize) -> Service {
 fn provisioner_program() -> Result<PathBuf> {
     let program = std::env::current_exe().context("finding this program's own file")?;
     if program.file_stem().is_none_or(|stem| stem != "xtask") {
-        bail!(
-            "the lab is brought up by `cargo xtask lab up`, not from {}",
-            program.display()
-        );
+        bail!("the lab is brought up by `cargo xtask lab up`, not from {}", program.display());
     }
     Ok(program)
 }

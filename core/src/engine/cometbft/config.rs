@@ -103,9 +103,7 @@ pub fn render_config(node: &NodeConfig<'_>) -> String {
         priv_validator_state_file: format!("{}/{SIGNING_STATE_FILE}", paths.data),
         node_key_file: format!("{}/{NODE_KEY_FILE}", paths.keys),
         // Loopback only: whoever reaches the RPC of the built-in store can change the validators.
-        rpc: Rpc {
-            laddr: format!("tcp://127.0.0.1:{RPC_PORT}"),
-        },
+        rpc: Rpc { laddr: format!("tcp://127.0.0.1:{RPC_PORT}") },
         p2p: P2p {
             laddr: format!("tcp://0.0.0.0:{P2P_PORT}"),
             external_address: node.external_address,
@@ -120,9 +118,7 @@ pub fn render_config(node: &NodeConfig<'_>) -> String {
             // The default backs off exponentially and gives up.
             persistent_peers_max_dial_period: "10s",
         },
-        consensus: Consensus {
-            wal_file: format!("{}/cs.wal/wal", paths.data),
-        },
+        consensus: Consensus { wal_file: format!("{}/cs.wal/wal", paths.data) },
     };
     // Strings and booleans in plain structs: serialising them cannot fail.
     toml::to_string(&file).unwrap_or_default()
@@ -147,10 +143,8 @@ impl Peer {
     pub fn parse(line: &str) -> Option<Self> {
         let (node_id, address) = line.trim().split_once('@')?;
         let (host, port) = address.rsplit_once(':')?;
-        (port.parse() == Ok(P2P_PORT) && !host.is_empty()).then(|| Self {
-            node_id: node_id.to_owned(),
-            host: host.to_owned(),
-        })
+        (port.parse() == Ok(P2P_PORT) && !host.is_empty())
+            .then(|| Self { node_id: node_id.to_owned(), host: host.to_owned() })
     }
 }
 
@@ -161,9 +155,8 @@ pub struct ConfigError(String);
 
 /// Puts the peers of this moment into a configuration made by [`render_config`].
 pub fn complete_config(rendered: &str, peers: &[Peer]) -> Result<String, ConfigError> {
-    let mut document: toml::Table = rendered
-        .parse()
-        .map_err(|err: toml::de::Error| ConfigError(err.message().to_owned()))?;
+    let mut document: toml::Table =
+        rendered.parse().map_err(|err: toml::de::Error| ConfigError(err.message().to_owned()))?;
     let list = peers.iter().map(Peer::line).collect::<Vec<_>>().join(",");
     document
         .get_mut("p2p")
@@ -204,10 +197,8 @@ mod tests {
     #[test]
     fn peers_are_added_and_nothing_else_changes() {
         let before = rendered(Application::PersistentKvstore);
-        let peer = Peer {
-            node_id: "ab".repeat(20),
-            host: "city-ledger-hangzhou-1.ledger.svc".into(),
-        };
+        let peer =
+            Peer { node_id: "ab".repeat(20), host: "city-ledger-hangzhou-1.ledger.svc".into() };
         assert_eq!(Peer::parse(&peer.line()), Some(peer.clone()));
         let after = complete_config(&before, &[peer.clone(), peer.clone()]).unwrap();
         let mut table: toml::Table = after.parse().unwrap();

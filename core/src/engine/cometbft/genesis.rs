@@ -127,10 +127,7 @@ pub fn build_genesis(
 ) -> Result<Genesis, GenesisError> {
     let len = chain_id.chars().count();
     if len == 0 || len > MAX_CHAIN_ID {
-        return Err(GenesisError::ChainIdLength {
-            id: chain_id.to_owned(),
-            len,
-        });
+        return Err(GenesisError::ChainIdLength { id: chain_id.to_owned(), len });
     }
     if validators.is_empty() {
         return Err(GenesisError::NoValidators);
@@ -141,14 +138,8 @@ pub fn build_genesis(
             return Err(GenesisError::ZeroPower(validator.name.clone()));
         }
         total = total.saturating_add(validator.power);
-        if let Some(twin) = validators[..i]
-            .iter()
-            .find(|other| other.key == validator.key)
-        {
-            return Err(GenesisError::SharedKey(
-                twin.name.clone(),
-                validator.name.clone(),
-            ));
+        if let Some(twin) = validators[..i].iter().find(|other| other.key == validator.key) {
+            return Err(GenesisError::SharedKey(twin.name.clone(), validator.name.clone()));
         }
     }
     if total > MAX_TOTAL_POWER {
@@ -161,31 +152,21 @@ pub fn build_genesis(
         // The engine's own defaults (`types/params.go`), written out so that a later release with
         // other defaults cannot make two nodes start from different parameters.
         consensus_params: ConsensusParams {
-            block: Block {
-                max_bytes: "22020096",
-                max_gas: "-1",
-            },
+            block: Block { max_bytes: "22020096", max_gas: "-1" },
             evidence: Evidence {
                 max_age_num_blocks: "100000",
                 max_age_duration: "172800000000000",
                 max_bytes: "1048576",
             },
-            validator: ValidatorParams {
-                pub_key_types: ["ed25519"],
-            },
+            validator: ValidatorParams { pub_key_types: ["ed25519"] },
             version: Version { app: "0" },
-            abci: Abci {
-                vote_extensions_enable_height: "0",
-            },
+            abci: Abci { vote_extensions_enable_height: "0" },
         },
         validators: validators
             .iter()
             .map(|validator| Validator {
                 address: validator.key.validator_address(),
-                pub_key: Key {
-                    kind: "tendermint/PubKeyEd25519",
-                    value: validator.key.base64(),
-                },
+                pub_key: Key { kind: "tendermint/PubKeyEd25519", value: validator.key.base64() },
                 power: validator.power.to_string(),
                 name: &validator.name,
             })
@@ -216,12 +197,8 @@ mod tests {
 
     #[test]
     fn genesis_of_two_validators() {
-        let genesis = build_genesis(
-            "city-ledger-1",
-            TIME,
-            &[validator(1, 1000), validator(2, 10)],
-        )
-        .unwrap();
+        let genesis =
+            build_genesis("city-ledger-1", TIME, &[validator(1, 1000), validator(2, 10)]).unwrap();
         insta::assert_snapshot!(genesis.text);
         assert_eq!(genesis.hash, sha256_hex(genesis.text.as_bytes()));
     }
@@ -230,30 +207,15 @@ mod tests {
     fn refuses_what_would_stop_the_chain() {
         let build = |id: &str, v: &[GenesisValidator]| build_genesis(id, TIME, v).unwrap_err();
         assert_eq!(build("c", &[]), GenesisError::NoValidators);
-        assert!(matches!(
-            build("", &[validator(1, 1)]),
-            GenesisError::ChainIdLength { .. }
-        ));
+        assert!(matches!(build("", &[validator(1, 1)]), GenesisError::ChainIdLength { .. }));
         let long = "c".repeat(51);
-        assert!(matches!(
-            build(&long, &[validator(1, 1)]),
-            GenesisError::ChainIdLength { .. }
-        ));
-        assert!(matches!(
-            build("c", &[validator(1, 0)]),
-            GenesisError::ZeroPower(_)
-        ));
+        assert!(matches!(build(&long, &[validator(1, 1)]), GenesisError::ChainIdLength { .. }));
+        assert!(matches!(build("c", &[validator(1, 0)]), GenesisError::ZeroPower(_)));
         assert_eq!(
             build("c", &[validator(1, MAX_TOTAL_POWER), validator(2, 1)]),
             GenesisError::TotalPower
         );
-        let twin = GenesisValidator {
-            name: "twin".into(),
-            ..validator(1, 5)
-        };
-        assert!(matches!(
-            build("c", &[validator(1, 5), twin]),
-            GenesisError::SharedKey(..)
-        ));
+        let twin = GenesisValidator { name: "twin".into(), ..validator(1, 5) };
+        assert!(matches!(build("c", &[validator(1, 5), twin]), GenesisError::SharedKey(..)));
     }
 }

@@ -110,25 +110,19 @@ impl PrivateKey {
 
     fn typed(&self) -> Typed {
         // The engine writes seed and public key in one, 64 bytes.
-        Typed {
-            kind: PRIVATE_KEY_TYPE.to_owned(),
-            value: BASE64.encode(self.0.to_keypair_bytes()),
-        }
+        Typed { kind: PRIVATE_KEY_TYPE.to_owned(), value: BASE64.encode(self.0.to_keypair_bytes()) }
     }
 
     fn from_typed(typed: &Typed, file: &'static str) -> Result<Self, KeyFileError> {
         let malformed = |reason| KeyFileError::Malformed { file, reason };
         if typed.kind != PRIVATE_KEY_TYPE {
-            return Err(malformed(
-                "the private key is not of type tendermint/PrivKeyEd25519",
-            ));
+            return Err(malformed("the private key is not of type tendermint/PrivKeyEd25519"));
         }
         let bytes = BASE64
             .decode(&typed.value)
             .map_err(|_| malformed("the private key is not standard base64"))?;
-        let bytes: [u8; 64] = bytes
-            .try_into()
-            .map_err(|_| malformed("the private key is not 64 bytes"))?;
+        let bytes: [u8; 64] =
+            bytes.try_into().map_err(|_| malformed("the private key is not 64 bytes"))?;
         SigningKey::from_keypair_bytes(&bytes)
             .map(Self)
             .map_err(|_| KeyFileError::PublicPartDiffers { file })
@@ -139,29 +133,21 @@ impl PrivateKey {
         let public = self.public();
         to_json(&ConsensusKeyFile {
             address: public.validator_address(),
-            pub_key: Typed {
-                kind: PUBLIC_KEY_TYPE.to_owned(),
-                value: public.0,
-            },
+            pub_key: Typed { kind: PUBLIC_KEY_TYPE.to_owned(), value: public.0 },
             priv_key: self.typed(),
         })
     }
 
     /// `node_key.json` of this key.
     pub fn node_key_file(&self) -> String {
-        to_json(&NodeKeyFile {
-            priv_key: self.typed(),
-        })
+        to_json(&NodeKeyFile { priv_key: self.typed() })
     }
 
     /// Reads `priv_validator_key.json`; its address and public key must belong to the private key.
     pub fn parse_consensus_key_file(text: &str) -> Result<Self, KeyFileError> {
         let file = CONSENSUS_KEY_FILE;
-        let parsed: ConsensusKeyFile =
-            serde_json::from_str(text).map_err(|_| KeyFileError::Malformed {
-                file,
-                reason: "wrong JSON",
-            })?;
+        let parsed: ConsensusKeyFile = serde_json::from_str(text)
+            .map_err(|_| KeyFileError::Malformed { file, reason: "wrong JSON" })?;
         let key = Self::from_typed(&parsed.priv_key, file)?;
         let public = key.public();
         if parsed.pub_key.value != public.0 || parsed.address != public.validator_address() {
@@ -173,11 +159,8 @@ impl PrivateKey {
     /// Reads `node_key.json`.
     pub fn parse_node_key_file(text: &str) -> Result<Self, KeyFileError> {
         let file = NODE_KEY_FILE;
-        let parsed: NodeKeyFile =
-            serde_json::from_str(text).map_err(|_| KeyFileError::Malformed {
-                file,
-                reason: "wrong JSON",
-            })?;
+        let parsed: NodeKeyFile = serde_json::from_str(text)
+            .map_err(|_| KeyFileError::Malformed { file, reason: "wrong JSON" })?;
         Self::from_typed(&parsed.priv_key, file)
     }
 }
@@ -199,10 +182,7 @@ mod tests {
     fn address_matches_what_a_real_node_wrote() {
         // Key and address of a genesis that CometBFT 0.38.25 accepted.
         let public = PublicKey("QqPgzUc660XxYH8PFHsEZRqwSmEbtnkJFa/YH57/D4w=".to_owned());
-        assert_eq!(
-            public.validator_address(),
-            "E038AEC0832C644D561DE92F69DD7263B955AAB3"
-        );
+        assert_eq!(public.validator_address(), "E038AEC0832C644D561DE92F69DD7263B955AAB3");
         assert_eq!(public.node_id(), "e038aec0832c644d561de92f69dd7263b955aab3");
     }
 
@@ -218,22 +198,16 @@ mod tests {
     #[test]
     fn refuses_a_file_whose_parts_do_not_belong_together() {
         let (one, other) = (key(1), key(2));
-        let mixed = one
-            .consensus_key_file()
-            .replace(one.public().base64(), other.public().base64());
+        let mixed =
+            one.consensus_key_file().replace(one.public().base64(), other.public().base64());
         assert_eq!(
             PrivateKey::parse_consensus_key_file(&mixed).unwrap_err(),
-            KeyFileError::PublicPartDiffers {
-                file: CONSENSUS_KEY_FILE
-            }
+            KeyFileError::PublicPartDiffers { file: CONSENSUS_KEY_FILE }
         );
         let mut pair = one.0.to_keypair_bytes();
         pair[32..].copy_from_slice(other.0.verifying_key().as_bytes());
         let node_key = to_json(&NodeKeyFile {
-            priv_key: Typed {
-                kind: PRIVATE_KEY_TYPE.to_owned(),
-                value: BASE64.encode(pair),
-            },
+            priv_key: Typed { kind: PRIVATE_KEY_TYPE.to_owned(), value: BASE64.encode(pair) },
         });
         assert!(PrivateKey::parse_node_key_file(&node_key).is_err());
     }

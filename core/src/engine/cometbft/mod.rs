@@ -61,9 +61,7 @@ impl Version {
             .and_then(|patch| patch.parse().ok())
             .filter(|patch| *patch >= OLDEST_PATCH)
             .map(|patch| Self { patch })
-            .ok_or_else(|| VersionError {
-                given: text.to_owned(),
-            })
+            .ok_or_else(|| VersionError { given: text.to_owned() })
     }
 }
 
@@ -88,9 +86,7 @@ mod tests {
     #[test]
     fn accepts_only_the_supported_line() {
         assert_eq!(Version::parse("0.38.25").unwrap().to_string(), "0.38.25");
-        for bad in [
-            "0.38.4", "0.37.15", "1.0.1", "0.38", "v0.38.25", "0.38.x", "0.38.14",
-        ] {
+        for bad in ["0.38.4", "0.37.15", "1.0.1", "0.38", "v0.38.25", "0.38.x", "0.38.14"] {
             assert!(Version::parse(bad).is_err(), "{bad}");
         }
     }

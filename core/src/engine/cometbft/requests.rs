@@ -38,11 +38,7 @@ const READS: &[&str] = &[
 ];
 
 /// Methods that submit a transaction.
-const SUBMITS: &[&str] = &[
-    "broadcast_tx_async",
-    "broadcast_tx_commit",
-    "broadcast_tx_sync",
-];
+const SUBMITS: &[&str] = &["broadcast_tx_async", "broadcast_tx_commit", "broadcast_tx_sync"];
 
 /// First bytes of a transaction that the built-in store takes as a change of validators
 /// (`abci/example/kvstore/code.go`, `ValidatorPrefix`).
@@ -115,10 +111,7 @@ pub fn check_request(body: &[u8], role: Role, guard_validators: bool) -> Result<
     };
     // A peer's certificate lies on every node of the network: it serves evidence, nothing else.
     if role == Role::Peer {
-        return Err(Refusal::Role {
-            role,
-            method: call.method,
-        });
+        return Err(Refusal::Role { role, method: call.method });
     }
     if submits && guard_validators && role != Role::Operator {
         let bytes = transaction(&call.params).ok_or(Refusal::UnreadableTransaction)?;
@@ -127,10 +120,7 @@ pub fn check_request(body: &[u8], role: Role, guard_validators: bool) -> Result<
         }
     }
     // Strings and JSON values: serialising them cannot fail.
-    Ok(Allowed {
-        method,
-        body: serde_json::to_string(&call).unwrap_or_default(),
-    })
+    Ok(Allowed { method, body: serde_json::to_string(&call).unwrap_or_default() })
 }
 
 /// The transaction's bytes, from parameters by name or by position. The engine itself reads JSON
@@ -163,10 +153,7 @@ mod tests {
     #[test]
     fn clients_read_and_send_ordinary_transactions() {
         assert!(check(&json!({"method": "status"}), Role::Client).is_ok());
-        assert_eq!(
-            check(&submit(b"k=v"), Role::Client).unwrap().method,
-            "broadcast_tx_commit"
-        );
+        assert_eq!(check(&submit(b"k=v"), Role::Client).unwrap().method, "broadcast_tx_commit");
         let by_position = json!({"method": "broadcast_tx_sync", "params": [BASE64.encode("k=v")]});
         assert!(check(&by_position, Role::Client).is_ok());
     }
@@ -182,11 +169,7 @@ mod tests {
             "val=ed25519!AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=!1152921504606846976",
         ] {
             let body = submit(tx.as_bytes());
-            assert_eq!(
-                check(&body, Role::Client),
-                Err(Refusal::ValidatorTransaction),
-                "{tx}"
-            );
+            assert_eq!(check(&body, Role::Client), Err(Refusal::ValidatorTransaction), "{tx}");
             assert!(check(&body, Role::Operator).is_ok());
         }
     }

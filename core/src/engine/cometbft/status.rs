@@ -73,9 +73,7 @@ struct AbciResponse {
 
 /// 64-bit numbers come as JSON strings.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    String::deserialize(deserializer)?
-        .parse()
-        .map_err(D::Error::custom)
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
 }
 
 /// Puts a node's answers into the form every engine reports in.
@@ -119,10 +117,7 @@ mod tests {
     #[test]
     fn reads_the_answers_of_a_running_node() {
         let report = parse_report(answers()).unwrap();
-        assert_eq!(
-            (report.height, report.applied_height, report.peers),
-            (41, 41, 3)
-        );
+        assert_eq!((report.height, report.applied_height, report.peers), (41, 41, 3));
         assert_eq!(report.voting_power, 10);
         assert!(!report.catching_up);
     }
@@ -134,11 +129,6 @@ mod tests {
         assert_eq!(parse_report(fresh).unwrap().applied_height, 0);
         let mut strange = answers();
         strange.status["sync_info"]["latest_block_height"] = json!("-1");
-        assert!(
-            parse_report(strange)
-                .unwrap_err()
-                .to_string()
-                .contains("status")
-        );
+        assert!(parse_report(strange).unwrap_err().to_string().contains("status"));
     }
 }
