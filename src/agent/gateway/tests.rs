@@ -68,7 +68,7 @@ impl Net {
         std::fs::write(&files.ca, authority.cert_pem()).unwrap();
         let (sender, certificates) = watch::channel(Arc::new(Certificates::load(&files).unwrap()));
         tokio::spawn(async move {
-            certificates::reload(&files, &sender, Duration::from_millis(20)).await
+            certificates::reload(&files, &sender, Duration::from_millis(20)).await;
         });
         let identity = Marker {
             network_id: "n1".into(),
