@@ -116,6 +116,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         views,
         caches: caches.clone(),
         triggers,
+        credentials: ctx.credentials.clone(),
         metrics: metrics.clone(),
     };
     let watching = async {

@@ -112,6 +112,11 @@ impl Credentials {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key, leaf);
     }
 
+    /// Forgets all networks that `keep` does not name.
+    pub fn retain(&self, keep: impl Fn(&NetworkKey) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
+    }
+
     /// Forgets a network.
     pub fn remove(&self, key: &NetworkKey) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);

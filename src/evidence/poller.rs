@@ -17,6 +17,7 @@ use super::client::{EvidenceError, fetch_evidence};
 use crate::build::role_text;
 use crate::cluster::watches::cached;
 use crate::cluster::{Caches, Triggers};
+use crate::controller::context::Credentials;
 use crate::labels::GATEWAY_PORT;
 use crate::telemetry::Metrics;
 use crate::view::{Liveness, NetworkKey, NetworkView, NodeView, Views};
@@ -44,6 +45,8 @@ pub struct Target {
 /// A network to watch.
 #[derive(Clone)]
 pub struct NetworkTargets {
+    /// Its random id.
+    pub network_id: String,
     /// Id of its chain.
     pub chain_id: String,
     /// Nodes may start.
@@ -71,6 +74,11 @@ impl Targets {
     /// Stops watching a network.
     pub fn remove(&self, key: &NetworkKey) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    /// Stops watching all networks that `keep` does not name.
+    fn retain(&self, keep: impl Fn(&NetworkKey) -> bool) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
     }
 
     fn all(&self) -> BTreeMap<NetworkKey, Arc<NetworkTargets>> {
@@ -109,6 +117,7 @@ struct NodeTrack {
 
 #[derive(Default)]
 struct NetworkTrack {
+    network_id: String,
     head: HeadTrack,
     nodes: BTreeMap<String, NodeTrack>,
 }
@@ -139,6 +148,8 @@ pub struct Poller {
     pub caches: Caches,
     /// Whom to tell.
     pub triggers: Triggers,
+    /// Certificates made in memory.
+    pub credentials: Credentials,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -155,6 +166,12 @@ impl Poller {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            // A network that is gone causes no pass of a controller that could say so.
+            let exists = |key: &NetworkKey| {
+                cached(&self.caches.networks, &key.namespace, &key.name).is_some()
+            };
+            self.targets.retain(exists);
+            self.credentials.retain(exists);
             let targets = self.targets.all();
             tracks.retain(|key, _| targets.contains_key(key));
             summaries.retain(|key, _| targets.contains_key(key));
@@ -162,6 +179,13 @@ impl Poller {
             let answers = self.ask(&targets).await;
             for (key, network) in targets {
                 let track = tracks.entry(key.clone()).or_default();
+                if track.network_id != network.network_id {
+                    // Another network of this name: what was seen of the old one is not its past.
+                    *track = NetworkTrack {
+                        network_id: network.network_id.clone(),
+                        ..NetworkTrack::default()
+                    };
+                }
                 let mut mine = answers.iter().filter(|(of, ..)| *of == key);
                 let view = track.record(&network, &mut mine, start);
                 let summary = Summary::of(&view);

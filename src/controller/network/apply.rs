@@ -329,6 +329,7 @@ impl Pass<'_> {
         self.ctx.targets.put(
             self.key.clone(),
             NetworkTargets {
+                network_id: anchor.network_id.clone(),
                 chain_id: anchor.chain_id.clone(),
                 formed: anchor.formed,
                 quorum_power: MoreThanTwoThirds.needed(total_power),
