@@ -49,7 +49,7 @@ fn answer(world: &World, name: &str, spec: &Value, dry: bool) -> Result<(), Stri
 
 fn assert_refused(world: &World, cases: &[(Value, &str)]) {
     for (spec, expected) in cases {
-        match answer(world, "ledger", spec, true) {
+        match answer(world, "admission", spec, true) {
             Ok(()) => panic!("accepted, instead of {expected:?}: {spec}"),
             Err(message) => {
                 assert!(message.contains(expected), "{message}\ninstead of {expected:?}")
@@ -99,7 +99,7 @@ async fn wrong_input_is_refused_with_an_instruction() {
     assert!(message.contains("use a name of at most 30 characters"), "{message}");
 
     // What a running chain depends on can't be changed. It is paused: nothing is made of it.
-    answer(&world, "ledger", &good(), false).unwrap();
+    answer(&world, "admission", &good(), false).unwrap();
     assert_refused(
         &world,
         &[
@@ -109,7 +109,7 @@ async fn wrong_input_is_refused_with_an_instruction() {
             (with("/nodeSets/0/name", json!("other")), "keep the node sets with role Validator"),
         ],
     );
-    answer(&world, "ledger", &with("/nodeSets/1/replicas", json!(3)), true).unwrap();
+    answer(&world, "admission", &with("/nodeSets/1/replicas", json!(3)), true).unwrap();
     assert!(world.pods().await.is_empty() && world.fingerprint().await.is_empty());
     world.remove();
 }

@@ -178,7 +178,7 @@ fn submit(tx: &str) -> Value {
 
 async fn check_gateway(world: &World) {
     let client = Client::new(world).await;
-    let (first, last) = ("ledger-hangzhou-0", "ledger-nanjing-1");
+    let (first, last) = ("bring-up-hangzhou-0", "bring-up-nanjing-1");
     let (status, answer) = client.call(first, &submit("city=hangzhou")).await;
     assert_eq!(
         (status, &answer["result"]["tx_result"]["code"]),

@@ -21,7 +21,7 @@ async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
     assert_eq!(before.len(), 6, "four nodes' keys, the CA and the genesis: {before:?}");
 
     // A validator.
-    world.kill9("ledger-hangzhou-0-0", "cometbft");
+    world.kill9("faults-hangzhou-0-0", "cometbft");
     world.await_height_above(world.head().await + 3, RECOVERS_WITHIN).await;
     world.await_ready().await;
 
@@ -37,7 +37,7 @@ async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
     world.kubectl_ok(&[
         "delete",
         "pod",
-        "ledger-nanjing-0-0",
+        "faults-nanjing-0-0",
         "-n",
         &world.namespace,
         "--wait=false",

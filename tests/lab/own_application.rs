@@ -39,10 +39,12 @@ async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_o
     world.await_height_above(head, Duration::from_mins(1)).await;
     assert_eq!(
         names(&world.nodes().await),
-        ["ledger-reader-0", "ledger-reader-1", "ledger-voter-0"].map(str::to_owned).into()
+        ["own-application-reader-0", "own-application-reader-1", "own-application-voter-0"]
+            .map(str::to_owned)
+            .into()
     );
     let view = world.view().unwrap();
-    let reader = view.nodes.iter().find(|node| node.name == "ledger-reader-0").unwrap();
+    let reader = view.nodes.iter().find(|node| node.name == "own-application-reader-0").unwrap();
     assert_eq!(reader.voting_power, Some(0), "a full node does not vote: {reader:?}");
 
     world.apply(&with_readers("1"));
@@ -57,7 +59,7 @@ async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_o
 
     // The application's state is on the disk: the chain goes on after the pod was recreated.
     let head = world.head().await;
-    world.kubectl_ok(&["delete", "pod", "ledger-voter-0-0", "-n", &world.namespace]);
+    world.kubectl_ok(&["delete", "pod", "own-application-voter-0-0", "-n", &world.namespace]);
     world.await_height_above(head + 3, Duration::from_mins(2)).await;
     world.await_ready().await;
     world.remove();

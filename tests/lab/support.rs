@@ -41,7 +41,8 @@ pub async fn eventually<T>(
     }
 }
 
-/// A network in its own namespace, whose pods must meet the restricted standard.
+/// A network in its own namespace, whose pods must meet the restricted standard. It has the story's name,
+/// so that its pods differ from those of a story that failed and was left to be looked at.
 pub struct World {
     pub lab: Lab,
     pub client: Client,
@@ -62,7 +63,7 @@ impl World {
         let lab = Lab::load().unwrap();
         let client = lab.client(CLUSTER).await.unwrap();
         let world =
-            Self { lab, client, namespace: format!("story-{story}"), network: "ledger".to_owned() };
+            Self { lab, client, namespace: format!("story-{story}"), network: story.to_owned() };
         world.remove();
         world.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {}\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n",
