@@ -71,8 +71,8 @@ async fn observe(world: &World, seen: &mut Seen) {
     let maps = world.api::<ConfigMap>().list(&list).await.unwrap().items;
     let once = secrets
         .iter()
-        .map(|secret| (secret.name_any(), secret.uid()))
-        .chain(maps.iter().map(|map| (map.name_any(), map.uid())))
+        .map(|secret| (format!("Secret {}", secret.name_any()), secret.uid()))
+        .chain(maps.iter().map(|map| (format!("ConfigMap {}", map.name_any()), map.uid())))
         .filter(|(name, _)| {
             name.ends_with("-keys") || name.ends_with("-ca") || name.contains("-genesis-")
         });
