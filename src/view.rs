@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bsn_core::evidence::GuardReport;
 use serde::{Deserialize, Serialize};
 
 /// Namespace and name of a network.
@@ -29,6 +30,8 @@ pub enum Liveness {
     Live,
     /// It has not advanced for longer than five blocks take.
     Standing,
+    /// It stands, and every node that answers has stored a block that its application cannot apply.
+    Frozen,
     /// Not watched for long enough to say.
     Unknown,
 }
@@ -83,6 +86,8 @@ pub struct NodeView {
     pub voting_power: Option<u64>,
     /// The engine's version.
     pub version: Option<String>,
+    /// The guard's word on the start of its pod.
+    pub guard: Option<GuardReport>,
     /// When the certificate it serves ends (RFC 3339).
     pub certificate_ends: Option<String>,
 }

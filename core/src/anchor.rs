@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::cometbft::keys::PublicKey;
+use crate::first_start::FirstStart;
 use crate::names::NodeName;
 
 /// Key of the anchor in its `ConfigMap`.
@@ -93,6 +94,12 @@ pub struct Identity {
     /// Hash of the pod template in force, once one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_hash: Option<String>,
+    /// The permission to use an empty disk.
+    #[serde(default)]
+    pub first_start: FirstStart,
+    /// Consents that were used: each works once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used_consents: Vec<String>,
 }
 
 /// What a node does on its chain.

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::cometbft::signing::SignedAt;
+
 /// Version of the protocol between operator and gateway. The operator understands this one and the
 /// two before it.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What an engine says about itself, in the same words for every engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +51,50 @@ pub struct NodeEvidence {
     pub identity_id: String,
     /// The engine's report, or why there is none.
     pub engine: EngineAnswer,
+    /// The guard's word on the start of this pod; absent before it spoke. New in protocol 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardReport>,
     /// When the served certificate ends (RFC 3339).
     pub certificate_not_after: String,
+}
+
+/// How far a guard is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuardState {
+    /// It will decide by itself.
+    Waiting,
+    /// It refuses, and a person must help.
+    Refused,
+    /// The engine may start.
+    Passed,
+}
+
+/// What a guard says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardReport {
+    /// How far it is.
+    pub state: GuardState,
+    /// For people: why, and what to do.
+    pub message: String,
+    /// Nonce in the disk's marker, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
+}
+
+/// A gateway's answer to another node's guard: what its engine has seen of a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum VotesAnswer {
+    /// Its engine does not run.
+    NotStarted,
+    /// What it has seen.
+    Seen {
+        /// Height of its newest block.
+        head: u64,
+        /// The highest vote of the key.
+        vote: Option<SignedAt>,
+    },
 }
 
 /// The engine answered its gateway, or did not.
@@ -160,6 +204,19 @@ impl HeadTrack {
     }
 }
 
+/// Tells a frozen chain from one that merely stands, by the nodes' newest reports. Each node of a frozen
+/// one has a block stored that it cannot apply, while its process lives and calls itself healthy.
+pub fn frozen<'a>(reports: impl IntoIterator<Item = &'a EngineReport>) -> bool {
+    let mut any = false;
+    for report in reports {
+        if report.height == 0 || report.applied_height >= report.height {
+            return false;
+        }
+        any = true;
+    }
+    any
+}
+
 /// A node is in sync when it trails the head by at most this many blocks.
 pub const MAX_LAG_BLOCKS: u64 = 5;
 
@@ -232,5 +289,24 @@ mod tests {
         track.observe(10, secs(0));
         track.observe(7, secs(1));
         assert_eq!(track.height(), 10);
+    }
+
+    #[test]
+    fn a_chain_is_frozen_only_if_no_node_could_apply_its_block() {
+        let report = |height, applied_height| EngineReport {
+            chain_id: "c".into(),
+            version: "v".into(),
+            node_id: "n".into(),
+            address: "a".into(),
+            height,
+            block_time: String::new(),
+            applied_height,
+            catching_up: false,
+            peers: 3,
+            voting_power: 1,
+        };
+        assert!(frozen(&[report(9, 8), report(9, 8)]));
+        assert!(!frozen(&[report(9, 8), report(9, 9)]), "one could apply it: a stall");
+        assert!(!frozen(&[report(0, 0)]) && !frozen(&[]));
     }
 }

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use crate::anchor::{ANCHOR_VERSION, Anchor, Founder, Identity, ObjectUids, Role};
 use crate::engine::cometbft::genesis::{Genesis, GenesisError, GenesisValidator, build_genesis};
+use crate::first_start::FirstStart;
 use crate::names::{NameError, NetworkName, NodeName, SetName};
 
 /// A node set as the user wants it.
@@ -105,6 +106,8 @@ fn add_identity(anchor: &mut Anchor, name: &NodeName, set: &DesiredSet, ids: &mu
             keys: None,
             uids: ObjectUids::default(),
             template_hash: None,
+            first_start: FirstStart::NotIssued,
+            used_consents: Vec::new(),
         },
     );
 }

@@ -5,10 +5,12 @@
 //! can read it alone. Time and randomness come in as arguments.
 
 pub mod anchor;
-pub mod disk;
+pub mod consent;
 pub mod engine;
 pub mod evidence;
+pub mod first_start;
 pub mod forming;
+pub mod guard;
 pub mod hash;
 pub mod names;
 pub mod pki;

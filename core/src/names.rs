@@ -167,6 +167,11 @@ impl NodeName {
         format!("{}-config-{content_hash}", self.0)
     }
 
+    /// The `Secret` with the first-start token, while there is one.
+    pub fn first_start(&self) -> String {
+        format!("{}-first-start", self.0)
+    }
+
     /// The node's disk.
     pub fn disk(&self) -> String {
         format!("{}-data", self.0)

@@ -24,7 +24,15 @@ pub const CA_FILE: &str = "ca.crt";
 pub const CONFIG_DIR: &str = "/bsn/config";
 /// Directory of the list of peers.
 pub const PEERS_DIR: &str = "/bsn/peers";
-/// File name of the list of peers: one `<id>@<host>:<port>` a line, this node included.
+/// File name of the list of peers: one node a line, this one included.
 pub const PEERS_FILE: &str = "peers";
+/// Directory of the first-start token; empty while there is none.
+pub const TOKEN_DIR: &str = "/bsn/token";
+/// File name and Secret key of the first-start token.
+pub const TOKEN_FILE: &str = "token.json";
+/// Where the guard tells the gateway what it thinks.
+pub const RUN_DIR: &str = "/bsn/run";
+/// File name of the guard's report.
+pub const GUARD_FILE: &str = "guard.json";
 /// Directory of the genesis (`genesis.json`).
 pub const GENESIS_DIR: &str = "/bsn/genesis";

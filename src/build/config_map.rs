@@ -72,7 +72,11 @@ pub fn peers_of(anchor: &Anchor, namespace: &str) -> Vec<Peer> {
         .filter(|(_, identity)| identity.provisioned())
         .filter_map(|(name, identity)| {
             let keys = identity.keys.as_ref()?;
-            Some(Peer { node_id: keys.p2p.node_id(), host: name.service_dns(namespace) })
+            Some(Peer {
+                node_id: keys.p2p.node_id(),
+                host: name.service_dns(namespace),
+                tls_spki_sha256: keys.tls_spki_sha256.clone(),
+            })
         })
         .collect()
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE, PrivateKey};
+use bsn_core::guard::Token;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 
@@ -66,6 +67,19 @@ pub fn build_keys_secret(
             (NODE_KEY_FILE, &p2p.node_key_file()),
             (paths::TLS_KEY_FILE, tls_key_pem),
         ]),
+        immutable: Some(true),
+        ..Secret::default()
+    }
+}
+
+/// A node's first-start token. It goes once it was used.
+pub fn build_token_secret(node: &NodeParts<'_>, token: &Token) -> Secret {
+    // Plain structs of strings and numbers: serialising them cannot fail.
+    let text = serde_json::to_string(token).unwrap_or_default();
+    Secret {
+        metadata: node.owned(node.name.first_start()),
+        type_: Some("Opaque".to_owned()),
+        data: data([(paths::TOKEN_FILE, &text)]),
         immutable: Some(true),
         ..Secret::default()
     }

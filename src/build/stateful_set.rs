@@ -3,18 +3,18 @@
 
 use std::collections::BTreeMap;
 
-use bsn_core::disk::Marker;
 use bsn_core::engine::cometbft::config::Application;
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
 use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE};
 use bsn_core::engine::cometbft::{ABCI_PORT, P2P_PORT};
+use bsn_core::guard::PodIdentity;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
-    EnvVar, HTTPGetAction, KeyToPath, PersistentVolumeClaimVolumeSource, PodAffinityTerm,
-    PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-    SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
-    WeightedPodAffinityTerm,
+    EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, ObjectFieldSelector,
+    PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
+    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
+    SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
@@ -60,6 +60,9 @@ impl Workload {
     }
 }
 
+/// Name of the guard's container.
+const GUARD: &str = "guard";
+
 /// Names of the objects a pod mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounts {
@@ -71,12 +74,12 @@ pub struct Mounts {
     pub peers: String,
 }
 
-/// Builds a node's `StatefulSet`. `marker` is the identity the pod runs for.
+/// Builds a node's `StatefulSet`. `identity` is the one the pod runs for.
 pub fn build_stateful_set(
     node: &NodeParts<'_>,
     workload: &Workload,
     mounts: &Mounts,
-    marker: &Marker,
+    identity: &PodIdentity,
 ) -> StatefulSet {
     let mut pod_labels = node.labels();
     pod_labels.insert(labels::APP_NAME.to_owned(), "cometbft".to_owned());
@@ -95,7 +98,7 @@ pub fn build_stateful_set(
             }),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
-                spec: Some(pod(node, workload, mounts, marker)),
+                spec: Some(pod(node, workload, mounts, identity)),
             },
             ..StatefulSetSpec::default()
         }),
@@ -103,14 +106,19 @@ pub fn build_stateful_set(
     }
 }
 
-fn pod(node: &NodeParts<'_>, workload: &Workload, mounts: &Mounts, marker: &Marker) -> PodSpec {
-    let mut containers = vec![engine(workload, marker)];
+fn pod(
+    node: &NodeParts<'_>,
+    workload: &Workload,
+    mounts: &Mounts,
+    identity: &PodIdentity,
+) -> PodSpec {
+    let mut containers = vec![engine(workload, identity)];
     if let Some(app) = &workload.app {
         containers.push(application(app));
     }
     PodSpec {
         // The gateway first: it answers while the next step works, and goes last.
-        init_containers: Some(vec![gateway(workload, marker), init_home(workload, marker)]),
+        init_containers: Some(vec![gateway(workload, identity), guard(workload, identity)]),
         containers,
         volumes: Some(volumes(node, mounts)),
         automount_service_account_token: Some(false),
@@ -195,13 +203,37 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     }
 }
 
-fn identity_env(marker: &Marker) -> Vec<EnvVar> {
+/// Variable that tells the agents whom they run for.
+const IDENTITY_ENV: &str = "BSN_IDENTITY";
+
+fn identity_env(identity: &PodIdentity) -> Vec<EnvVar> {
     vec![EnvVar {
-        name: "BSN_IDENTITY".to_owned(),
-        // A plain struct of strings: serialising it cannot fail.
-        value: Some(serde_json::to_string(marker).unwrap_or_default()),
+        name: IDENTITY_ENV.to_owned(),
+        value: Some(identity_json(identity)),
         ..EnvVar::default()
     }]
+}
+
+fn identity_json(identity: &PodIdentity) -> String {
+    // A plain struct of strings: serialising it cannot fail.
+    serde_json::to_string(identity).unwrap_or_default()
+}
+
+/// Whom a pod runs for, by its guard.
+pub fn identity_of(pod: &PodSpec) -> Option<PodIdentity> {
+    let guard = pod.init_containers.iter().flatten().find(|container| container.name == GUARD)?;
+    let variable = guard.env.iter().flatten().find(|variable| variable.name == IDENTITY_ENV)?;
+    serde_json::from_str(variable.value.as_ref()?).ok()
+}
+
+/// Puts another identity into a pod template and leaves everything else as it is.
+pub fn put_identity(pod: &mut PodSpec, identity: &PodIdentity) {
+    let containers = pod.init_containers.iter_mut().flatten().chain(&mut pod.containers);
+    for variable in containers.flat_map(|container| container.env.iter_mut().flatten()) {
+        if variable.name == IDENTITY_ENV {
+            variable.value = Some(identity_json(identity));
+        }
+    }
 }
 
 fn container_port(name: &str, port: u16) -> ContainerPort {
@@ -228,7 +260,7 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     }
 }
 
-fn gateway(workload: &Workload, marker: &Marker) -> Container {
+fn gateway(workload: &Workload, identity: &PodIdentity) -> Container {
     let mut args = vec!["gateway".to_owned()];
     if workload.app.is_none() {
         args.push("--guard-validators".to_owned());
@@ -237,7 +269,7 @@ fn gateway(workload: &Workload, marker: &Marker) -> Container {
         name: "gateway".to_owned(),
         image: Some(workload.agent_image.clone()),
         args: Some(args),
-        env: Some(identity_env(marker)),
+        env: Some(identity_env(identity)),
         // A native sidecar: starts before the engine, restarts alone, stops after it.
         restart_policy: Some("Always".to_owned()),
         ports: Some(vec![
@@ -251,32 +283,50 @@ fn gateway(workload: &Workload, marker: &Marker) -> Container {
         volume_mounts: Some(vec![
             mount("cert", paths::CERT_DIR, true),
             mount("tls-key", paths::TLS_KEY_DIR, true),
+            mount("run", paths::RUN_DIR, true),
         ]),
         ..Container::default()
     }
 }
 
-fn init_home(workload: &Workload, marker: &Marker) -> Container {
+fn guard(workload: &Workload, identity: &PodIdentity) -> Container {
+    let mut env = identity_env(identity);
+    env.push(EnvVar {
+        name: "BSN_MACHINE".to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: "spec.nodeName".to_owned(),
+                ..ObjectFieldSelector::default()
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    });
     Container {
-        name: "home".to_owned(),
+        name: GUARD.to_owned(),
         image: Some(workload.agent_image.clone()),
-        args: Some(vec!["init-home".to_owned()]),
-        env: Some(identity_env(marker)),
+        args: Some(vec!["guard".to_owned()]),
+        env: Some(env),
         resources: Some(resources("20m", "32Mi", Some("128Mi"))),
         security_context: Some(restricted()),
         volume_mounts: Some(vec![
             mount("disk", paths::DISK, false),
             mount("home", paths::HOME, false),
+            mount("run", paths::RUN_DIR, false),
             mount("keys", paths::KEYS, true),
             mount("config", paths::CONFIG_DIR, true),
             mount("peers", paths::PEERS_DIR, true),
             mount("genesis", paths::GENESIS_DIR, true),
+            mount("token", paths::TOKEN_DIR, true),
+            // To ask the other nodes what they have seen of this key.
+            mount("cert", paths::CERT_DIR, true),
+            mount("tls-key", paths::TLS_KEY_DIR, true),
         ]),
         ..Container::default()
     }
 }
 
-fn engine(workload: &Workload, marker: &Marker) -> Container {
+fn engine(workload: &Workload, identity: &PodIdentity) -> Container {
     let text = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
     Container {
         name: "engine".to_owned(),
@@ -288,7 +338,7 @@ fn engine(workload: &Workload, marker: &Marker) -> Container {
             paths::HOME,
             // The engine checks the file it was given once more.
             "--genesis_hash",
-            &marker.genesis_hash,
+            &identity.genesis_hash,
         ])),
         ports: Some(vec![container_port("p2p", P2P_PORT)]),
         // No liveness probe: an engine that lives says nothing about consensus, and one that ends is
@@ -376,6 +426,17 @@ fn volumes(node: &NodeParts<'_>, mounts: &Mounts) -> Vec<Volume> {
             ..named("disk")
         },
         empty("home"),
+        empty("run"),
+        Volume {
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(node.name.first_start()),
+                // Nearly always absent: a pod needs none to start on its own disk.
+                optional: Some(true),
+                default_mode: Some(0o440),
+                ..SecretVolumeSource::default()
+            }),
+            ..named("token")
+        },
         empty("tmp"),
         secret("keys", &[CONSENSUS_KEY_FILE, NODE_KEY_FILE]),
         secret("tls-key", &[paths::TLS_KEY_FILE]),

@@ -7,7 +7,7 @@ mod run;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use bsn_core::disk::Marker;
+use bsn_core::guard::PodIdentity;
 use clap::{Args, Parser, Subcommand};
 
 /// Runs permissioned blockchain networks on Kubernetes.
@@ -26,8 +26,8 @@ pub enum Command {
     Run(RunArgs),
     /// Print every object the operator would make for the networks in a file, without any cluster.
     Render(RenderArgs),
-    /// In a node's pod: decide whether the engine may start on this disk, and make its home.
-    InitHome(InitHomeArgs),
+    /// In a node's pod: decide whether the engine may start, and make its home.
+    Guard(GuardArgs),
     /// In a node's pod: serve the engine's RPC over mutual TLS and report evidence.
     Gateway(GatewayArgs),
 }
@@ -82,16 +82,20 @@ pub struct RenderArgs {
     pub agent_image: String,
 }
 
-fn parse_marker(text: &str) -> Result<Marker, String> {
+fn parse_identity(text: &str) -> Result<PodIdentity, String> {
     serde_json::from_str(text).map_err(|err| format!("not an identity: {err}"))
 }
 
-/// Options of `init-home`. Everything else is found under fixed paths.
+/// Options of `guard`. Everything else is found under fixed paths.
 #[derive(Debug, Clone, Args)]
-pub struct InitHomeArgs {
+pub struct GuardArgs {
     /// The identity this pod runs for, as JSON.
-    #[arg(long, env = "BSN_IDENTITY", value_parser = parse_marker)]
-    pub identity: Marker,
+    #[arg(long, env = "BSN_IDENTITY", value_parser = parse_identity)]
+    pub identity: PodIdentity,
+
+    /// Name of the machine.
+    #[arg(long, env = "BSN_MACHINE")]
+    pub machine: String,
 
     /// Root of all fixed paths (for tests).
     #[arg(long, hide = true, default_value = "/")]
@@ -106,8 +110,8 @@ pub struct InitHomeArgs {
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
     /// The identity this pod runs for, as JSON.
-    #[arg(long, env = "BSN_IDENTITY", value_parser = parse_marker)]
-    pub identity: Marker,
+    #[arg(long, env = "BSN_IDENTITY", value_parser = parse_identity)]
+    pub identity: PodIdentity,
 
     /// Where to serve the gateway (HTTPS, mutual TLS).
     #[arg(long, default_value = "0.0.0.0:8443")]
@@ -136,7 +140,7 @@ pub async fn execute(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
     match cli.command {
         Command::Run(args) => run::run(args).await?,
         Command::Render(args) => print!("{}", render::render(&args)?),
-        Command::InitHome(args) => crate::agent::home::run(args).await?,
+        Command::Guard(args) => crate::agent::guard::run(args).await?,
         Command::Gateway(args) => crate::agent::gateway::run(args).await?,
     }
     Ok(())

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 
 use bsn_core::anchor::{Anchor, IdentityKeys, KeyRecord, ObjectUids};
-use bsn_core::disk::Marker;
 use bsn_core::engine::cometbft::MoreThanTwoThirds;
 use bsn_core::engine::cometbft::keys::PrivateKey;
+use bsn_core::engine::cometbft::signing::SignedAt;
 use bsn_core::forming::{FormingStep, IdSource, build_anchor, next_forming_step};
+use bsn_core::guard::{PodIdentity, Token};
 use bsn_core::hash::sha256_hex;
 use bsn_core::quorum::margin;
 use jiff::Timestamp;
@@ -27,7 +28,9 @@ use crate::build::config_map::{
 };
 use crate::build::disk::build_disk;
 use crate::build::disruption_budget::build_disruption_budget;
-use crate::build::secret::{build_ca_secret, build_client_secret, build_keys_secret};
+use crate::build::secret::{
+    build_ca_secret, build_client_secret, build_keys_secret, build_token_secret,
+};
 use crate::build::service::build_service;
 use crate::build::stateful_set::{Mounts, Workload, build_stateful_set};
 use crate::build::{NetworkParts, NodeParts};
@@ -150,14 +153,21 @@ fn render_network(
             genesis: validated.desired.name.genesis(&genesis_hash),
             peers: validated.desired.name.peers(),
         };
-        let marker = Marker {
+        let pod = PodIdentity {
             network_id: anchor.network_id.clone(),
             identity_id: identity.id.clone(),
             consensus_key: placeholder.public().base64().to_owned(),
             genesis_hash: genesis_hash.clone(),
+            disk_uid: identity.uids.disk.clone().unwrap_or_default(),
         };
+        let token = Token {
+            nonce: NOT_MADE.to_owned(),
+            identity: pod.clone(),
+            signing_state: SignedAt::default(),
+        };
+        push(out, &redacted(build_token_secret(&node, &token)));
         push(out, &config);
-        push(out, &build_stateful_set(&node, &workload, &mounts, &marker));
+        push(out, &build_stateful_set(&node, &workload, &mounts, &pod));
     }
     Ok(())
 }
@@ -179,7 +189,7 @@ fn formed_anchor(validated: &ValidatedNetwork) -> Result<(Anchor, String), Strin
         identity.keys = Some(IdentityKeys {
             consensus: public.clone(),
             p2p: public,
-            tls_spki_sha256: "(made in the cluster)".into(),
+            tls_spki_sha256: "(key-made-in-the-cluster)".into(),
         });
         let uid = Some("(given by the cluster)".to_owned());
         identity.uids = ObjectUids { keys: uid.clone(), disk: uid.clone(), service: uid };

@@ -1,10 +1,13 @@
 //! `CometBFT`'s JSON-RPC, as the gateway in the same pod speaks it on loopback.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bsn_core::engine::cometbft::status::{AnswerError, Answers, parse_report};
+use bsn_core::engine::cometbft::signing::{SignedAt, parse_commit_vote, parse_round_vote};
+use bsn_core::engine::cometbft::status::{AnswerError, Answers, parse_heights, parse_report};
 use bsn_core::evidence::EngineReport;
+use futures::{StreamExt as _, TryStreamExt as _};
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
@@ -81,9 +84,10 @@ struct RpcError {
 async fn call(
     rpc: SocketAddr,
     method: &'static str,
+    params: Value,
     deadline: Duration,
 ) -> Result<Value, EngineError> {
-    let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": {}}).to_string();
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
     let (_, answer) = forward(rpc, body, deadline).await?;
     let envelope: Envelope = serde_json::from_slice(&answer)?;
     match envelope {
@@ -104,11 +108,46 @@ pub async fn observe_engine(
     deadline: Duration,
 ) -> Result<EngineReport, EngineError> {
     let (status, net_info, abci_info) = tokio::try_join!(
-        call(rpc, "status", deadline),
-        call(rpc, "net_info", deadline),
-        call(rpc, "abci_info", deadline),
+        call(rpc, "status", json!({}), deadline),
+        call(rpc, "net_info", json!({}), deadline),
+        call(rpc, "abci_info", json!({}), deadline),
     )?;
     Ok(parse_report(Answers { status, net_info, abci_info })?)
+}
+
+/// Blocks searched for votes, above the height asked for and below the head. A key that signed beyond a
+/// rolled-back disk did so right above the disk's height, or until just now, or both.
+const SEARCHED: u64 = 20;
+/// Requests to the engine at once.
+const CONCURRENCY: usize = 8;
+
+/// Searches the chain, as this engine knows it, for votes of the key with `address` from the height `from`
+/// on. Gives the engine's newest height and the highest vote found.
+pub async fn observe_votes(
+    rpc: SocketAddr,
+    address: &str,
+    from: u64,
+    deadline: Duration,
+) -> Result<(u64, Option<SignedAt>), EngineError> {
+    let search = async {
+        let (status, round) = tokio::try_join!(
+            call(rpc, "status", json!({}), deadline),
+            call(rpc, "consensus_state", json!({}), deadline),
+        )?;
+        let (earliest, head) = parse_heights(&status)?;
+        let first = from.max(earliest).max(1);
+        let low = first..=head.min(first.saturating_add(SEARCHED));
+        let high = head.saturating_sub(SEARCHED).max(first)..=head;
+        let heights: BTreeSet<u64> = low.chain(high).collect();
+        let commits: Vec<Value> = futures::stream::iter(heights)
+            .map(|height| call(rpc, "commit", json!({"height": height.to_string()}), deadline))
+            .buffer_unordered(CONCURRENCY)
+            .try_collect()
+            .await?;
+        let in_commits = commits.iter().filter_map(|commit| parse_commit_vote(commit, address));
+        Ok((head, in_commits.chain(parse_round_vote(&round, address)).max()))
+    };
+    tokio::time::timeout(deadline, search).await.map_err(|_| EngineError::Deadline(deadline))?
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bsn_core::evidence::{NodeEvidence, PROTOCOL};
+use bsn_core::evidence::{NodeEvidence, PROTOCOL, VotesAnswer};
 use http_body_util::Full;
+use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -76,12 +77,34 @@ pub async fn fetch_evidence(
     tls: Arc<rustls::ClientConfig>,
     deadline: Duration,
 ) -> Result<NodeEvidence, EvidenceError> {
+    parse_evidence(&fetch(address, server_name, tls, "/v1/evidence", deadline).await?)
+}
+
+/// Asks the gateway at `address` what it has seen of a key; `path` names the key.
+pub async fn fetch_votes(
+    address: SocketAddr,
+    server_name: &str,
+    tls: Arc<rustls::ClientConfig>,
+    path: &str,
+    deadline: Duration,
+) -> Result<VotesAnswer, EvidenceError> {
+    let body = fetch(address, server_name, tls, path, deadline).await?;
+    serde_json::from_slice(&body).map_err(|error| EvidenceError::Body(Box::new(error)))
+}
+
+async fn fetch(
+    address: SocketAddr,
+    server_name: &str,
+    tls: Arc<rustls::ClientConfig>,
+    path: &str,
+    deadline: Duration,
+) -> Result<Bytes, EvidenceError> {
     let answer = async {
         let name = ServerName::try_from(server_name.to_owned())
             .map_err(|_| EvidenceError::Name(server_name.to_owned()))?;
         let stream = TcpStream::connect(address).await?;
         let stream = TlsConnector::from(tls).connect(name, stream).await?;
-        let request = Request::get("/v1/evidence")
+        let request = Request::get(path)
             .header("host", server_name)
             .header("connection", "close")
             .body(Full::default())
@@ -91,10 +114,7 @@ pub async fn fetch_evidence(
     let (status, body) = tokio::time::timeout(deadline, answer)
         .await
         .map_err(|_| EvidenceError::Deadline(deadline))??;
-    if status != StatusCode::OK {
-        return Err(EvidenceError::Refused(status));
-    }
-    parse_evidence(&body)
+    if status == StatusCode::OK { Ok(body) } else { Err(EvidenceError::Refused(status)) }
 }
 
 /// Reads the protocol first: of an unknown one nothing else is understood.

@@ -9,7 +9,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bsn_core::anchor::Role;
-use bsn_core::evidence::{ChainLiveness, HeadTrack, MIN_WINDOW, NodeEvidence, in_sync};
+use bsn_core::evidence::{
+    ChainLiveness, EngineReport, GuardReport, GuardState, HeadTrack, MIN_WINDOW, NodeEvidence,
+    frozen, in_sync,
+};
 use futures::StreamExt;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -126,14 +129,18 @@ struct NetworkTrack {
 #[derive(PartialEq)]
 struct Summary {
     liveness: Liveness,
-    nodes: BTreeMap<String, Observation>,
+    nodes: BTreeMap<String, (Observation, Option<GuardReport>)>,
 }
 
 impl Summary {
     fn of(view: &NetworkView) -> Self {
         Self {
             liveness: view.liveness,
-            nodes: view.nodes.iter().map(|node| (node.name.clone(), judge(Some(node)))).collect(),
+            nodes: view
+                .nodes
+                .iter()
+                .map(|node| (node.name.clone(), (judge(Some(node)), node.guard.clone())))
+                .collect(),
         }
     }
 }
@@ -288,6 +295,9 @@ impl NetworkTrack {
             head,
             liveness: match self.head.liveness(elapsed) {
                 ChainLiveness::Live => Liveness::Live,
+                ChainLiveness::Standing if frozen(self.reports(&network.chain_id, now)) => {
+                    Liveness::Frozen
+                }
                 ChainLiveness::Standing => Liveness::Standing,
                 ChainLiveness::Unknown => Liveness::Unknown,
             },
@@ -304,6 +314,20 @@ impl NetworkTrack {
         }
     }
 
+    /// What nodes of this chain report at the moment.
+    fn reports<'a>(
+        &'a self,
+        chain_id: &'a str,
+        now: Instant,
+    ) -> impl Iterator<Item = &'a EngineReport> {
+        self.nodes
+            .values()
+            .filter_map(|node| node.last.as_ref())
+            .filter(move |(at, _)| now.duration_since(*at) < MIN_WINDOW)
+            .filter_map(|(_, evidence)| evidence.engine.report())
+            .filter(move |report| report.chain_id == chain_id)
+    }
+
     fn node_view(&self, target: &Target, chain_id: &str, head: u64, now: Instant) -> NodeView {
         let track = self.nodes.get(&target.name);
         let last = track.and_then(|track| track.last.as_ref());
@@ -315,9 +339,12 @@ impl NetworkTrack {
             .filter(|silence| *silence >= MIN_WINDOW)
             .map(|_| track.and_then(|track| track.failure.clone()).unwrap_or_default());
         let engine_silence = last.and_then(|(_, evidence)| match &evidence.engine {
-            bsn_core::evidence::EngineAnswer::Silent(why) => {
-                Some(format!("the engine does not answer: {why}"))
-            }
+            bsn_core::evidence::EngineAnswer::Silent(why) => Some(match &evidence.guard {
+                Some(guard) if guard.state != GuardState::Passed => {
+                    format!("not started: {}", guard.message)
+                }
+                _ => format!("the engine does not answer: {why}"),
+            }),
             bsn_core::evidence::EngineAnswer::Report(report) if report.chain_id != chain_id => {
                 Some(format!("it runs chain {} instead of {chain_id}", report.chain_id))
             }
@@ -335,6 +362,7 @@ impl NetworkTrack {
             peers: report.map(|report| report.peers),
             voting_power: report.map(|report| report.voting_power),
             version: report.map(|report| report.version.clone()),
+            guard: last.and_then(|(_, evidence)| evidence.guard.clone()),
             certificate_ends: last.map(|(_, evidence)| evidence.certificate_not_after.clone()),
             problem: silence.or(engine_silence),
         }

@@ -178,7 +178,7 @@ const OF_NETWORK: &[(&str, &str, OfNetwork)] = &[
     ("chain_live", "1 = blocks advance, 0 = they do not; absent = not known", |view| {
         match view.liveness {
             Liveness::Live => Some(1.0),
-            Liveness::Standing => Some(0.0),
+            Liveness::Standing | Liveness::Frozen => Some(0.0),
             Liveness::Unknown => None,
         }
     }),
@@ -262,6 +262,7 @@ mod tests {
                 peers: None,
                 voting_power: None,
                 version: None,
+                guard: None,
                 certificate_ends: Some("1970-01-01T00:01:00Z".into()),
             }],
         }

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::rpc::{Client, ip_of, submit};
 use crate::support::{READY_WITHIN, World, count, eventually, find_process};
 
 /// Requests for bringing up a network of four; committed, so that a change shows in review. What
@@ -107,73 +108,6 @@ async fn check_metrics(world: &World) {
     let memory = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = memory.lines().find(|line| line.starts_with("VmRSS")).unwrap();
     println!("operator's memory with one network: {line}");
-}
-
-fn ip_of(pod: &Pod) -> IpAddr {
-    pod.status.as_ref().unwrap().pod_ip.as_ref().unwrap().parse().unwrap()
-}
-
-/// A user's program with the published CA and the client certificate.
-struct Client {
-    ca: String,
-    cert: String,
-    key: String,
-    nodes: BTreeMap<String, (String, SocketAddr)>,
-}
-
-impl Client {
-    async fn new(world: &World) -> Self {
-        let text = |data: &k8s_openapi::ByteString| String::from_utf8(data.0.clone()).unwrap();
-        let ca = world.api::<ConfigMap>().get(&format!("{}-ca", world.network)).await.unwrap();
-        let secret = world.api::<Secret>().get(&format!("{}-client", world.network)).await.unwrap();
-        let data = secret.data.unwrap();
-        let nodes = world
-            .pods()
-            .await
-            .iter()
-            .map(|pod| {
-                let node = pod.name_any().strip_suffix("-0").unwrap().to_owned();
-                let server = format!("{node}.{}.svc", world.namespace);
-                (node, (server, SocketAddr::new(ip_of(pod), 8443)))
-            })
-            .collect();
-        Self {
-            ca: ca.data.unwrap()["ca.crt"].clone(),
-            cert: text(&data["tls.crt"]),
-            key: text(&data["tls.key"]),
-            nodes,
-        }
-    }
-
-    async fn call(&self, node: &str, call: &Value) -> (StatusCode, Value) {
-        let identity = Some((self.cert.as_str(), self.key.as_str()));
-        let (status, body) = self.send(node, identity, call).await.unwrap();
-        (status, serde_json::from_str(&body).unwrap())
-    }
-
-    async fn send(
-        &self,
-        node: &str,
-        identity: Option<(&str, &str)>,
-        call: &Value,
-    ) -> Result<(StatusCode, String), String> {
-        let (server, address) = &self.nodes[node];
-        let config = client_config_ca(&self.ca, identity).unwrap();
-        let stream = TcpStream::connect(address).await.unwrap();
-        let name = ServerName::try_from(server.clone()).unwrap();
-        let stream = TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-            .map_err(|error| error.to_string())?;
-        let request = Request::post("/").header("host", server).body(Full::from(call.to_string()));
-        let (status, body) =
-            exchange(stream, request.unwrap(), 1 << 20).await.map_err(|error| error.to_string())?;
-        Ok((status, String::from_utf8(body.to_vec()).unwrap()))
-    }
-}
-
-fn submit(tx: &str) -> Value {
-    json!({"jsonrpc": "2.0", "id": 1, "method": "broadcast_tx_commit", "params": {"tx": BASE64.encode(tx)}})
 }
 
 async fn check_gateway(world: &World) {

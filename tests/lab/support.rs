@@ -230,6 +230,64 @@ impl World {
         prints
     }
 
+    /// Switches the operator off (0) or on again.
+    pub async fn scale_operator(&self, replicas: u32) {
+        let count = format!("--replicas={replicas}");
+        self.kubectl_ok(&["scale", "deployment/bsn-operator", "-n", OPERATOR_NAMESPACE, &count]);
+        let pods = Api::<Pod>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
+        eventually("the operator's pods", Duration::from_mins(2), async || {
+            let all = pods.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+            let count = all.items.len();
+            if count == replicas as usize { Ok(()) } else { Err(format!("{count} are there")) }
+        })
+        .await;
+        if replicas > 0 {
+            self.await_operator().await;
+        }
+    }
+
+    /// Stops a node's pod (0) or lets it start again (1), behind the operator's back.
+    pub async fn scale_node(&self, node: &str, replicas: u32) {
+        let count = format!("--replicas={replicas}");
+        let set = format!("statefulset/{node}");
+        self.kubectl_ok(&["scale", &set, "-n", &self.namespace, &count]);
+        if replicas == 0 {
+            let pod = format!("{node}-0");
+            eventually("the pod's end", Duration::from_mins(2), async || {
+                match self.api::<Pod>().get_opt(&pod).await {
+                    Ok(None) => Ok(()),
+                    other => Err(format!("{:?}", other.map(|pod| pod.is_some()))),
+                }
+            })
+            .await;
+        }
+    }
+
+    /// Where a node's volume lies on this machine.
+    pub fn volume(&self, node: &str) -> PathBuf {
+        let claim = format!("{node}-data");
+        let path = "-o=jsonpath={.spec.volumeName}";
+        let volume = self.kubectl_ok(&["get", "pvc", &claim, "-n", &self.namespace, path]);
+        let path = "-o=jsonpath={.spec.hostPath.path}";
+        PathBuf::from(self.kubectl_ok(&["get", "pv", volume.trim(), path]).trim())
+    }
+
+    /// Waits until a node's guard says something that begins like this.
+    pub async fn await_guard(&self, node: &str, expected: &str, within: Duration) {
+        let pod = format!("{node}-0");
+        eventually(&format!("guard of {node}: {expected}"), within, async || {
+            let args = ["logs", &pod, "-n", &self.namespace, "-c", "guard", "--tail=1"];
+            let output = self.kubectl(&args, "");
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            if said.contains(&format!("\"message\":\"{expected}")) {
+                Ok(())
+            } else {
+                Err(said + &String::from_utf8_lossy(&output.stderr))
+            }
+        })
+        .await;
+    }
+
     /// Kills a process in a pod with SIGKILL, as a crash would. Processes are found by the variable
     /// that Kubernetes gives every container.
     pub fn kill9(&self, pod: &str, program: &str) {

@@ -9,10 +9,11 @@ mod probes;
 mod requests;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bsn_core::disk::Marker;
+use bsn_core::guard::PodIdentity;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -50,7 +51,8 @@ pub enum GatewayError {
 
 /// What every request may use.
 struct Shared {
-    identity: Marker,
+    identity: PodIdentity,
+    guard_report: PathBuf,
     engine_rpc: SocketAddr,
     guard_validators: bool,
     certificates: watch::Receiver<Arc<Certificates>>,
@@ -67,6 +69,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), GatewayError> {
     let (sender, certificates) = watch::channel(Arc::new(Certificates::load(&files)?));
     let shared = Arc::new(Shared {
         identity: args.identity,
+        guard_report: root(paths::RUN_DIR).join(paths::GUARD_FILE),
         engine_rpc: args.engine_rpc,
         guard_validators: args.guard_validators,
         certificates,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bsn_core::engine::cometbft::requests::{Refusal, check_request};
-use bsn_core::evidence::{EngineAnswer, NodeEvidence, PROTOCOL};
+use bsn_core::evidence::{EngineAnswer, GuardReport, NodeEvidence, PROTOCOL, VotesAnswer};
 use bsn_core::pki::Role;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -11,16 +11,21 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use super::Shared;
-use crate::engine::cometbft::{forward, observe_engine};
+use crate::engine::cometbft::{EngineError, forward, observe_engine, observe_votes};
 
 /// Time for the engine to describe itself: less than those who ask for evidence wait.
 const EVIDENCE_DEADLINE: Duration = Duration::from_millis(1500);
+/// Time for the engine to search some forty blocks.
+const VOTES_DEADLINE: Duration = Duration::from_millis(2500);
 /// Time for any other call: `broadcast_tx_commit` waits for a block, by default at most 10 s.
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for a client to send its call.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Largest call in bytes: the engine's own default limit (`rpc.max_body_bytes`).
 const MAX_BODY: usize = 1_000_000;
+
+/// Where other nodes' guards ask: `/v1/votes/<address of a key>?from=<height>`.
+const VOTES: &str = "/v1/votes/";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -44,6 +49,7 @@ pub async fn answer(shared: &Shared, role: Option<Role>, request: Request<Incomi
     };
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/evidence") => evidence(shared).await,
+        (&Method::GET, path) if path.starts_with(VOTES) => votes(shared, role, request.uri()).await,
         (&Method::POST, "/") => call(shared, role, request.into_body()).await,
         (_, "/v1/evidence") => refuse(StatusCode::METHOD_NOT_ALLOWED, "use GET"),
         (_, "/") => refuse(StatusCode::METHOD_NOT_ALLOWED, "send JSON-RPC 2.0 calls with POST"),
@@ -63,9 +69,44 @@ async fn evidence(shared: &Shared) -> Answer {
         protocol: PROTOCOL,
         identity_id: shared.identity.identity_id.clone(),
         engine,
+        guard: guard_report(shared),
         certificate_not_after: shared.certificates.borrow().not_after.to_string(),
     };
     match serde_json::to_vec(&evidence) {
+        Ok(body) => answer_json(StatusCode::OK, body),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// The guard's word; none before it spoke.
+fn guard_report(shared: &Shared) -> Option<GuardReport> {
+    serde_json::from_slice(&std::fs::read(&shared.guard_report).ok()?)
+        .inspect_err(|error| tracing::warn!(%error, "the guard's report cannot be read"))
+        .ok()
+}
+
+/// What this node's engine has seen of a key, for the guard of the node that holds it.
+async fn votes(shared: &Shared, role: Role, uri: &hyper::Uri) -> Answer {
+    if role == Role::Client {
+        return refuse(StatusCode::FORBIDDEN, "votes are for the network's nodes; use POST /");
+    }
+    let address = uri.path().strip_prefix(VOTES).unwrap_or_default();
+    let from = uri
+        .query()
+        .and_then(|query| query.strip_prefix("from="))
+        .and_then(|height| height.parse().ok());
+    let hexadecimal = address.len() == 40 && address.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let (true, Some(from)) = (hexadecimal, from) else {
+        let why = "ask for /v1/votes/<address, 40 hexadecimal digits>?from=<height>";
+        return refuse(StatusCode::BAD_REQUEST, why);
+    };
+    let answer = match observe_votes(shared.engine_rpc, address, from, VOTES_DEADLINE).await {
+        Ok((head, vote)) => VotesAnswer::Seen { head, vote },
+        // Nothing listens: the engine has not started, so it can have seen nothing yet.
+        Err(EngineError::Connect(_)) => VotesAnswer::NotStarted,
+        Err(error) => return refuse(StatusCode::BAD_GATEWAY, &error.to_string()),
+    };
+    match serde_json::to_vec(&answer) {
         Ok(body) => answer_json(StatusCode::OK, body),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }

@@ -70,14 +70,16 @@ impl Net {
         tokio::spawn(async move {
             certificates::reload(&files, &sender, Duration::from_millis(20)).await;
         });
-        let identity = Marker {
+        let identity = PodIdentity {
             network_id: "n1".into(),
             identity_id: "i1".into(),
             consensus_key: "k".into(),
             genesis_hash: "g".into(),
+            disk_uid: "d".into(),
         };
         let shared = Arc::new(Shared {
             identity,
+            guard_report: directory.path().join("guard.json"),
             engine_rpc: fake_engine().await,
             guard_validators: true,
             certificates,

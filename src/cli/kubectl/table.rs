@@ -49,6 +49,7 @@ fn summary(view: &NetworkView) -> String {
     let word = match view.liveness {
         Liveness::Live => "live",
         Liveness::Standing => "standing still",
+        Liveness::Frozen => "frozen by a block that cannot be applied",
         Liveness::Unknown => "not watched for long enough to say",
     };
     let mut text = format!("Chain: {word}; height {}", view.head);
@@ -151,6 +152,7 @@ mod tests {
             peers: height.map(|_| 3),
             voting_power: height.map(|_| 1000),
             version: None,
+            guard: None,
             certificate_ends: height.map(|_| "2026-04-01T00:00:00Z".into()),
         }
     }

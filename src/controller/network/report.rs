@@ -141,6 +141,8 @@ pub fn compute_status(
         let all: Vec<&str> =
             input.refusals.iter().map(|refusal| refusal.message.as_str()).collect();
         State::new(STALLED, true, first.reason, all.join("; "))
+    } else if live.reason == Reason::ChainFrozen {
+        State::new(STALLED, true, live.reason, live.message.clone())
     } else if let Some((name, reason, message)) = stalled_nodes.first() {
         let reason = Reason::ALL.iter().find(|r| r.as_str() == reason).copied();
         let message = format!("node {name}: {message}");
@@ -208,6 +210,14 @@ fn chain_live(old: &BsnNetworkStatus, view: Option<&NetworkView>, formed: bool) 
     }
     match view.map(|view| view.liveness) {
         Some(Liveness::Live) => State::new(CHAIN_LIVE, true, Reason::BlocksAdvance, ""),
+        Some(Liveness::Frozen) => {
+            let message = format!(
+                "block {} is stored and cannot be applied: consensus has stopped on every node that answers. \
+                 Restart none of them, it would not come back; see docs/recovery.md",
+                view.map_or(0, |view| view.head)
+            );
+            State::new(CHAIN_LIVE, false, Reason::ChainFrozen, message)
+        }
         Some(Liveness::Standing) => {
             let message = "no new block for longer than five blocks take; see kubectl bsn status";
             State::new(CHAIN_LIVE, false, Reason::HeadStands, message)

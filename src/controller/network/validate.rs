@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use bsn_core::anchor::Role;
+use bsn_core::consent::CONSENT_ANNOTATION;
 use bsn_core::engine::cometbft::{DEFAULT_POWER, MAX_CHAIN_ID, Version, VersionError};
 use bsn_core::forming::{DesiredNetwork, DesiredSet};
 use bsn_core::names::{NameError, NetworkName, SetName};
@@ -31,6 +32,8 @@ pub struct ValidatedNetwork {
     pub leaf: LeafPolicy,
     /// Leave everything as it is.
     pub paused: bool,
+    /// Consents, as annotated.
+    pub consent: Option<String>,
 }
 
 /// Why a description makes no sense; the message says what to do.
@@ -137,6 +140,7 @@ pub fn validate_network(
         storage,
         leaf,
         paused: spec.paused,
+        consent: network.annotations().get(CONSENT_ANNOTATION).cloned(),
     })
 }
 

@@ -2,13 +2,15 @@
 //! certificate; and last, once the chain is formed, the workload.
 
 use bsn_core::anchor::{Anchor, Identity, IdentityKeys, ObjectUids};
-use bsn_core::disk::Marker;
+use bsn_core::evidence::GuardState;
+use bsn_core::guard::PodIdentity;
 use bsn_core::hash::short_hash;
 use bsn_core::names::NodeName;
 use bsn_core::pki::{ObservedLeaf, next_leaf, node_names};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Resource, ResourceExt};
 
 use super::keys::{ReadKeys, build_new_keys, parse_keys};
@@ -16,11 +18,11 @@ use crate::agent::paths;
 use crate::anchor::Expected;
 use crate::api::BsnNode;
 use crate::api::conditions::Reason;
-use crate::apply::{ensure, ensure_exists, is_ours, read};
+use crate::apply::{bounded, ensure, ensure_exists, is_ours, read};
 use crate::build::config_map::{build_certificate_map, build_config_map};
 use crate::build::disk::build_disk;
 use crate::build::service::build_service;
-use crate::build::stateful_set::{Mounts, Workload, build_stateful_set};
+use crate::build::stateful_set::{Mounts, Workload, build_stateful_set, identity_of, put_identity};
 use crate::build::{NetworkParts, NodeParts};
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
@@ -108,7 +110,11 @@ impl Pass<'_> {
         if !anchor.formed || applied.leaf.is_none() {
             return Ok(Ok(()));
         }
-        self.ensure_workload(&parts, &keys.public, &anchor).await
+        let Some(pod) = self.pod_identity(&anchor, &keys.public) else { return Ok(Ok(())) };
+        // Before the pod: it mounts the token if it is there when it starts.
+        let anchor = or_refuse!(self.ensure_token(&parts, anchor, &pod).await?);
+        applied.anchor = anchor.clone();
+        self.ensure_workload(&parts, &pod, &anchor).await
     }
 
     /// The Service; a lost one is put back, it holds nothing.
@@ -194,20 +200,35 @@ impl Pass<'_> {
             }
         };
         let recorded = parts.identity.uids.disk.as_deref();
-        let lost = |what: &str| {
-            let message = format!(
+        let words = |what: &str| {
+            format!(
                 "PersistentVolumeClaim {}/{name} {what}; a disk is never made twice, since its key could then sign \
                  twice. Restore the volume",
                 self.key.namespace
-            );
-            Ok(Err(Refusal::new(Reason::DiskLost, message)))
+            )
         };
+        let lost = |what: &str| Ok(Err(Refusal::new(Reason::DiskLost, words(what))));
+        let uid = known.as_ref().and_then(ResourceExt::uid).unwrap_or_default();
         match (&known, recorded) {
-            (Some(disk), Some(recorded)) if disk.uid().as_deref() != Some(recorded) => {
-                return lost("is not the one this node was made with");
-            }
             (Some(disk), _) if disk.metadata.deletion_timestamp.is_some() => {
                 return lost("is being deleted");
+            }
+            (Some(_), Some(recorded)) if uid != recorded => {
+                let words = words("is not the one this node was made with");
+                or_refuse!(self.take_consent(parts, &uid, &words).await?);
+                return Ok(Ok(uid));
+            }
+            (Some(_), Some(_)) if self.guard_found_empty_disk() => {
+                let words = words("is empty now and was not before");
+                // Once taken, the new token is on its way to the guard.
+                let text = bsn_core::consent::Consent::StartWithEmptyDisk {
+                    identity_id: parts.identity.id.clone(),
+                    disk_uid: uid.clone(),
+                };
+                if !parts.identity.used_consents.contains(&text.to_string()) {
+                    or_refuse!(self.take_consent(parts, &uid, &words).await?);
+                }
+                return Ok(Ok(uid));
             }
             (Some(_), _) => {}
             (None, Some(_)) => return lost("is missing"),
@@ -223,6 +244,18 @@ impl Pass<'_> {
         let id = parts.network.network_id;
         let made = ensure_exists(&self.ctx.client, known.as_ref(), wish, recorded, id).await;
         Ok(refused(made)?.map(|(disk, _)| disk.uid().unwrap_or_default()))
+    }
+
+    /// The guard refuses since the recorded disk holds nothing, although its one token was used.
+    fn guard_found_empty_disk(&self) -> bool {
+        let view = self.ctx.views.get(self.key);
+        view.iter()
+            .flat_map(|view| &view.nodes)
+            .find(|node| node.name == self.name.as_str())
+            .and_then(|node| node.guard.as_ref())
+            .is_some_and(|guard| {
+                guard.state == GuardState::Refused && guard.message.starts_with("DiskEmpty:")
+            })
     }
 
     /// Records keys and uids before anything depends on them. `None` = it was recorded already.
@@ -246,7 +279,7 @@ impl Pass<'_> {
         Ok(stored.map(Some))
     }
 
-    async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
+    pub(super) async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
         let name = self.validated.desired.name.anchor();
         let result =
             self.ctx.anchors.update(&self.ctx.client, self.key, &name, self.expected, change).await;
@@ -296,7 +329,7 @@ impl Pass<'_> {
     async fn ensure_workload(
         &self,
         parts: &NodeParts<'_>,
-        keys: &IdentityKeys,
+        pod: &PodIdentity,
         anchor: &Anchor,
     ) -> Step<()> {
         let known = cached(&self.ctx.caches.stateful_sets, &self.key.namespace, self.name.as_str());
@@ -317,7 +350,11 @@ impl Pass<'_> {
                     );
                     Ok(Err(Refusal::new(Reason::NameTaken, message)))
                 }
-                _ => Ok(Ok(())),
+                Some(set) => {
+                    self.follow_identity(&set, pod).await?;
+                    Ok(Ok(()))
+                }
+                None => Ok(Ok(())),
             };
         };
         let workload = Workload {
@@ -331,13 +368,7 @@ impl Pass<'_> {
             genesis: self.validated.desired.name.genesis(genesis_hash),
             peers: self.validated.desired.name.peers(),
         };
-        let marker = Marker {
-            network_id: anchor.network_id.clone(),
-            identity_id: parts.identity.id.clone(),
-            consensus_key: keys.consensus.base64().to_owned(),
-            genesis_hash: genesis_hash.clone(),
-        };
-        let set = build_stateful_set(parts, &workload, &mounts, &marker);
+        let set = build_stateful_set(parts, &workload, &mounts, pod);
         let template = set.spec.as_ref().map(|spec| &spec.template);
         // Built from typed values: serialising it cannot fail.
         let hash = short_hash(&serde_json::to_vec(&template).unwrap_or_default());
@@ -355,5 +386,42 @@ impl Pass<'_> {
         let made = ensure_exists(&self.ctx.client, None, set, None, id).await;
         or_refuse!(refused(made)?);
         Ok(Ok(()))
+    }
+
+    /// After a consented change of disk: names the new disk in the template in force, changing nothing
+    /// else in it, and ends a pod that was made for the old one. Its guard would refuse for ever.
+    async fn follow_identity(&self, set: &StatefulSet, pod: &PodIdentity) -> Result<(), Error> {
+        let namespace = &self.key.namespace;
+        let name = self.name.as_str();
+        let in_force = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+        if in_force.is_some_and(|spec| identity_of(spec).as_ref() != Some(pod)) {
+            let mut set = set.clone();
+            if let Some(spec) = set.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
+                put_identity(spec, pod);
+            }
+            let api = Api::<StatefulSet>::namespaced(self.ctx.client.clone(), namespace);
+            // It carries the version it was read at: a template that changed since is not overwritten.
+            let what = || format!("update StatefulSet {namespace}/{name}");
+            bounded(what, api.replace(name, &PostParams::default(), &set)).await?;
+        }
+        let running = cached(&self.ctx.caches.pods, namespace, &format!("{name}-0"));
+        let Some(running) = running.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
+            return Ok(());
+        };
+        if running.spec.as_ref().and_then(identity_of).as_ref() == Some(pod) {
+            return Ok(());
+        }
+        let api = Api::<Pod>::namespaced(self.ctx.client.clone(), namespace);
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid: running.uid(), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let name = running.name_any();
+        match bounded(|| format!("delete Pod {namespace}/{name}"), api.delete(&name, &params)).await
+        {
+            // Gone already, or replaced by another.
+            Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! The node controller: one node's keys, disk, Service, certificate and workload.
 
 mod apply;
+mod consent;
 mod keys;
 mod report;
+mod token;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bsn_core::evidence::GuardState;
 use bsn_core::names::NodeName;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
@@ -21,7 +22,10 @@ use crate::controller::context::Context;
 use crate::controller::network::report::{state_of, transition};
 use crate::controller::{Error, Refusal};
 use crate::evidence::poller::{Observation, judge};
-use crate::view::NetworkKey;
+use crate::view::{NetworkKey, NodeView};
+
+/// Time between two looks at a node that is refused.
+const REFUSED_LOOK: Duration = Duration::from_secs(15);
 
 /// Reports a node that can't be looked at any further.
 pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) -> Result<(), Error> {
@@ -59,7 +63,7 @@ pub async fn report_node(
         view.as_ref().and_then(|view| view.nodes.iter().find(|node| node.name == name.as_str()));
     let old = node.status.clone().unwrap_or_default();
     let now = ctx.now();
-    let states = compute_states(&old, applied, pod.as_deref(), &judge(seen), now);
+    let states = compute_states(&old, applied, pod.as_deref(), seen, now);
     let identity = applied.anchor.identity(name);
     let keys = identity.and_then(|identity| identity.keys.as_ref());
     let status = BsnNodeStatus {
@@ -77,7 +81,9 @@ pub async fn report_node(
     write(ctx, node, &old, &status).await?;
     let due =
         applied.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
-    Ok(due.unwrap_or(SLOW_LOOK).max(Duration::from_secs(1)))
+    // What a person mends by hand is often something no watch shows.
+    let look = if applied.refusal.is_some() { REFUSED_LOOK } else { SLOW_LOOK };
+    Ok(due.unwrap_or(look).clamp(Duration::from_secs(1), look))
 }
 
 /// Computes a node's conditions.
@@ -85,16 +91,16 @@ fn compute_states(
     old: &BsnNodeStatus,
     applied: &Applied,
     pod: Option<&Pod>,
-    observation: &Observation,
+    seen: Option<&NodeView>,
     now: Timestamp,
 ) -> Vec<State> {
     let certificates = certificates(old, applied, now);
-    let refusal = applied.refusal.clone().or_else(|| pod.and_then(disk_refusal));
+    let refusal = applied.refusal.clone().or_else(|| guard_refusal(old, seen));
     if let Some(refusal) = refusal {
         let [ready, stalled, progressing] = refusal_states(&refusal);
         return vec![ready, stalled, progressing, certificates];
     }
-    let ready = ready(old, applied, pod, observation);
+    let ready = ready(old, applied, pod, &judge(seen));
     let working = ready.status != Some(true);
     let progressing = State::new(PROGRESSING, working, ready.reason, ready.message.clone());
     let stalled = State::new(STALLED, false, Reason::AsDescribed, "");
@@ -174,19 +180,15 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     init.into_iter().flatten().chain(main.into_iter().flatten())
 }
 
-/// The words of the step that decides whether the engine may start on its disk, if it refused.
-fn disk_refusal(pod: &Pod) -> Option<Refusal> {
-    let home = containers(pod).find(|container| container.name == "home")?;
-    let ended = |state: &Option<k8s_openapi::api::core::v1::ContainerState>| {
-        let terminated = state.as_ref()?.terminated.as_ref()?;
-        (terminated.exit_code != 0).then(|| terminated.message.clone()).flatten()
-    };
-    let message = ended(&home.state).or_else(|| ended(&home.last_state))?;
-    // It has made its mind up once it succeeds.
-    if home.ready {
-        return None;
+/// The guard's refusal, if it refuses. While nobody knows, what it said before stays.
+fn guard_refusal(old: &BsnNodeStatus, seen: Option<&NodeView>) -> Option<Refusal> {
+    if let Some(guard) = seen.and_then(|node| node.guard.as_ref()) {
+        return (guard.state == GuardState::Refused)
+            .then(|| Refusal::new(Reason::DiskRefused, guard.message.clone()));
     }
-    Some(Refusal::new(Reason::DiskRefused, message.trim()))
+    find(&old.conditions, STALLED)
+        .filter(|was| was.status == "True" && was.reason == Reason::DiskRefused.as_str())
+        .map(|was| Refusal::new(Reason::DiskRefused, was.message.clone()))
 }
 
 /// Why a container cannot run, if the kubelet has given up for now.

@@ -6,16 +6,11 @@
 use serde::Serialize;
 
 use super::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE};
+use super::signing::SIGNING_STATE_FILE;
 use super::{ABCI_PORT, P2P_PORT, RPC_PORT};
 
 /// File name of the configuration.
 pub const CONFIG_FILE: &str = "config.toml";
-/// File name of the record of what the consensus key signed last.
-pub const SIGNING_STATE_FILE: &str = "priv_validator_state.json";
-/// The signing state of a key that never signed.
-pub const FRESH_SIGNING_STATE: &str =
-    "{\n  \"height\": \"0\",\n  \"round\": 0,\n  \"step\": 0\n}\n";
-
 /// The application whose state the chain replicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Application {
@@ -124,27 +119,38 @@ pub fn render_config(node: &NodeConfig<'_>) -> String {
     toml::to_string(&file).unwrap_or_default()
 }
 
-/// A node of the same network, as its peers dial it.
+/// A node of the same network, as its peers reach it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Peer {
     /// Id of its peer-to-peer key.
     pub node_id: String,
     /// Name under which it is reached.
     pub host: String,
+    /// SHA-256 of its gateway's TLS public key, in hexadecimal.
+    pub tls_spki_sha256: String,
 }
 
 impl Peer {
-    /// One line of the peer list: `<id>@<host>:<port>`.
-    pub fn line(&self) -> String {
+    /// The engine's form: `<id>@<host>:<port>`.
+    fn address(&self) -> String {
         format!("{}@{}:{P2P_PORT}", self.node_id, self.host)
+    }
+
+    /// One line of the peer list: the engine's form, a blank, the gateway's key.
+    pub fn line(&self) -> String {
+        format!("{} {}", self.address(), self.tls_spki_sha256)
     }
 
     /// Reads a line of the peer list.
     pub fn parse(line: &str) -> Option<Self> {
-        let (node_id, address) = line.trim().split_once('@')?;
+        let (address, spki) = line.trim().split_once(' ')?;
+        let (node_id, address) = address.split_once('@')?;
         let (host, port) = address.rsplit_once(':')?;
-        (port.parse() == Ok(P2P_PORT) && !host.is_empty())
-            .then(|| Self { node_id: node_id.to_owned(), host: host.to_owned() })
+        (port.parse() == Ok(P2P_PORT) && !host.is_empty()).then(|| Self {
+            node_id: node_id.to_owned(),
+            host: host.to_owned(),
+            tls_spki_sha256: spki.to_owned(),
+        })
     }
 }
 
@@ -157,7 +163,7 @@ pub struct ConfigError(String);
 pub fn complete_config(rendered: &str, peers: &[Peer]) -> Result<String, ConfigError> {
     let mut document: toml::Table =
         rendered.parse().map_err(|err: toml::de::Error| ConfigError(err.message().to_owned()))?;
-    let list = peers.iter().map(Peer::line).collect::<Vec<_>>().join(",");
+    let list = peers.iter().map(Peer::address).collect::<Vec<_>>().join(",");
     document
         .get_mut("p2p")
         .and_then(toml::Value::as_table_mut)
@@ -197,14 +203,17 @@ mod tests {
     #[test]
     fn peers_are_added_and_nothing_else_changes() {
         let before = rendered(Application::PersistentKvstore);
-        let peer =
-            Peer { node_id: "ab".repeat(20), host: "city-ledger-hangzhou-1.ledger.svc".into() };
+        let peer = Peer {
+            node_id: "ab".repeat(20),
+            host: "city-ledger-hangzhou-1.ledger.svc".into(),
+            tls_spki_sha256: "cd".repeat(32),
+        };
         assert_eq!(Peer::parse(&peer.line()), Some(peer.clone()));
         let after = complete_config(&before, &[peer.clone(), peer.clone()]).unwrap();
         let mut table: toml::Table = after.parse().unwrap();
         let p2p = table.get_mut("p2p").unwrap().as_table_mut().unwrap();
         let list = p2p.remove("persistent_peers").unwrap();
-        assert_eq!(list.as_str().unwrap(), format!("{0},{0}", peer.line()));
+        assert_eq!(list.as_str().unwrap(), format!("{0},{0}", peer.address()));
         assert_eq!(table, before.parse::<toml::Table>().unwrap());
         assert!(complete_config("[rpc]", &[]).is_err());
     }

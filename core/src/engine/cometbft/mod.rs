@@ -6,6 +6,7 @@ pub mod config;
 pub mod genesis;
 pub mod keys;
 pub mod requests;
+pub mod signing;
 pub mod status;
 
 use crate::quorum::QuorumRule;

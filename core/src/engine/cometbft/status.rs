@@ -76,6 +76,24 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
 }
 
+/// Lowest and highest block that a node holds, from its answer to `status`.
+pub fn parse_heights(status: &serde_json::Value) -> Result<(u64, u64), AnswerError> {
+    #[derive(Deserialize)]
+    struct Heights {
+        #[serde(deserialize_with = "number")]
+        earliest_block_height: u64,
+        #[serde(deserialize_with = "number")]
+        latest_block_height: u64,
+    }
+    #[derive(Deserialize)]
+    struct Sync {
+        sync_info: Heights,
+    }
+    let Sync { sync_info } =
+        Sync::deserialize(status).map_err(|source| AnswerError { method: "status", source })?;
+    Ok((sync_info.earliest_block_height, sync_info.latest_block_height))
+}
+
 /// Puts a node's answers into the form every engine reports in.
 pub fn parse_report(answers: Answers) -> Result<EngineReport, AnswerError> {
     let failed = |method| move |source| AnswerError { method, source };

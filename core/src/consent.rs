@@ -1,0 +1,60 @@
+//! Consents: a person allows one step that is refused otherwise.
+//!
+//! A consent names exactly the step, so that it fits nothing else, and works once: the anchor records its
+//! use. It is given as an annotation of the `BsnNetwork`; several are separated by commas.
+
+use std::fmt;
+
+/// The annotation.
+pub const CONSENT_ANNOTATION: &str = "bsn-operator.io/consent";
+
+/// A step that needs a person's consent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Consent {
+    /// A node whose disk is gone for good starts on an empty one.
+    StartWithEmptyDisk {
+        /// Its identity.
+        identity_id: String,
+        /// Uid of the empty disk's claim.
+        disk_uid: String,
+    },
+}
+
+impl fmt::Display for Consent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::StartWithEmptyDisk { identity_id, disk_uid } => {
+                write!(f, "start-with-empty-disk/{identity_id}/{disk_uid}")
+            }
+        }
+    }
+}
+
+impl Consent {
+    /// Whether `annotation` gives this consent and it was not `used` before.
+    pub fn given(&self, annotation: Option<&str>, used: &[String]) -> bool {
+        let text = self.to_string();
+        let named = annotation.unwrap_or_default().split(',').any(|one| one.trim() == text);
+        named && !used.contains(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consent_fits_one_step_and_works_once() {
+        let consent =
+            Consent::StartWithEmptyDisk { identity_id: "i1".into(), disk_uid: "d2".into() };
+        let text = consent.to_string();
+        assert_eq!(text, "start-with-empty-disk/i1/d2");
+        assert!(consent.given(Some(&format!("other, {text}")), &[]));
+        assert!(!consent.given(Some(&text), std::slice::from_ref(&text)));
+        for other in
+            [None, Some(""), Some("start-with-empty-disk/i1"), Some("start-with-empty-disk/i1/d3")]
+        {
+            assert!(!consent.given(other, &[]), "{other:?}");
+        }
+    }
+}

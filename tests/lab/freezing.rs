@@ -1,0 +1,70 @@
+//! Transactions that would stop a chain for good: refused from clients, and recognised when one got in.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bsn_operator::api::conditions::find;
+use bsn_operator::http::exchange;
+use http_body_util::Full;
+use hyper::{Request, StatusCode};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+use crate::rpc::{Client, submit};
+use crate::support::{World, eventually};
+
+/// Seen on 0.38.25: each passes the transaction check and stops consensus on every node.
+fn freezing() -> BTreeMap<&'static str, String> {
+    let key = |bytes: usize| BASE64.encode(vec![7; bytes]);
+    [
+        ("absent key removed", format!("val=ed25519!{}!0", key(32))),
+        ("key given twice", format!("val=ed25519!{}!12", key(32))),
+        ("31 bytes", format!("val=ed25519!{}!1", key(31))),
+        ("unknown type", format!("val=foo!{}!1", key(32))),
+        ("other curve", format!("val=secp256k1!{}!1", key(33))),
+        ("too much power", format!("val=ed25519!{}!1152921504606846976", key(32))),
+    ]
+    .into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_client_freezes_the_chain_and_a_frozen_one_is_recognised() {
+    let world = World::new("freezing").await;
+    world.apply(&world.yaml(&World::sample_spec()));
+    world.await_ready().await;
+    let client = Client::new(&world).await;
+    for (what, tx) in freezing() {
+        for node in client.nodes.keys() {
+            let (status, answer) = client.call(node, &submit(&tx)).await;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{what} at {node}: {answer}");
+        }
+    }
+    world.await_height_above(world.head().await + 3, Duration::from_mins(1)).await;
+
+    // From inside a pod nobody is asked for a certificate.
+    let pods = world.api::<Pod>();
+    let pod = format!("{}-hangzhou-0-0", world.network);
+    let mut forwarder = pods.portforward(&pod, &[26657]).await.unwrap();
+    let stream = forwarder.take_stream(26657).unwrap();
+    let bad = &freezing()["absent key removed"];
+    let call = json!({"jsonrpc": "2.0", "id": 1, "method": "broadcast_tx_sync", "params": {"tx": BASE64.encode(bad)}});
+    let request = Request::post("/")
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .body(Full::from(call.to_string()))
+        .unwrap();
+    let (status, _) = exchange(stream, request, 1 << 20).await.unwrap();
+    assert_eq!(status, StatusCode::OK);
+
+    let began = Instant::now();
+    eventually("the chain recognised as frozen", Duration::from_mins(1), async || {
+        let conditions = world.get().await?.status.unwrap_or_default().conditions;
+        let live = find(&conditions, "ChainLive").unwrap();
+        if live.reason == "ChainFrozen" { Ok(()) } else { Err(format!("{live:?}")) }
+    })
+    .await;
+    println!("recognised {:.0} s after the transaction", began.elapsed().as_secs_f64());
+    world.await_condition("Stalled", "True", Duration::from_secs(10)).await;
+    world.remove();
+}
