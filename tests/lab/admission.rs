@@ -52,7 +52,7 @@ fn assert_refused(world: &World, cases: &[(Value, &str)]) {
         match answer(world, "admission", spec, true) {
             Ok(()) => panic!("accepted, instead of {expected:?}: {spec}"),
             Err(message) => {
-                assert!(message.contains(expected), "{message}\ninstead of {expected:?}")
+                assert!(message.contains(expected), "{message}\ninstead of {expected:?}");
             }
         }
     }

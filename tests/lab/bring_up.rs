@@ -1,23 +1,19 @@
 //! From one YAML file to a chain that makes blocks, with certificates for all.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bsn_operator::http::exchange;
-use bsn_operator::pki::tls::client_config_ca;
 use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::Api;
-use rustls_pki_types::ServerName;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use crate::rpc::{Client, ip_of, submit};
 use crate::support::{READY_WITHIN, World, count, eventually, find_process};

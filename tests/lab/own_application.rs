@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{World, eventually, names};
 
-const SPEC: &str = r#"
+const SPEC: &str = r"
 chainId: own-app-1
 engine:
   cometbft:
@@ -22,7 +22,7 @@ nodeSets:
     role: FullNode
     replicas: READERS
     storage: {size: 1Gi}
-"#;
+";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_of_others() {
