@@ -10,7 +10,6 @@ use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
 use kube::api::Api;
 use serde_json::json;
 use tokio::net::TcpStream;

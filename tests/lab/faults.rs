@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use kube::api::ListParams;
 
-use crate::support::{CLUSTER, READY_WITHIN, World, eventually, find_process};
+use crate::support::{CLUSTER, READY_WITHIN, World, eventually, find_process, kill9};
 
 const RECOVERS_WITHIN: Duration = Duration::from_mins(3);
 
@@ -21,13 +21,13 @@ async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
     assert_eq!(before.len(), 6, "four nodes' keys, the CA and the genesis: {before:?}");
 
     // A validator.
-    world.kill9("faults-hangzhou-0-0", "cometbft");
+    kill9("faults-hangzhou-0-0", "cometbft");
     world.await_height_above(world.head().await + 3, RECOVERS_WITHIN).await;
     world.await_ready().await;
 
     // The operator.
     let leader = world.leader().await;
-    world.kill9(&leader, "bsn-operator");
+    kill9(&leader, "bsn-operator");
     world.await_height_above(world.head().await + 3, RECOVERS_WITHIN).await;
     world.await_ready().await;
 

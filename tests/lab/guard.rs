@@ -265,8 +265,8 @@ async fn a_pod_recreated_elsewhere_waits_while_its_old_process_may_sign() {
     assert!(!moved.is_empty() && moved.len() < 4, "voters spread over machines: {moved:?}");
     let old: Vec<_> =
         moved.iter().map(|node| find_process(&format!("{node}-0"), "cometbft").unwrap()).collect();
-    let witness = chain.addresses.iter().map(|(name, _)| name.clone());
-    let witness = witness.filter(|name| !moved.contains(name)).next().unwrap();
+    let mut names = chain.addresses.iter().map(|(name, _)| name.clone());
+    let witness = names.find(|name| !moved.contains(name)).unwrap();
 
     world.lab.pause_kubelet(machine).unwrap();
     world.kubectl_ok(&["delete", "node", &node_name]);

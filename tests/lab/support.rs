@@ -288,14 +288,6 @@ impl World {
         .await;
     }
 
-    /// Kills a process in a pod with SIGKILL, as a crash would. Processes are found by the variable
-    /// that Kubernetes gives every container.
-    pub fn kill9(&self, pod: &str, program: &str) {
-        let process = find_process(pod, program)
-            .unwrap_or_else(|| panic!("no process {program} of pod {pod} runs"));
-        process.kill9().unwrap();
-    }
-
     /// The operator's replica that leads.
     pub async fn leader(&self) -> String {
         let leases = Api::<Lease>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
@@ -404,6 +396,13 @@ pub fn count(requests: &[Request]) -> BTreeMap<String, u64> {
         *counts.entry(format!("{verb} {resource}")).or_insert(0) += 1;
     }
     counts
+}
+
+/// Kills a process in a pod with SIGKILL, as a crash would.
+pub fn kill9(pod: &str, program: &str) {
+    let process = find_process(pod, program)
+        .unwrap_or_else(|| panic!("no process {program} of pod {pod} runs"));
+    process.kill9().unwrap();
 }
 
 /// Containers' processes are visible on this machine; the pod's name is in their environment.
