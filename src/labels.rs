@@ -25,6 +25,9 @@ pub const HUB_ID: &str = "bsn-operator.io/hub-id";
 /// Annotation: hash of what was applied last, to see a changed wish without asking the API server.
 pub const APPLIED_HASH: &str = "bsn-operator.io/applied-hash";
 
+/// Annotation of pods: hash of the template they were made from.
+pub const TEMPLATE_HASH: &str = "bsn-operator.io/template-hash";
+
 /// Field manager of every server-side apply.
 pub const FIELD_MANAGER: &str = "bsn-operator";
 

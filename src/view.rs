@@ -86,6 +86,8 @@ pub struct NodeView {
     pub voting_power: Option<u64>,
     /// The engine's version.
     pub version: Option<String>,
+    /// Hash of the template its pod was made from.
+    pub template_hash: Option<String>,
     /// The guard's word on the start of its pod.
     pub guard: Option<GuardReport>,
     /// When the certificate it serves ends (RFC 3339).

@@ -46,6 +46,9 @@ pub struct Anchor {
     /// The genesis is published: nodes may start. Never taken back.
     #[serde(default)]
     pub formed: bool,
+    /// The node that restarts now, if one does, so that a changed description takes effect on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarting: Option<String>,
     /// Next index per node set; a name is never used for a second identity.
     pub next_index: BTreeMap<String, u32>,
     /// Every identity the network ever had, by node name.
@@ -94,6 +97,9 @@ pub struct Identity {
     /// Hash of the pod template in force, once one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_hash: Option<String>,
+    /// Hash of the user's inputs that this template was made from, once one is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs_hash: Option<String>,
     /// The permission to use an empty disk.
     #[serde(default)]
     pub first_start: FirstStart,
@@ -242,6 +248,7 @@ mod tests {
             ca: None,
             genesis_hash: None,
             formed: false,
+            restarting: None,
             next_index: BTreeMap::new(),
             identities: BTreeMap::new(),
         }

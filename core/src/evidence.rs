@@ -54,6 +54,9 @@ pub struct NodeEvidence {
     /// The guard's word on the start of this pod; absent before it spoke. New in protocol 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<GuardReport>,
+    /// Hash of the template the pod was made from. New in protocol 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_hash: Option<String>,
     /// When the served certificate ends (RFC 3339).
     pub certificate_not_after: String,
 }

@@ -76,6 +76,7 @@ pub fn build_anchor(
         ca: None,
         genesis_hash: None,
         formed: false,
+        restarting: None,
         next_index: BTreeMap::new(),
         identities: BTreeMap::new(),
     };
@@ -106,6 +107,7 @@ fn add_identity(anchor: &mut Anchor, name: &NodeName, set: &DesiredSet, ids: &mu
             keys: None,
             uids: ObjectUids::default(),
             template_hash: None,
+            inputs_hash: None,
             first_start: FirstStart::NotIssued,
             used_consents: Vec::new(),
         },

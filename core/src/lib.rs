@@ -15,3 +15,4 @@ pub mod hash;
 pub mod names;
 pub mod pki;
 pub mod quorum;
+pub mod restart;

@@ -172,6 +172,11 @@ impl NodeName {
         format!("{}-first-start", self.0)
     }
 
+    /// The immutable `ConfigMap` with a pod template, named by its content.
+    pub fn template(&self, content_hash: &str) -> String {
+        format!("{}-template-{content_hash}", self.0)
+    }
+
     /// The node's disk.
     pub fn disk(&self) -> String {
         format!("{}-data", self.0)

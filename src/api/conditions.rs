@@ -83,6 +83,12 @@ reasons! {
     AnchorRefused,
     /// The genesis does not follow from the anchor.
     GenesisRefused,
+    /// The pod template in force is missing.
+    TemplateLost,
+    /// Nodes restart one by one, so that a changed description takes effect.
+    Restarting,
+    /// A node is to restart, and a gate is closed.
+    RestartWaiting,
     /// The engine may not start on the disk it was given.
     DiskRefused,
     /// The network a node belongs to does not exist.

@@ -1,3 +1,4 @@
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -39,8 +40,8 @@ pub struct BsnNetworkSpec {
     #[x_kube(
         validation = Rule::new("has(self.cometbft)")
             .message("name one engine, for example engine: {cometbft: {version: 0.38.25, app: {persistentKvstore: {}}}}"),
-        validation = Rule::new("self == oldSelf")
-            .message("this version does not change the engine of a running network; apply a new network instead"),
+        validation = Rule::new("!has(self.cometbft) || !has(oldSelf.cometbft) || self.cometbft.app == oldSelf.cometbft.app")
+            .message("this version does not change the application of a running chain; apply a new network instead"),
     )]
     pub engine: Engine,
 
@@ -87,6 +88,12 @@ pub struct CometBft {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
+
+    /// How long the engine waits after a block before it begins the next, which sets the time between
+    /// blocks; for example `500ms` or `5s`. Left out: the engine's default, one second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 10), regex(pattern = r"^[1-9][0-9]*(ms|s)$"))]
+    pub timeout_commit: Option<String>,
 
     /// The application whose state the chain replicates. Exactly one key is set.
     #[x_kube(validation = Rule::new("has(self.persistentKvstore) != has(self.container)")
@@ -163,6 +170,11 @@ pub struct NodeSet {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub voting_power: Option<u64>,
+
+    /// Resources of the engine's container, as in a pod. Left out: requests of 100m and 256Mi, and no
+    /// limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
 
     /// The nodes' disks.
     #[serde(default)]

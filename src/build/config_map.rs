@@ -91,12 +91,17 @@ pub fn build_certificate_map(node: &NodeParts<'_>, leaf_pem: &str, ca_pem: &str)
 }
 
 /// A node's configuration: immutable, named by its content.
-pub fn build_config_map(node: &NodeParts<'_>, application: Application) -> ConfigMap {
+pub fn build_config_map(
+    node: &NodeParts<'_>,
+    application: Application,
+    timeout_commit: Option<&str>,
+) -> ConfigMap {
     let host = node.name.service_dns(node.network.namespace);
     let text = render_config(&NodeConfig {
         moniker: node.name.as_str(),
         external_address: &format!("{host}:{P2P_PORT}"),
         application,
+        timeout_commit,
         paths: &Paths {
             data: paths::ENGINE_DATA.to_owned(),
             keys: paths::KEYS.to_owned(),
@@ -106,6 +111,19 @@ pub fn build_config_map(node: &NodeParts<'_>, application: Application) -> Confi
     ConfigMap {
         metadata: node.owned(node.name.config(&short_hash(text.as_bytes()))),
         data: data([(CONFIG_FILE, text)]),
+        immutable: Some(true),
+        ..ConfigMap::default()
+    }
+}
+
+/// Key of the pod template in its `ConfigMap`.
+pub const TEMPLATE_KEY: &str = "template.json";
+
+/// A pod template: immutable, named by its content.
+pub fn build_template_map(node: &NodeParts<'_>, hash: &str, text: String) -> ConfigMap {
+    ConfigMap {
+        metadata: node.owned(node.name.template(hash)),
+        data: data([(TEMPLATE_KEY, text)]),
         immutable: Some(true),
         ..ConfigMap::default()
     }

@@ -32,7 +32,7 @@ const POD_USER: i64 = 65532;
 const GRACE_SECONDS: i64 = 60;
 
 /// What a node runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
     /// The engine's image.
     pub engine_image: String,
@@ -40,6 +40,8 @@ pub struct Workload {
     pub agent_image: String,
     /// A user's application, if the chain runs one.
     pub app: Option<AppWorkload>,
+    /// Resources of the engine; `None` = modest requests and no limit.
+    pub resources: Option<ResourceRequirements>,
 }
 
 /// A user's application.
@@ -74,15 +76,8 @@ pub struct Mounts {
     pub peers: String,
 }
 
-/// Builds a node's `StatefulSet`. `identity` is the one the pod runs for.
-pub fn build_stateful_set(
-    node: &NodeParts<'_>,
-    workload: &Workload,
-    mounts: &Mounts,
-    identity: &PodIdentity,
-) -> StatefulSet {
-    let mut pod_labels = node.labels();
-    pod_labels.insert(labels::APP_NAME.to_owned(), "cometbft".to_owned());
+/// Builds a node's `StatefulSet` around the pod template in force.
+pub fn build_stateful_set(node: &NodeParts<'_>, template: PodTemplateSpec) -> StatefulSet {
     StatefulSet {
         metadata: node.owned(node.name.to_string()),
         spec: Some(StatefulSetSpec {
@@ -96,14 +91,45 @@ pub fn build_stateful_set(
                 type_: Some("OnDelete".to_owned()),
                 ..StatefulSetUpdateStrategy::default()
             }),
-            template: PodTemplateSpec {
-                metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
-                spec: Some(pod(node, workload, mounts, identity)),
-            },
+            template,
             ..StatefulSetSpec::default()
         }),
         ..StatefulSet::default()
     }
+}
+
+/// Builds a pod template. `identity` is the one the pod runs for.
+pub fn build_template(
+    node: &NodeParts<'_>,
+    workload: &Workload,
+    mounts: &Mounts,
+    identity: &PodIdentity,
+) -> PodTemplateSpec {
+    let mut pod_labels = node.labels();
+    pod_labels.insert(labels::APP_NAME.to_owned(), "cometbft".to_owned());
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
+        spec: Some(pod(node, workload, mounts, identity)),
+    }
+}
+
+/// Marks a template with its own hash, so that every pod says which one it was made from.
+pub fn with_template_hash(mut template: PodTemplateSpec, hash: &str) -> PodTemplateSpec {
+    let metadata = template.metadata.get_or_insert_default();
+    let annotations = metadata.annotations.get_or_insert_default();
+    annotations.insert(labels::TEMPLATE_HASH.to_owned(), hash.to_owned());
+    template
+}
+
+/// The hash of the template that a pod or template was marked with.
+pub fn template_hash_of(annotations: Option<&BTreeMap<String, String>>) -> Option<String> {
+    annotations?.get(labels::TEMPLATE_HASH).cloned()
+}
+
+/// Name of the configuration that a pod mounts.
+pub fn config_of(pod: &PodSpec) -> Option<String> {
+    let volume = pod.volumes.iter().flatten().find(|volume| volume.name == "config")?;
+    Some(volume.config_map.as_ref()?.name.clone())
 }
 
 fn pod(
@@ -214,6 +240,22 @@ fn identity_env(identity: &PodIdentity) -> Vec<EnvVar> {
     }]
 }
 
+/// A variable that the kubelet fills in from the pod.
+fn field_env(name: &str, field_path: &str) -> EnvVar {
+    EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                // Named, as the server would: then a comparison finds no difference.
+                api_version: Some("v1".to_owned()),
+                field_path: field_path.to_owned(),
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    }
+}
+
 fn identity_json(identity: &PodIdentity) -> String {
     // A plain struct of strings: serialising it cannot fail.
     serde_json::to_string(identity).unwrap_or_default()
@@ -265,11 +307,16 @@ fn gateway(workload: &Workload, identity: &PodIdentity) -> Container {
     if workload.app.is_none() {
         args.push("--guard-validators".to_owned());
     }
+    let mut env = identity_env(identity);
+    env.push(field_env(
+        "BSN_TEMPLATE_HASH",
+        &format!("metadata.annotations['{}']", labels::TEMPLATE_HASH),
+    ));
     Container {
         name: "gateway".to_owned(),
         image: Some(workload.agent_image.clone()),
         args: Some(args),
-        env: Some(identity_env(identity)),
+        env: Some(env),
         // A native sidecar: starts before the engine, restarts alone, stops after it.
         restart_policy: Some("Always".to_owned()),
         ports: Some(vec![
@@ -291,17 +338,7 @@ fn gateway(workload: &Workload, identity: &PodIdentity) -> Container {
 
 fn guard(workload: &Workload, identity: &PodIdentity) -> Container {
     let mut env = identity_env(identity);
-    env.push(EnvVar {
-        name: "BSN_MACHINE".to_owned(),
-        value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector {
-                field_path: "spec.nodeName".to_owned(),
-                ..ObjectFieldSelector::default()
-            }),
-            ..EnvVarSource::default()
-        }),
-        ..EnvVar::default()
-    });
+    env.push(field_env("BSN_MACHINE", "spec.nodeName"));
     Container {
         name: GUARD.to_owned(),
         image: Some(workload.agent_image.clone()),
@@ -344,7 +381,9 @@ fn engine(workload: &Workload, identity: &PodIdentity) -> Container {
         // No liveness probe: an engine that lives says nothing about consensus, and one that ends is
         // restarted anyway.
         readiness_probe: Some(probe("/engine/readyz", 3, 3)),
-        resources: Some(resources("100m", "256Mi", None)),
+        resources: Some(
+            workload.resources.clone().unwrap_or_else(|| resources("100m", "256Mi", None)),
+        ),
         security_context: Some(restricted()),
         volume_mounts: Some(vec![
             mount("disk", paths::DISK, false),

@@ -121,6 +121,10 @@ pub struct GatewayArgs {
     #[arg(long, default_value = "0.0.0.0:8081")]
     pub probe_listen: SocketAddr,
 
+    /// Hash of the template this pod was made from, to be reported.
+    #[arg(long, env = "BSN_TEMPLATE_HASH")]
+    pub template_hash: Option<String>,
+
     /// The engine's RPC.
     #[arg(long, default_value = "127.0.0.1:26657")]
     pub engine_rpc: SocketAddr,

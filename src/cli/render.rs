@@ -12,7 +12,7 @@ use bsn_core::engine::cometbft::keys::PrivateKey;
 use bsn_core::engine::cometbft::signing::SignedAt;
 use bsn_core::forming::{FormingStep, IdSource, build_anchor, next_forming_step};
 use bsn_core::guard::{PodIdentity, Token};
-use bsn_core::hash::sha256_hex;
+use bsn_core::hash::{sha256_hex, short_hash};
 use bsn_core::quorum::margin;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
@@ -24,7 +24,7 @@ use crate::api::BsnNetwork;
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_certificate_map, build_config_map, build_genesis_map,
-    build_peers_map, peers_of,
+    build_peers_map, build_template_map, peers_of,
 };
 use crate::build::disk::build_disk;
 use crate::build::disruption_budget::build_disruption_budget;
@@ -32,7 +32,9 @@ use crate::build::secret::{
     build_ca_secret, build_client_secret, build_keys_secret, build_token_secret,
 };
 use crate::build::service::build_service;
-use crate::build::stateful_set::{Mounts, Workload, build_stateful_set};
+use crate::build::stateful_set::{
+    Mounts, Workload, build_stateful_set, build_template, with_template_hash,
+};
 use crate::build::{NetworkParts, NodeParts};
 use crate::controller::network::validate::{ValidatedNetwork, validate_network};
 
@@ -137,8 +139,13 @@ fn render_network(
         engine_image: validated.engine_image.clone(),
         agent_image: agent_image.to_owned(),
         app: validated.app.clone(),
+        resources: None,
     };
     for (name, identity) in anchor.members() {
+        let workload = Workload {
+            resources: validated.resources.get(&identity.set).cloned().flatten(),
+            ..workload.clone()
+        };
         let node = NodeParts { network: parts, name: &name, identity, owner: None };
         let storage = validated.storage.get(&identity.set).cloned().unwrap_or_default();
         let placeholder = stand_in_key(name.as_str());
@@ -147,7 +154,8 @@ fn render_network(
         push(out, &redacted(build_keys_secret(&node, &placeholder, &placeholder, NOT_MADE)));
         push(out, &build_disk(&node, &storage));
         push(out, &build_certificate_map(&node, NOT_MADE, NOT_MADE));
-        let config = build_config_map(&node, workload.application());
+        let config =
+            build_config_map(&node, workload.application(), validated.timeout_commit.as_deref());
         let mounts = Mounts {
             config: config.name_any(),
             genesis: validated.desired.name.genesis(&genesis_hash),
@@ -167,7 +175,12 @@ fn render_network(
         };
         push(out, &redacted(build_token_secret(&node, &token)));
         push(out, &config);
-        push(out, &build_stateful_set(&node, &workload, &mounts, &pod));
+        let template = build_template(&node, &workload, &mounts, &pod);
+        // Built from typed values: serialising it cannot fail.
+        let text = serde_json::to_string(&template).unwrap_or_default();
+        let hash = short_hash(text.as_bytes());
+        push(out, &build_template_map(&node, &hash, text));
+        push(out, &build_stateful_set(&node, with_template_hash(template, &hash)));
     }
     Ok(())
 }

@@ -125,22 +125,36 @@ struct NetworkTrack {
     nodes: BTreeMap<String, NodeTrack>,
 }
 
+/// What a node's status, and the next step of its network, depend on.
+#[derive(PartialEq)]
+struct Seen {
+    observation: Observation,
+    guard: Option<GuardReport>,
+    template_hash: Option<String>,
+}
+
+impl Seen {
+    fn of(node: &NodeView) -> Self {
+        Self {
+            observation: judge(Some(node)),
+            guard: node.guard.clone(),
+            template_hash: node.template_hash.clone(),
+        }
+    }
+}
+
 /// What a status depends on: if it changes, the controllers look.
 #[derive(PartialEq)]
 struct Summary {
     liveness: Liveness,
-    nodes: BTreeMap<String, (Observation, Option<GuardReport>)>,
+    nodes: BTreeMap<String, Seen>,
 }
 
 impl Summary {
     fn of(view: &NetworkView) -> Self {
         Self {
             liveness: view.liveness,
-            nodes: view
-                .nodes
-                .iter()
-                .map(|node| (node.name.clone(), (judge(Some(node)), node.guard.clone())))
-                .collect(),
+            nodes: view.nodes.iter().map(|node| (node.name.clone(), Seen::of(node))).collect(),
         }
     }
 }
@@ -362,6 +376,7 @@ impl NetworkTrack {
             peers: report.map(|report| report.peers),
             voting_power: report.map(|report| report.voting_power),
             version: report.map(|report| report.version.clone()),
+            template_hash: last.and_then(|(_, evidence)| evidence.template_hash.clone()),
             guard: last.and_then(|(_, evidence)| evidence.guard.clone()),
             certificate_ends: last.map(|(_, evidence)| evidence.certificate_not_after.clone()),
             problem: silence.or(engine_silence),

@@ -262,6 +262,7 @@ mod tests {
                 peers: None,
                 voting_power: None,
                 version: None,
+                template_hash: None,
                 guard: None,
                 certificate_ends: Some("1970-01-01T00:01:00Z".into()),
             }],

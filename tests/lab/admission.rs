@@ -104,7 +104,11 @@ async fn wrong_input_is_refused_with_an_instruction() {
         &world,
         &[
             (with("/chainId", json!("admission-2")), "chainId is immutable"),
-            (with(&format!("{cometbft}/version"), json!("0.38.24")), "does not change the engine"),
+            (
+                with(&format!("{cometbft}/app"), json!({"container": {"image": "x"}})),
+                "does not change the application",
+            ),
+            (with(&format!("{cometbft}/timeoutCommit"), json!("fast")), "timeoutCommit"),
             (with("/nodeSets/0/replicas", json!(2)), "does not change the validators"),
             (with("/nodeSets/0/name", json!("other")), "keep the node sets with role Validator"),
         ],

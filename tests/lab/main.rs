@@ -21,3 +21,4 @@ mod own_application;
 mod quiet;
 mod rpc;
 mod support;
+mod templates;

@@ -53,6 +53,7 @@ pub enum GatewayError {
 struct Shared {
     identity: PodIdentity,
     guard_report: PathBuf,
+    template_hash: Option<String>,
     engine_rpc: SocketAddr,
     guard_validators: bool,
     certificates: watch::Receiver<Arc<Certificates>>,
@@ -69,6 +70,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), GatewayError> {
     let (sender, certificates) = watch::channel(Arc::new(Certificates::load(&files)?));
     let shared = Arc::new(Shared {
         identity: args.identity,
+        template_hash: args.template_hash,
         guard_report: root(paths::RUN_DIR).join(paths::GUARD_FILE),
         engine_rpc: args.engine_rpc,
         guard_validators: args.guard_validators,

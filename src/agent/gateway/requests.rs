@@ -70,6 +70,7 @@ async fn evidence(shared: &Shared) -> Answer {
         identity_id: shared.identity.identity_id.clone(),
         engine,
         guard: guard_report(shared),
+        template_hash: shared.template_hash.clone(),
         certificate_not_after: shared.certificates.borrow().not_after.to_string(),
     };
     match serde_json::to_vec(&evidence) {

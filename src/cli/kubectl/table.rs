@@ -152,6 +152,7 @@ mod tests {
             peers: height.map(|_| 3),
             voting_power: height.map(|_| 1000),
             version: None,
+            template_hash: None,
             guard: None,
             certificate_ends: height.map(|_| "2026-04-01T00:00:00Z".into()),
         }

@@ -17,6 +17,7 @@ use kube::{Resource, ResourceExt};
 
 use super::credentials;
 use super::observe::ObservedNetwork;
+use super::roll::Roll;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::Reason;
 use crate::api::{BsnNetwork, BsnNode};
@@ -43,6 +44,8 @@ pub struct Applied {
     pub refusals: Vec<Refusal>,
     /// Founders that are not provisioned yet.
     pub waiting: Vec<NodeName>,
+    /// Where the roll of a changed description is.
+    pub roll: Roll,
 }
 
 /// Takes all steps that can be taken now.
@@ -55,8 +58,12 @@ pub async fn apply_network(
 ) -> Result<Applied, Error> {
     let owner = network.controller_owner_ref(&());
     let pass = Pass { ctx, key, validated, observed, owner: owner.as_ref() };
-    let mut applied =
-        Applied { anchor: observed.anchor.clone(), refusals: vec![], waiting: vec![] };
+    let mut applied = Applied {
+        anchor: observed.anchor.clone(),
+        refusals: vec![],
+        waiting: vec![],
+        roll: Roll::default(),
+    };
     // A refusal ends the pass: what follows depends on what was refused.
     if let Err(refusal) = pass.run(&mut applied).await? {
         applied.refusals.push(refusal);
@@ -64,10 +71,11 @@ pub async fn apply_network(
     Ok(applied)
 }
 
-struct Pass<'a> {
-    ctx: &'a Context,
-    key: &'a NetworkKey,
-    validated: &'a ValidatedNetwork,
+/// One pass.
+pub(super) struct Pass<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) key: &'a NetworkKey,
+    pub(super) validated: &'a ValidatedNetwork,
     observed: &'a ObservedNetwork,
     owner: Option<&'a OwnerReference>,
 }
@@ -97,10 +105,14 @@ impl Pass<'_> {
         anchor = or_refuse!(self.form(anchor, applied).await?);
         applied.anchor = Some(anchor.clone());
         or_refuse!(self.publish(&anchor).await?);
-        self.watch_nodes(&anchor).await
+        or_refuse!(self.watch_nodes(&anchor).await?);
+        let (anchor, roll) = or_refuse!(self.roll(anchor).await?);
+        applied.anchor = Some(anchor);
+        applied.roll = roll;
+        Ok(Ok(()))
     }
 
-    async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
+    pub(super) async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
         let name = self.validated.desired.name.anchor();
         let result = self
             .ctx

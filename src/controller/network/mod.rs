@@ -4,6 +4,7 @@ mod apply;
 pub mod credentials;
 mod observe;
 pub mod report;
+pub mod roll;
 pub mod validate;
 
 use std::sync::Arc;
@@ -63,6 +64,7 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
             anchor: observed.anchor.clone(),
             refusals: Vec::new(),
             waiting: Vec::new(),
+            roll: roll::Roll::default(),
         }
     } else {
         apply::apply_network(&ctx, &key, network, &validated, &observed).await?

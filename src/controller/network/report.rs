@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::SLOW_LOOK;
 use super::apply::{Applied, voters};
+use super::roll::Roll;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::{
     self, CERTIFICATES_VALID, CHAIN_LIVE, MEMBERSHIP_CONVERGED, PAUSED, PROGRESSING, READY, Reason,
@@ -66,6 +67,7 @@ pub async fn report_network(
         anchor: applied.anchor.as_ref(),
         refusals: &applied.refusals,
         waiting: &applied.waiting,
+        roll: &applied.roll,
         nodes: &nodes,
         view: view.as_ref(),
     };
@@ -88,6 +90,8 @@ pub struct Input<'a> {
     pub refusals: &'a [Refusal],
     /// Founders not provisioned yet.
     pub waiting: &'a [NodeName],
+    /// Where the roll of a changed description is.
+    pub roll: &'a Roll,
     /// The `BsnNode`s.
     pub nodes: &'a [BsnNode],
     /// Live numbers.
@@ -157,6 +161,10 @@ pub fn compute_status(
     } else if !formed {
         let message = forming_message(input.waiting);
         State::new(READY, false, Reason::Forming, message)
+    } else if let Some(message) = input.roll.message() {
+        let closed = input.roll.restarting.is_none() && input.roll.closed.is_some();
+        let reason = if closed { Reason::RestartWaiting } else { Reason::Restarting };
+        State::new(READY, false, reason, message)
     } else if !not_ready.is_empty() {
         let message = format!("not ready: {}", not_ready.join(", "));
         State::new(READY, false, Reason::NodesStarting, message)

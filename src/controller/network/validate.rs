@@ -7,9 +7,11 @@ use bsn_core::anchor::Role;
 use bsn_core::consent::CONSENT_ANNOTATION;
 use bsn_core::engine::cometbft::{DEFAULT_POWER, MAX_CHAIN_ID, Version, VersionError};
 use bsn_core::forming::{DesiredNetwork, DesiredSet};
+use bsn_core::hash::short_hash;
 use bsn_core::names::{NameError, NetworkName, SetName};
 use bsn_core::pki::LeafPolicy;
 use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
 use crate::api::{App, BsnNetwork, NodeRole, Storage};
@@ -26,6 +28,10 @@ pub struct ValidatedNetwork {
     pub engine_image: String,
     /// A user's application, or the built-in store.
     pub app: Option<AppWorkload>,
+    /// How long the engine waits after a block; `None` = its default.
+    pub timeout_commit: Option<String>,
+    /// Resources of engines, by node set.
+    pub resources: BTreeMap<String, Option<ResourceRequirements>>,
     /// Disks, by node set.
     pub storage: BTreeMap<String, Storage>,
     /// How long certificates last.
@@ -34,6 +40,18 @@ pub struct ValidatedNetwork {
     pub paused: bool,
     /// Consents, as annotated.
     pub consent: Option<String>,
+}
+
+impl ValidatedNetwork {
+    /// Hash of what the user described of how a node of `set` runs. A change of it, and nothing else, makes
+    /// a node restart.
+    pub fn inputs_hash(&self, set: &str) -> String {
+        let app = self.app.as_ref().map(|app| (&app.image, &app.command, &app.args));
+        let resources = self.resources.get(set);
+        let inputs = (&self.engine_image, app, &self.timeout_commit, resources);
+        // Strings and lists of them: serialising them cannot fail.
+        short_hash(&serde_json::to_vec(&inputs).unwrap_or_default())
+    }
 }
 
 /// Why a description makes no sense; the message says what to do.
@@ -100,6 +118,7 @@ pub fn validate_network(
     }
     let mut sets: Vec<DesiredSet> = Vec::with_capacity(spec.node_sets.len());
     let mut storage = BTreeMap::new();
+    let mut resources = BTreeMap::new();
     for set in &spec.node_sets {
         let desired = DesiredSet {
             name: SetName::parse(&set.name)?,
@@ -113,6 +132,7 @@ pub fn validate_network(
         if storage.insert(set.name.clone(), set.storage.clone()).is_some() {
             return Err(InvalidSpec::DuplicateSet(set.name.clone()));
         }
+        resources.insert(set.name.clone(), set.resources.clone());
         sets.push(desired);
     }
     if !sets.iter().any(|set| set.role == Role::Validator && set.replicas > 0) {
@@ -137,6 +157,8 @@ pub fn validate_network(
             .clone()
             .unwrap_or_else(|| default_image(version, image_prefix)),
         app,
+        timeout_commit: cometbft.timeout_commit.clone(),
+        resources,
         storage,
         leaf,
         paused: spec.paused,

@@ -3,14 +3,10 @@
 
 use bsn_core::anchor::{Anchor, Identity, IdentityKeys, ObjectUids};
 use bsn_core::evidence::GuardState;
-use bsn_core::guard::PodIdentity;
-use bsn_core::hash::short_hash;
 use bsn_core::names::NodeName;
 use bsn_core::pki::{ObservedLeaf, next_leaf, node_names};
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::{Resource, ResourceExt};
 
 use super::keys::{ReadKeys, build_new_keys, parse_keys};
@@ -18,11 +14,10 @@ use crate::agent::paths;
 use crate::anchor::Expected;
 use crate::api::BsnNode;
 use crate::api::conditions::Reason;
-use crate::apply::{bounded, ensure, ensure_exists, is_ours, read};
-use crate::build::config_map::{build_certificate_map, build_config_map};
+use crate::apply::{ensure, ensure_exists, is_ours, read};
+use crate::build::config_map::build_certificate_map;
 use crate::build::disk::build_disk;
 use crate::build::service::build_service;
-use crate::build::stateful_set::{Mounts, Workload, build_stateful_set, identity_of, put_identity};
 use crate::build::{NetworkParts, NodeParts};
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
@@ -114,7 +109,8 @@ impl Pass<'_> {
         // Before the pod: it mounts the token if it is there when it starts.
         let anchor = or_refuse!(self.ensure_token(&parts, anchor, &pod).await?);
         applied.anchor = anchor.clone();
-        self.ensure_workload(&parts, &pod, &anchor).await
+        applied.anchor = or_refuse!(self.ensure_workload(&parts, &pod, &anchor).await?);
+        Ok(Ok(()))
     }
 
     /// The Service; a lost one is put back, it holds nothing.
@@ -322,106 +318,5 @@ impl Pass<'_> {
         let id = parts.network.network_id;
         let made = ensure(&self.ctx.client, known.as_deref(), wish, None, id).await;
         Ok(refused(made)?.map(|_| Some(issued)))
-    }
-
-    /// The workload. One that exists is left as it is: a changed template would take effect at any
-    /// restart, also one that nobody decided.
-    async fn ensure_workload(
-        &self,
-        parts: &NodeParts<'_>,
-        pod: &PodIdentity,
-        anchor: &Anchor,
-    ) -> Step<()> {
-        let known = cached(&self.ctx.caches.stateful_sets, &self.key.namespace, self.name.as_str());
-        let known = match known {
-            Some(set) => Some((*set).clone()),
-            None => {
-                read::<StatefulSet>(&self.ctx.client, &self.key.namespace, self.name.as_str())
-                    .await?
-            }
-        };
-        let id = parts.network.network_id;
-        let (Some(genesis_hash), None) = (&anchor.genesis_hash, &known) else {
-            return match known {
-                Some(set) if !is_ours(&set, None, id) => {
-                    let message = format!(
-                        "StatefulSet {} exists and is not this node's; delete or rename it",
-                        self.name
-                    );
-                    Ok(Err(Refusal::new(Reason::NameTaken, message)))
-                }
-                Some(set) => {
-                    self.follow_identity(&set, pod).await?;
-                    Ok(Ok(()))
-                }
-                None => Ok(Ok(())),
-            };
-        };
-        let workload = Workload {
-            engine_image: self.validated.engine_image.clone(),
-            agent_image: self.ctx.settings.agent_image.clone(),
-            app: self.validated.app.clone(),
-        };
-        let config = build_config_map(parts, workload.application());
-        let mounts = Mounts {
-            config: config.name_any(),
-            genesis: self.validated.desired.name.genesis(genesis_hash),
-            peers: self.validated.desired.name.peers(),
-        };
-        let set = build_stateful_set(parts, &workload, &mounts, pod);
-        let template = set.spec.as_ref().map(|spec| &spec.template);
-        // Built from typed values: serialising it cannot fail.
-        let hash = short_hash(&serde_json::to_vec(&template).unwrap_or_default());
-        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &config.name_any());
-        let made = ensure_exists(&self.ctx.client, known.as_deref(), config, None, id).await;
-        or_refuse!(refused(made)?);
-        or_refuse!(
-            self.update(|anchor| {
-                if let Some(identity) = anchor.identities.get_mut(self.name.as_str()) {
-                    identity.template_hash = Some(hash.clone());
-                }
-            })
-            .await?
-        );
-        let made = ensure_exists(&self.ctx.client, None, set, None, id).await;
-        or_refuse!(refused(made)?);
-        Ok(Ok(()))
-    }
-
-    /// After a consented change of disk: names the new disk in the template in force, changing nothing
-    /// else in it, and ends a pod that was made for the old one. Its guard would refuse for ever.
-    async fn follow_identity(&self, set: &StatefulSet, pod: &PodIdentity) -> Result<(), Error> {
-        let namespace = &self.key.namespace;
-        let name = self.name.as_str();
-        let in_force = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-        if in_force.is_some_and(|spec| identity_of(spec).as_ref() != Some(pod)) {
-            let mut set = set.clone();
-            if let Some(spec) = set.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()) {
-                put_identity(spec, pod);
-            }
-            let api = Api::<StatefulSet>::namespaced(self.ctx.client.clone(), namespace);
-            // It carries the version it was read at: a template that changed since is not overwritten.
-            let what = || format!("update StatefulSet {namespace}/{name}");
-            bounded(what, api.replace(name, &PostParams::default(), &set)).await?;
-        }
-        let running = cached(&self.ctx.caches.pods, namespace, &format!("{name}-0"));
-        let Some(running) = running.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
-            return Ok(());
-        };
-        if running.spec.as_ref().and_then(identity_of).as_ref() == Some(pod) {
-            return Ok(());
-        }
-        let api = Api::<Pod>::namespaced(self.ctx.client.clone(), namespace);
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: running.uid(), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        let name = running.name_any();
-        match bounded(|| format!("delete Pod {namespace}/{name}"), api.delete(&name, &params)).await
-        {
-            // Gone already, or replaced by another.
-            Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error.into()),
-            _ => Ok(()),
-        }
     }
 }

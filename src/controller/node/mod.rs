@@ -5,6 +5,7 @@ mod consent;
 mod keys;
 mod report;
 mod token;
+mod workload;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -164,7 +164,8 @@ fn certificates(old: &BsnNodeStatus, applied: &Applied, now: Timestamp) -> State
     }
 }
 
-fn pod_ready(pod: &Pod) -> bool {
+/// Whether all containers of a pod answer their probes.
+pub(super) fn pod_ready(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
         && pod
             .status

@@ -5,11 +5,11 @@ use bsn_core::first_start::{FirstStart, Issued, TokenStep};
 use bsn_core::guard::{PodIdentity, Token};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, Preconditions};
+use kube::api::Api;
 
 use super::apply::Pass;
 use crate::api::conditions::Reason;
-use crate::apply::{bounded, ensure_exists, is_ours, read};
+use crate::apply::{ensure_exists, is_ours, read};
 use crate::build::NodeParts;
 use crate::build::secret::build_token_secret;
 use crate::controller::context::RandomIds;
@@ -113,14 +113,7 @@ impl Pass<'_> {
             return Ok(Err(Refusal::new(Reason::NameTaken, message)));
         }
         let api = Api::<Secret>::namespaced(client.clone(), &self.key.namespace);
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: secret.uid(), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        match bounded(|| format!("delete Secret {name}"), api.delete(&name, &params)).await {
-            // Gone already, or replaced: looked at again in the next pass.
-            Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error.into()),
-            _ => Ok(Ok(())),
-        }
+        self.delete(&api, secret.uid(), &name).await?;
+        Ok(Ok(()))
     }
 }

@@ -42,6 +42,9 @@ pub struct NodeConfig<'a> {
     pub application: Application,
     /// File locations.
     pub paths: &'a Paths,
+    /// How long the engine waits after a block before it begins the next, as it writes durations;
+    /// `None` = its default.
+    pub timeout_commit: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -57,7 +60,7 @@ struct File<'a> {
     node_key_file: String,
     rpc: Rpc,
     p2p: P2p<'a>,
-    consensus: Consensus,
+    consensus: Consensus<'a>,
 }
 
 #[derive(Serialize)]
@@ -77,8 +80,10 @@ struct P2p<'a> {
 }
 
 #[derive(Serialize)]
-struct Consensus {
+struct Consensus<'a> {
     wal_file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_commit: Option<&'a str>,
 }
 
 /// Renders `config.toml` without peers.
@@ -113,7 +118,10 @@ pub fn render_config(node: &NodeConfig<'_>) -> String {
             // The default backs off exponentially and gives up.
             persistent_peers_max_dial_period: "10s",
         },
-        consensus: Consensus { wal_file: format!("{}/cs.wal/wal", paths.data) },
+        consensus: Consensus {
+            wal_file: format!("{}/cs.wal/wal", paths.data),
+            timeout_commit: node.timeout_commit,
+        },
     };
     // Strings and booleans in plain structs: serialising them cannot fail.
     toml::to_string(&file).unwrap_or_default()
@@ -187,6 +195,7 @@ mod tests {
             external_address: "city-ledger-hangzhou-0.ledger.svc:26656",
             application,
             paths: &paths,
+            timeout_commit: None,
         })
     }
 

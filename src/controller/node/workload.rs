@@ -1,0 +1,267 @@
+//! The workload: the pod template in force, kept and re-applied; changed only as the first effect of this
+//! node's own restart.
+//!
+//! The template in force is an immutable `ConfigMap`, its hash is in the anchor. A StatefulSet that was
+//! edited or deleted is made again from it, so that no pod ever comes back with a configuration nobody has
+//! tried. Whether a node is to change is told by a hash of what the *user* described, never by rendered
+//! text: a new version of the operator alone restarts nobody.
+
+use bsn_core::anchor::{Anchor, Identity};
+use bsn_core::guard::PodIdentity;
+use bsn_core::hash::short_hash;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec};
+use kube::api::{Api, DeleteParams, Preconditions};
+use kube::{Resource, ResourceExt};
+
+use super::apply::Pass;
+use super::report::pod_ready;
+use crate::api::conditions::Reason;
+use crate::apply::{bounded, ensure, ensure_exists, read};
+use crate::build::NodeParts;
+use crate::build::config_map::{TEMPLATE_KEY, build_config_map, build_template_map};
+use crate::build::stateful_set::{
+    Mounts, Workload, build_stateful_set, build_template, config_of, identity_of, put_identity,
+    template_hash_of, with_template_hash,
+};
+use crate::cluster::watches::cached;
+use crate::controller::{Error, Refusal, Step, refused};
+use crate::labels;
+use crate::view::Liveness;
+
+macro_rules! or_refuse {
+    ($step:expr) => {
+        match $step {
+            Ok(value) => value,
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    };
+}
+
+impl Pass<'_> {
+    /// Brings the workload to the template in force; changes the template only where that was decided.
+    pub(super) async fn ensure_workload(
+        &self,
+        parts: &NodeParts<'_>,
+        pod: &PodIdentity,
+        anchor: &Anchor,
+    ) -> Step<Anchor> {
+        let Some(identity) = anchor.identity(self.name) else { return Ok(Ok(anchor.clone())) };
+        let wanted = self.validated.inputs_hash(&identity.set);
+        let restarting = anchor.restarting.as_deref() == Some(self.name.as_str());
+        let (template, anchor) = if identity.template_hash.is_none()
+            || (restarting && identity.inputs_hash.as_ref() != Some(&wanted))
+        {
+            let template = self.build_new_template(parts, identity, pod, anchor).await?;
+            let template = or_refuse!(template);
+            or_refuse!(self.put_in_force(parts, template, Some(&wanted)).await?)
+        } else {
+            let template = or_refuse!(self.template_in_force(parts, identity, pod, anchor).await?);
+            let names_disk = template.spec.as_ref().and_then(identity_of);
+            if names_disk.as_ref() == Some(pod) {
+                (template, anchor.clone())
+            } else {
+                // A person consented to another disk: the same template, for that disk.
+                let mut template = template;
+                if let Some(spec) = &mut template.spec {
+                    put_identity(spec, pod);
+                }
+                or_refuse!(self.put_in_force(parts, template, None).await?)
+            }
+        };
+        let set = build_stateful_set(parts, template);
+        let known = self.known_set().await?;
+        let id = parts.network.network_id;
+        let made = ensure(&self.ctx.client, known.as_ref(), set, None, id).await;
+        let (set, _) = or_refuse!(refused(made)?);
+        let in_force = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
+        self.end_old_pod(&in_force, restarting).await?;
+        self.prune(&in_force).await?;
+        Ok(Ok(anchor))
+    }
+
+    async fn known_set(&self) -> Result<Option<StatefulSet>, Error> {
+        let (namespace, name) = (&self.key.namespace, self.name.as_str());
+        match cached(&self.ctx.caches.stateful_sets, namespace, name) {
+            Some(set) => Ok(Some((*set).clone())),
+            None => Ok(read(&self.ctx.client, namespace, name).await?),
+        }
+    }
+
+    /// What is described now, with the configuration it mounts.
+    async fn build_new_template(
+        &self,
+        parts: &NodeParts<'_>,
+        identity: &Identity,
+        pod: &PodIdentity,
+        anchor: &Anchor,
+    ) -> Step<PodTemplateSpec> {
+        let workload = Workload {
+            engine_image: self.validated.engine_image.clone(),
+            agent_image: self.ctx.settings.agent_image.clone(),
+            app: self.validated.app.clone(),
+            resources: self.validated.resources.get(&identity.set).cloned().flatten(),
+        };
+        let timeout = self.validated.timeout_commit.as_deref();
+        let config = build_config_map(parts, workload.application(), timeout);
+        let genesis_hash = anchor.genesis_hash.as_deref().unwrap_or_default();
+        let mounts = Mounts {
+            config: config.name_any(),
+            genesis: self.validated.desired.name.genesis(genesis_hash),
+            peers: self.validated.desired.name.peers(),
+        };
+        let template = build_template(parts, &workload, &mounts, pod);
+        let maps = &self.ctx.caches.config_maps;
+        let known = cached(maps, &self.key.namespace, &config.name_any());
+        let id = parts.network.network_id;
+        let made = ensure_exists(&self.ctx.client, known.as_deref(), config, None, id).await;
+        Ok(refused(made)?.map(|_| template))
+    }
+
+    /// Stores a template, then names it in the anchor: from here on it is the one.
+    async fn put_in_force(
+        &self,
+        parts: &NodeParts<'_>,
+        template: PodTemplateSpec,
+        inputs_hash: Option<&str>,
+    ) -> Step<(PodTemplateSpec, Anchor)> {
+        // Built from typed values: serialising it cannot fail.
+        let text = serde_json::to_string(&template).unwrap_or_default();
+        let hash = short_hash(text.as_bytes());
+        let map = build_template_map(parts, &hash, text);
+        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &map.name_any());
+        let id = parts.network.network_id;
+        let made = ensure_exists(&self.ctx.client, known.as_deref(), map, None, id).await;
+        or_refuse!(refused(made)?);
+        let anchor = or_refuse!(
+            self.update(|anchor| {
+                if let Some(identity) = anchor.identities.get_mut(self.name.as_str()) {
+                    identity.template_hash = Some(hash.clone());
+                    if let Some(inputs_hash) = inputs_hash {
+                        identity.inputs_hash = Some(inputs_hash.to_owned());
+                    }
+                }
+            })
+            .await?
+        );
+        Ok(Ok((with_template_hash(template, &hash), anchor)))
+    }
+
+    /// Reads the template in force. If its `ConfigMap` is gone, it is made again only if exactly the
+    /// same one follows from the description.
+    async fn template_in_force(
+        &self,
+        parts: &NodeParts<'_>,
+        identity: &Identity,
+        pod: &PodIdentity,
+        anchor: &Anchor,
+    ) -> Step<PodTemplateSpec> {
+        let hash = identity.template_hash.clone().unwrap_or_default();
+        let name = self.name.template(&hash);
+        let namespace = &self.key.namespace;
+        let map = match cached(&self.ctx.caches.config_maps, namespace, &name) {
+            Some(map) => Some((*map).clone()),
+            None => read::<ConfigMap>(&self.ctx.client, namespace, &name).await?,
+        };
+        let text = map.as_ref().and_then(|map| map.data.as_ref()?.get(TEMPLATE_KEY));
+        if let Some(text) = text.filter(|text| short_hash(text.as_bytes()) == hash)
+            && let Ok(template) = serde_json::from_str(text)
+        {
+            return Ok(Ok(with_template_hash(template, &hash)));
+        }
+        if map.is_none() {
+            let template = or_refuse!(self.build_new_template(parts, identity, pod, anchor).await?);
+            let text = serde_json::to_string(&template).unwrap_or_default();
+            if short_hash(text.as_bytes()) == hash {
+                let map = build_template_map(parts, &hash, text);
+                let id = parts.network.network_id;
+                let made = ensure_exists(&self.ctx.client, None, map, None, id).await;
+                or_refuse!(refused(made)?);
+                return Ok(Ok(with_template_hash(template, &hash)));
+            }
+        }
+        let message = format!(
+            "ConfigMap {namespace}/{name} with the pod template in force is missing or was replaced; restore it from \
+             a backup. The node runs on, and is not made anew from another template"
+        );
+        Ok(Err(Refusal::new(Reason::TemplateLost, message)))
+    }
+
+    /// Ends a pod that does not run the template in force: in this node's own restart, while the chain
+    /// makes blocks; or if it was made for a disk that is gone, since its guard would refuse for ever.
+    async fn end_old_pod(&self, in_force: &PodTemplateSpec, restarting: bool) -> Result<(), Error> {
+        let namespace = &self.key.namespace;
+        let running = cached(&self.ctx.caches.pods, namespace, &format!("{}-0", self.name));
+        let Some(running) = running.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
+            return Ok(());
+        };
+        if template_hash_of(running.metadata.annotations.as_ref())
+            == template_hash_of(in_force.metadata.as_ref().and_then(|m| m.annotations.as_ref()))
+        {
+            return Ok(());
+        }
+        let identity = |spec: Option<&_>| spec.and_then(identity_of);
+        let other_disk = identity(running.spec.as_ref()) != identity(in_force.spec.as_ref());
+        let live = self.ctx.views.get(self.key).is_some_and(|view| view.liveness == Liveness::Live);
+        // A pod that does not work, perhaps by its configuration, is missed by nobody.
+        let decided = restarting && (live || !pod_ready(&running));
+        if !(other_disk || decided) {
+            return Ok(());
+        }
+        tracing::info!(node = %self.name, other_disk, "ending the pod of the old template");
+        let api = Api::<Pod>::namespaced(self.ctx.client.clone(), namespace);
+        self.delete(&api, running.uid(), &running.name_any()).await
+    }
+
+    /// Removes templates and configurations that neither the template in force nor the pod that runs
+    /// needs any more.
+    async fn prune(&self, in_force: &PodTemplateSpec) -> Result<(), Error> {
+        let namespace = &self.key.namespace;
+        let annotations = in_force.metadata.as_ref().and_then(|meta| meta.annotations.as_ref());
+        let Some(hash) = template_hash_of(annotations) else { return Ok(()) };
+        let view = self.ctx.views.get(self.key);
+        let seen = view
+            .as_ref()
+            .and_then(|view| view.nodes.iter().find(|node| node.name == self.name.as_str()));
+        // Only once the node follows the chain on it: until then the old one may be wanted back.
+        if !seen.is_some_and(|node| node.in_sync && node.template_hash.as_ref() == Some(&hash)) {
+            return Ok(());
+        }
+        let keep = [Some(self.name.template(&hash)), in_force.spec.as_ref().and_then(config_of)];
+        let old = self.ctx.caches.config_maps.state_filter(|map| {
+            let name = map.name_any();
+            map.namespace().as_ref() == Some(namespace)
+                && map.labels().get(labels::NODE).map(String::as_str) == Some(self.name.as_str())
+                && (name.starts_with(&self.name.template(""))
+                    || name.starts_with(&self.name.config("")))
+                && !keep.contains(&Some(name))
+        });
+        let api = Api::<ConfigMap>::namespaced(self.ctx.client.clone(), namespace);
+        for map in old {
+            self.delete(&api, map.uid(), &map.name_any()).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes exactly the object with this uid.
+    pub(super) async fn delete<K>(
+        &self,
+        api: &Api<K>,
+        uid: Option<String>,
+        name: &str,
+    ) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let what = || format!("delete {} {}/{name}", K::kind(&()), self.key.namespace);
+        match bounded(what, api.delete(name, &params)).await {
+            // Gone already, or replaced by another: not the one that was meant.
+            Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
