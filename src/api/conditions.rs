@@ -77,6 +77,8 @@ reasons! {
     NameTaken,
     /// A key that was made once is missing or has changed; it is never made again.
     KeyLost,
+    /// A consensus key belongs to another node already.
+    KeyUsedTwice,
     /// A disk that was used is missing or was replaced by another.
     DiskLost,
     /// The anchor is missing, damaged or belongs to another hub or chain.

@@ -1,7 +1,7 @@
 //! The effects of a node's pass, in their order: Service, keys and disk; their record in the anchor;
 //! certificate; and last, once the chain is formed, the workload.
 
-use bsn_core::anchor::{Anchor, Identity, IdentityKeys, ObjectUids};
+use bsn_core::anchor::{ANCHOR_KEY, Anchor, Identity, IdentityKeys, ObjectUids};
 use bsn_core::evidence::GuardState;
 use bsn_core::names::NodeName;
 use bsn_core::pki::{ObservedLeaf, next_leaf, node_names};
@@ -169,8 +169,33 @@ impl Pass<'_> {
                 );
                 Ok(Err(Refusal::new(Reason::KeyLost, message)))
             }
-            _ => Ok(Ok((keys, uid))),
+            Some(_) => Ok(Ok((keys, uid))),
+            None => Ok(match self.other_user(&keys) {
+                None => Ok((keys, uid)),
+                Some(other) => {
+                    let message = format!(
+                        "Secret {}/{name} holds the consensus key of {other}; two nodes with one key sign twice. \
+                         Delete the Secret, the operator makes a new key",
+                        self.key.namespace
+                    );
+                    Err(Refusal::new(Reason::KeyUsedTwice, message))
+                }
+            }),
         }
+    }
+
+    /// Another node on this hub that has this consensus key already.
+    fn other_user(&self, keys: &ReadKeys) -> Option<String> {
+        self.ctx.caches.config_maps.state().iter().find_map(|map| {
+            let anchor: Anchor = serde_json::from_str(map.data.as_ref()?.get(ANCHOR_KEY)?).ok()?;
+            let namespace = map.namespace()?;
+            let user = anchor.identities.iter().find(|(name, identity)| {
+                let here = namespace == self.key.namespace && *name == self.name.as_str();
+                let same = |known: &IdentityKeys| known.consensus == keys.public.consensus;
+                !here && identity.keys.as_ref().is_some_and(same)
+            });
+            user.map(|(name, _)| format!("node {namespace}/{name}"))
+        })
     }
 
     /// This node's identity as it is stored now.
