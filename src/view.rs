@@ -84,6 +84,9 @@ pub struct NodeView {
     pub peers: Option<u64>,
     /// Voting power; 0 = does not vote.
     pub voting_power: Option<u64>,
+    /// How many of the newest final blocks it signed, as *other* nodes know the chain; `None` = nobody
+    /// could be asked, or it does not vote.
+    pub signed: Option<u64>,
     /// The engine's version.
     pub version: Option<String>,
     /// Hash of the template its pod was made from.

@@ -4,6 +4,7 @@
 //! node, the last one with the time it *received* it, on its own monotonic clock: two machines'
 //! clocks are never compared.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -39,7 +40,14 @@ pub struct EngineReport {
     pub peers: u64,
     /// Voting power at the newest height; 0 = does not vote.
     pub voting_power: u64,
+    /// How many of the newest final blocks each validator signed, by address, as this node knows the
+    /// chain; `None` = it could not be asked. At most [`SIGNED_WINDOW`]. New in protocol 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<BTreeMap<String, u64>>,
 }
+
+/// Blocks looked at for signatures.
+pub const SIGNED_WINDOW: u64 = 12;
 
 /// The answer of a node's gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -307,6 +315,7 @@ mod tests {
             catching_up: false,
             peers: 3,
             voting_power: 1,
+            signed: None,
         };
         assert!(frozen(&[report(9, 8), report(9, 8)]));
         assert!(!frozen(&[report(9, 8), report(9, 9)]), "one could apply it: a stall");

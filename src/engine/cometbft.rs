@@ -1,12 +1,15 @@
 //! `CometBFT`'s JSON-RPC, as the gateway in the same pod speaks it on loopback.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bsn_core::engine::cometbft::signing::{SignedAt, parse_commit_vote, parse_round_vote};
+use bsn_core::engine::cometbft::signing::{
+    SignedAt, parse_commit_vote, parse_round_vote, parse_signers,
+};
 use bsn_core::engine::cometbft::status::{AnswerError, Answers, parse_heights, parse_report};
-use bsn_core::evidence::EngineReport;
+use bsn_core::evidence::{EngineReport, SIGNED_WINDOW};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -113,6 +116,48 @@ pub async fn observe_engine(
         call(rpc, "abci_info", json!({}), deadline),
     )?;
     Ok(parse_report(Answers { status, net_info, abci_info })?)
+}
+
+/// Who signed the newest final blocks. Kept by height, since a final commit never changes.
+#[derive(Debug, Default)]
+pub struct Signatures(Mutex<BTreeMap<u64, Vec<String>>>);
+
+impl Signatures {
+    /// Counts the signatures below `head` of each validator; asks the engine for blocks not seen yet.
+    pub async fn observe(
+        &self,
+        rpc: SocketAddr,
+        head: u64,
+        deadline: Duration,
+    ) -> Result<BTreeMap<String, u64>, EngineError> {
+        let window = head.saturating_sub(SIGNED_WINDOW).max(1)..head;
+        let missing: Vec<u64> = {
+            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            window.clone().filter(|height| !known.contains_key(height)).collect()
+        };
+        let read = futures::stream::iter(missing)
+            .map(async |height| {
+                let params = json!({"height": height.to_string()});
+                Ok::<_, EngineError>((height, call(rpc, "commit", params, deadline).await?))
+            })
+            .buffer_unordered(CONCURRENCY)
+            .try_collect::<Vec<_>>();
+        let commits = tokio::time::timeout(deadline, read)
+            .await
+            .map_err(|_| EngineError::Deadline(deadline))??;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|height, _| window.contains(height));
+        for (height, commit) in commits {
+            if let Some(signers) = parse_signers(&commit) {
+                known.insert(height, signers);
+            }
+        }
+        let mut counts = BTreeMap::new();
+        for signer in known.values().flatten() {
+            *counts.entry(signer.clone()).or_insert(0) += 1;
+        }
+        Ok(counts)
+    }
 }
 
 /// Blocks searched for votes, above the height asked for and below the head. A key that signed beyond a

@@ -39,6 +39,8 @@ pub struct Target {
     pub name: String,
     /// Its role.
     pub role: Role,
+    /// Address of its consensus key.
+    pub address: String,
     /// The name in its certificate.
     pub server_name: String,
     /// The operator's certificate and the node's pinned key.
@@ -328,6 +330,19 @@ impl NetworkTrack {
         }
     }
 
+    /// How many blocks a voter signed, by the reports of the others; of itself only if it is alone.
+    fn signed(&self, target: &Target, chain_id: &str, now: Instant) -> Option<u64> {
+        if target.role != Role::Validator {
+            return None;
+        }
+        let alone = self.nodes.len() == 1;
+        self.reports(chain_id, now)
+            .filter(|report| alone || report.address != target.address)
+            .filter_map(|report| report.signed.as_ref())
+            .map(|signed| signed.get(&target.address).copied().unwrap_or(0))
+            .max()
+    }
+
     /// What nodes of this chain report at the moment.
     fn reports<'a>(
         &'a self,
@@ -375,6 +390,7 @@ impl NetworkTrack {
                 && report.is_some_and(|report| in_sync(report, head)),
             peers: report.map(|report| report.peers),
             voting_power: report.map(|report| report.voting_power),
+            signed: self.signed(target, chain_id, now),
             version: report.map(|report| report.version.clone()),
             template_hash: last.and_then(|(_, evidence)| evidence.template_hash.clone()),
             guard: last.and_then(|(_, evidence)| evidence.guard.clone()),

@@ -195,6 +195,11 @@ const OF_NODE: &[(&str, &str, OfNode)] = &[
     ("node_in_sync", "1 = the node follows the head", |node| {
         node.height.map(|_| f64::from(u8::from(node.in_sync)))
     }),
+    (
+        "node_signed_blocks",
+        "Of the newest 12 final blocks, those it signed, as others see it",
+        |node| node.signed.map(number),
+    ),
     ("node_peers", "Connected peers", |node| node.peers.map(number)),
     ("node_voting_power", "Voting power; 0 = does not vote", |node| node.voting_power.map(number)),
     ("node_evidence_age_seconds", "Time since the node's gateway answered", |node| {
@@ -262,6 +267,7 @@ mod tests {
                 peers: None,
                 voting_power: None,
                 version: None,
+                signed: None,
                 template_hash: None,
                 guard: None,
                 certificate_ends: Some("1970-01-01T00:01:00Z".into()),

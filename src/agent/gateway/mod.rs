@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use self::certificates::Certificates;
 use super::paths;
 use crate::cli::GatewayArgs;
+use crate::engine::cometbft::Signatures;
 use crate::pki::{PkiError, tls};
 
 /// Longest a client may take for its TLS handshake.
@@ -53,6 +54,7 @@ pub enum GatewayError {
 struct Shared {
     identity: PodIdentity,
     guard_report: PathBuf,
+    signatures: Signatures,
     template_hash: Option<String>,
     engine_rpc: SocketAddr,
     guard_validators: bool,
@@ -71,6 +73,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), GatewayError> {
     let shared = Arc::new(Shared {
         identity: args.identity,
         template_hash: args.template_hash,
+        signatures: Signatures::default(),
         guard_report: root(paths::RUN_DIR).join(paths::GUARD_FILE),
         engine_rpc: args.engine_rpc,
         guard_validators: args.guard_validators,

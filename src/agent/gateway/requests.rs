@@ -13,8 +13,9 @@ use serde_json::json;
 use super::Shared;
 use crate::engine::cometbft::{EngineError, forward, observe_engine, observe_votes};
 
-/// Time for the engine to describe itself: less than those who ask for evidence wait.
-const EVIDENCE_DEADLINE: Duration = Duration::from_millis(1500);
+/// Time for the engine to describe itself, and again to show signatures: together less than those who
+/// ask for evidence wait.
+const EVIDENCE_DEADLINE: Duration = Duration::from_millis(900);
 /// Time for the engine to search some forty blocks.
 const VOTES_DEADLINE: Duration = Duration::from_millis(2500);
 /// Time for any other call: `broadcast_tx_commit` waits for a block, by default at most 10 s.
@@ -62,7 +63,13 @@ pub async fn answer(shared: &Shared, role: Option<Role>, request: Request<Incomi
 
 async fn evidence(shared: &Shared) -> Answer {
     let engine = match observe_engine(shared.engine_rpc, EVIDENCE_DEADLINE).await {
-        Ok(report) => EngineAnswer::Report(report),
+        Ok(mut report) => {
+            let signed =
+                shared.signatures.observe(shared.engine_rpc, report.height, EVIDENCE_DEADLINE);
+            report.signed =
+                signed.await.inspect_err(|error| tracing::debug!(%error, "no signatures")).ok();
+            EngineAnswer::Report(report)
+        }
         Err(error) => EngineAnswer::Silent(error.to_string()),
     };
     let evidence = NodeEvidence {

@@ -80,6 +80,7 @@ impl Net {
         let shared = Arc::new(Shared {
             identity,
             template_hash: None,
+            signatures: Signatures::default(),
             guard_report: directory.path().join("guard.json"),
             engine_rpc: fake_engine().await,
             guard_validators: true,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use bsn_core::evidence::SIGNED_WINDOW;
 use comfy_table::{CellAlignment, Table, presets};
 use jiff::{SignedDuration, Timestamp};
 
@@ -82,11 +83,12 @@ fn nodes(view: &NetworkView, now: Timestamp) -> String {
         "IN SYNC",
         "PEERS",
         "POWER",
+        "SIGNED",
         "CERTIFICATE",
         "SEEN",
         "NOTE",
     ]);
-    for column in [2, 3, 5, 6, 7, 8] {
+    for column in [2, 3, 5, 6, 7, 8, 9] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -97,7 +99,7 @@ fn nodes(view: &NetworkView, now: Timestamp) -> String {
     trimmed(&table)
 }
 
-fn row(node: &NodeView, now: Timestamp) -> [String; 10] {
+fn row(node: &NodeView, now: Timestamp) -> [String; 11] {
     let number = |value: Option<u64>| value.map_or_else(|| UNKNOWN.to_owned(), |n| n.to_string());
     let left = node
         .certificate_ends
@@ -114,6 +116,7 @@ fn row(node: &NodeView, now: Timestamp) -> [String; 10] {
         if node.in_sync { "yes" } else { "no" }.to_owned(),
         number(node.peers),
         number(node.voting_power),
+        or_unknown(node.signed.map(|signed| format!("{signed}/{SIGNED_WINDOW}"))),
         or_unknown(left),
         or_unknown(seen),
         node.problem.clone().unwrap_or_default(),
@@ -152,6 +155,7 @@ mod tests {
             peers: height.map(|_| 3),
             voting_power: height.map(|_| 1000),
             version: None,
+            signed: height.map(|_| 12),
             template_hash: None,
             guard: None,
             certificate_ends: height.map(|_| "2026-04-01T00:00:00Z".into()),

@@ -330,6 +330,7 @@ impl Pass<'_> {
             nodes.push(Target {
                 name: name.to_string(),
                 role: identity.role,
+                address: keys.consensus.validator_address(),
                 server_name: name.service_dns(&self.key.namespace),
                 tls: std::sync::Arc::new(tls::client_config(
                     &keys.tls_spki_sha256,

@@ -80,6 +80,21 @@ pub fn parse_commit_vote(commit: &Value, address: &str) -> Option<SignedAt> {
     })
 }
 
+/// Addresses of all validators that signed, in the answer to `commit`; `None` if that commit is not final:
+/// only the one that is part of the next block is the same on every node.
+pub fn parse_signers(commit: &Value) -> Option<Vec<String>> {
+    if commit.get("canonical")?.as_bool() != Some(true) {
+        return None;
+    }
+    let signatures = commit.pointer("/signed_header/commit/signatures")?.as_array()?;
+    let signed = signatures.iter().filter(|signature| {
+        matches!(signature.get("block_id_flag").and_then(Value::as_u64), Some(2 | 3))
+    });
+    let address =
+        |signature: &Value| Some(signature.get("validator_address")?.as_str()?.to_owned());
+    Some(signed.filter_map(address).collect())
+}
+
 /// The highest vote of the validator `address` in the answer to `consensus_state`. Votes are shown as
 /// text with the first six bytes of the address, so another validator's could be taken for it: that errs
 /// to the safe side.
@@ -149,6 +164,10 @@ mod tests {
             Some(SignedAt { height: 9, round: 1, step: 3 })
         );
         assert_eq!(parse_commit_vote(&commit, &ADDRESS.replace('E', "0")), None);
+        assert_eq!(parse_signers(&commit), Some(vec![ADDRESS.to_owned()]));
+        let mut seen_only = commit.clone();
+        seen_only["canonical"] = json!(false);
+        assert_eq!(parse_signers(&seen_only), None);
 
         let state = json!({"round_state": {"height/round/step": "152/0/4", "height_vote_set": [
             {"round": 0, "prevotes": [

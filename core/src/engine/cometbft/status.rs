@@ -111,6 +111,7 @@ pub fn parse_report(answers: Answers) -> Result<EngineReport, AnswerError> {
         catching_up: status.sync_info.catching_up,
         peers: net.n_peers,
         voting_power: status.validator_info.voting_power,
+        signed: None,
     })
 }
 
