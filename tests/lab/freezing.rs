@@ -1,14 +1,17 @@
 //! Transactions that would stop a chain for good: refused from clients, and recognised when one got in.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bsn_core::engine::cometbft::signing::SignedAt;
 use bsn_operator::api::conditions::find;
 use bsn_operator::http::exchange;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use serde_json::json;
 
 use crate::rpc::{Client, submit};
@@ -66,5 +69,45 @@ async fn no_client_freezes_the_chain_and_a_frozen_one_is_recognised() {
     .await;
     println!("recognised {:.0} s after the transaction", began.elapsed().as_secs_f64());
     world.await_condition("Stalled", "True", Duration::from_secs(10)).await;
+    bring_back(&world).await;
     world.remove();
+}
+
+/// The way back that docs/recovery.md describes: every node stopped at once, then each rolled back by the
+/// block that could not be applied.
+async fn bring_back(world: &World) {
+    let head = world.head().await;
+    world.scale_operator(0).await;
+    let names: Vec<_> = world.nodes().await.iter().map(ResourceExt::name_any).collect();
+    for node in &names {
+        world.scale_node(node, 0).await;
+    }
+    for node in &names {
+        let data = world.volume(node).join("engine");
+        let home = tempfile::tempdir().unwrap();
+        let config = home.path().join("config");
+        std::fs::create_dir(&config).unwrap();
+        std::fs::write(config.join("config.toml"), format!("db_dir = \"{}\"\n", data.display()))
+            .unwrap();
+        let output = Command::new(world.lab.tool("cometbft"))
+            .args(["rollback", "--hard", "--home"])
+            .arg(home.path())
+            .output()
+            .unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{node}: {said}");
+        std::fs::remove_dir_all(data.join("cs.wal")).unwrap();
+        let state = SignedAt::past(head - 1).render_record();
+        std::fs::write(data.join("priv_validator_state.json"), state).unwrap();
+        // Files that a tool run by root has made belong to the engine's user again.
+        let owner = format!("chown -R 65532:65532 {}", data.display());
+        assert!(Command::new("sh").args(["-c", &owner]).status().unwrap().success());
+    }
+    for node in &names {
+        world.scale_node(node, 1).await;
+    }
+    world.scale_operator(2).await;
+    world.await_height_above(head + 3, Duration::from_mins(5)).await;
+    world.await_ready().await;
 }

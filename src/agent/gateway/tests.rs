@@ -146,6 +146,12 @@ async fn nobody_gets_in_without_a_certificate_of_this_authority() {
     let request = || Request::get("/v1/evidence").header("host", SERVER).body(Full::default());
     let none = tls::client_config_ca(net.authority.cert_pem(), None).unwrap();
     net.ask(none, request().unwrap()).await.unwrap_err();
+    let key = new_key().unwrap();
+    let long_ago = Timestamp::now() - SignedDuration::from_hours(3);
+    let names = client(Role::Operator, "n1");
+    let ended = net.authority.issue(&names, &key, HOUR, long_ago, false).unwrap();
+    let ended = tls::client_config_ca(net.authority.cert_pem(), Some((&ended, &key))).unwrap();
+    net.ask(ended, request().unwrap()).await.unwrap_err();
     let (cert, key) = issue(&make_authority(), &client(Role::Operator, "n1"));
     let strange =
         tls::client_config_ca(net.authority.cert_pem(), Some((cert.as_str(), key.as_str())));
