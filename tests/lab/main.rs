@@ -17,6 +17,7 @@ mod deletion;
 mod faults;
 mod freezing;
 mod guard;
+mod keys;
 mod own_application;
 mod quiet;
 mod rpc;

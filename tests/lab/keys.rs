@@ -1,0 +1,64 @@
+//! A key that was made once is never made again, and never another one in its place.
+
+use std::time::Duration;
+
+use bsn_operator::api::conditions::find;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::api::PostParams;
+
+use crate::support::{World, eventually};
+
+const LONG: Duration = Duration::from_mins(3);
+
+async fn await_stalled(world: &World, node: &str, expected: &str) {
+    eventually(&format!("{node} stalled: {expected}"), LONG, async || {
+        let nodes = world.nodes().await;
+        let found = nodes.iter().find(|found| found.name_any() == node).unwrap();
+        let conditions = found.status.clone().unwrap_or_default().conditions;
+        let stalled = find(&conditions, "Stalled").map(|stalled| stalled.message.clone());
+        match stalled {
+            Some(message) if message.contains(expected) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+async fn put_secret(world: &World, name: &str, content: &Secret) {
+    let mut secret = Secret { data: content.data.clone(), ..Secret::default() };
+    secret.metadata.name = Some(name.to_owned());
+    secret.type_.clone_from(&content.type_);
+    world.api::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_key_is_never_made_again_and_another_nodes_key_is_refused() {
+    let world = World::new("keys").await;
+    world.apply(&world.yaml(&World::sample_spec()));
+    world.await_ready().await;
+    let (node, pod) = ("keys-hangzhou-0", "keys-hangzhou-0-0");
+    let (own, other) = ("keys-hangzhou-0-keys", "keys-nanjing-1-keys");
+    let own_content = world.api::<Secret>().get(own).await.unwrap();
+    let other_content = world.api::<Secret>().get(other).await.unwrap();
+    let namespace = world.namespace.as_str();
+
+    world.kubectl_ok(&["delete", "secret", own, "-n", namespace]);
+    world.kubectl_ok(&["delete", "pod", pod, "-n", namespace, "--wait=false"]);
+    await_stalled(&world, node, "A key is never made twice").await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(world.api::<Secret>().get_opt(own).await.unwrap().is_none());
+
+    // Another node's key under this node's name: refused by the operator, and by the guard.
+    put_secret(&world, own, &other_content).await;
+    world.await_guard(node, "KeyDiffers:", LONG).await;
+    await_stalled(&world, node, "holds other keys").await;
+
+    // Restored from a backup: another object with the same content.
+    world.kubectl_ok(&["delete", "secret", own, "-n", namespace]);
+    put_secret(&world, own, &own_content).await;
+    world.kubectl_ok(&["delete", "pod", pod, "-n", namespace]);
+    world.await_ready().await;
+    world.await_height_above(world.head().await + 3, LONG).await;
+    world.remove();
+}
