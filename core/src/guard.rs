@@ -161,11 +161,9 @@ impl Watch {
 
     /// Whether the key was silent for long enough for its old process to count as ended.
     fn silent(&self, now: Duration) -> bool {
-        if self.advanced {
-            self.head >= self.head_at_vote + SILENT_BLOCKS
-        } else {
-            self.quiet(now) >= PATIENCE
-        }
+        // A chain that waits for this very key stands still, also if it advanced before.
+        let passed = self.advanced && self.head >= self.head_at_vote + SILENT_BLOCKS;
+        passed || self.quiet(now) >= PATIENCE
     }
 
     /// Time since anything new was seen: a block or a vote of the key.

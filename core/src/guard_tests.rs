@@ -184,6 +184,17 @@ fn on_another_machine_and_a_standing_chain_time_must_pass() {
 }
 
 #[test]
+fn a_chain_that_stops_with_the_old_process_waits_for_the_new_one_no_longer_than_its_patience() {
+    // The old process signed on; then its machine died, and the chain lacks its power.
+    let mut watch = Watch::default();
+    for (second, height) in [(0, 100), (10, 110), (20, 120), (79, 120)] {
+        watch.observe(&[seen(height, height)], Duration::from_secs(second));
+    }
+    assert!(!watch.silent(Duration::from_secs(79)));
+    assert!(watch.silent(Duration::from_secs(80)));
+}
+
+#[test]
 fn peers_that_die_while_a_node_waits_do_not_stop_it_for_ever() {
     let rounds = [
         (0, vec![seen(100, 100)]),
