@@ -90,7 +90,7 @@ pub fn build_certificate_map(node: &NodeParts<'_>, leaf_pem: &str, ca_pem: &str)
     }
 }
 
-/// A node's configuration: immutable, named by its content.
+/// A node's configuration: immutable, named by its content. It stays as long as a template names it.
 pub fn build_config_map(
     node: &NodeParts<'_>,
     application: Application,
@@ -109,7 +109,7 @@ pub fn build_config_map(
         },
     });
     ConfigMap {
-        metadata: node.owned(node.name.config(&short_hash(text.as_bytes()))),
+        metadata: node.kept(node.name.config(&short_hash(text.as_bytes()))),
         data: data([(CONFIG_FILE, text)]),
         immutable: Some(true),
         ..ConfigMap::default()
@@ -119,10 +119,11 @@ pub fn build_config_map(
 /// Key of the pod template in its `ConfigMap`.
 pub const TEMPLATE_KEY: &str = "template.json";
 
-/// A pod template: immutable, named by its content.
+/// A pod template: immutable, named by its content. It stays when the network goes: applied again, every
+/// node first comes back as it was.
 pub fn build_template_map(node: &NodeParts<'_>, hash: &str, text: String) -> ConfigMap {
     ConfigMap {
-        metadata: node.owned(node.name.template(hash)),
+        metadata: node.kept(node.name.template(hash)),
         data: data([(TEMPLATE_KEY, text)]),
         immutable: Some(true),
         ..ConfigMap::default()
