@@ -31,9 +31,12 @@ pub struct EngineReport {
     pub height: u64,
     /// Time in that block's header (RFC 3339); set by the chain, not by this machine.
     pub block_time: String,
-    /// Height of the newest block the application has applied; below `height` for a moment in each
-    /// block, and for good on a frozen chain.
+    /// Height of the newest block the application knows of. Not proof that it was applied: the built-in
+    /// key-value store counts a block before the engine has accepted its outcome.
     pub applied_height: u64,
+    /// The height that consensus works on: one above `height`, except for a moment in each block, and
+    /// for good on a frozen chain.
+    pub consensus_height: u64,
     /// The engine's own word; false on a stalled chain too.
     pub catching_up: bool,
     /// Number of connected peers.
@@ -216,11 +219,12 @@ impl HeadTrack {
 }
 
 /// Tells a frozen chain from one that merely stands, by the nodes' newest reports. Each node of a frozen
-/// one has a block stored that it cannot apply, while its process lives and calls itself healthy.
+/// one has a block stored that it cannot apply, so its consensus still works on that height, while its
+/// process lives and calls itself healthy. Where voters are missing, consensus works on the next height.
 pub fn frozen<'a>(reports: impl IntoIterator<Item = &'a EngineReport>) -> bool {
     let mut any = false;
     for report in reports {
-        if report.height == 0 || report.applied_height >= report.height {
+        if report.height == 0 || report.consensus_height > report.height {
             return false;
         }
         any = true;
@@ -304,21 +308,22 @@ mod tests {
 
     #[test]
     fn a_chain_is_frozen_only_if_no_node_could_apply_its_block() {
-        let report = |height, applied_height| EngineReport {
+        let report = |height, consensus_height| EngineReport {
             chain_id: "c".into(),
             version: "v".into(),
             node_id: "n".into(),
             address: "a".into(),
             height,
             block_time: String::new(),
-            applied_height,
+            applied_height: height,
+            consensus_height,
             catching_up: false,
             peers: 3,
             voting_power: 1,
             signed: None,
         };
-        assert!(frozen(&[report(9, 8), report(9, 8)]));
-        assert!(!frozen(&[report(9, 8), report(9, 9)]), "one could apply it: a stall");
-        assert!(!frozen(&[report(0, 0)]) && !frozen(&[]));
+        assert!(frozen(&[report(9, 9), report(9, 9)]));
+        assert!(!frozen(&[report(9, 9), report(9, 10)]), "one could apply it: a stall");
+        assert!(!frozen(&[report(0, 1)]) && !frozen(&[]));
     }
 }

@@ -110,12 +110,13 @@ pub async fn observe_engine(
     rpc: SocketAddr,
     deadline: Duration,
 ) -> Result<EngineReport, EngineError> {
-    let (status, net_info, abci_info) = tokio::try_join!(
+    let (status, net_info, abci_info, consensus_state) = tokio::try_join!(
         call(rpc, "status", json!({}), deadline),
         call(rpc, "net_info", json!({}), deadline),
         call(rpc, "abci_info", json!({}), deadline),
+        call(rpc, "consensus_state", json!({}), deadline),
     )?;
-    Ok(parse_report(Answers { status, net_info, abci_info })?)
+    Ok(parse_report(Answers { status, net_info, abci_info, consensus_state })?)
 }
 
 /// Who signed the newest final blocks. Kept by height, since a final commit never changes.

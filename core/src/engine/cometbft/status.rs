@@ -14,6 +14,8 @@ pub struct Answers {
     pub net_info: serde_json::Value,
     /// Result of `abci_info`.
     pub abci_info: serde_json::Value,
+    /// Result of `consensus_state`.
+    pub consensus_state: serde_json::Value,
 }
 
 /// Why an answer could not be read.
@@ -65,6 +67,23 @@ struct AbciInfo {
 }
 
 #[derive(Deserialize)]
+struct ConsensusState {
+    round_state: RoundState,
+}
+
+#[derive(Deserialize)]
+struct RoundState {
+    #[serde(rename = "height/round/step", deserialize_with = "first_number")]
+    height: u64,
+}
+
+/// The height in `height/round/step`.
+fn first_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.split('/').next().unwrap_or_default().parse().map_err(D::Error::custom)
+}
+
+#[derive(Deserialize)]
 struct AbciResponse {
     // Left out by the engine while it is zero.
     #[serde(default, deserialize_with = "number")]
@@ -100,7 +119,10 @@ pub fn parse_report(answers: Answers) -> Result<EngineReport, AnswerError> {
     let status: Status = serde_json::from_value(answers.status).map_err(failed("status"))?;
     let net: NetInfo = serde_json::from_value(answers.net_info).map_err(failed("net_info"))?;
     let abci: AbciInfo = serde_json::from_value(answers.abci_info).map_err(failed("abci_info"))?;
+    let consensus: ConsensusState =
+        serde_json::from_value(answers.consensus_state).map_err(failed("consensus_state"))?;
     Ok(EngineReport {
+        consensus_height: consensus.round_state.height,
         chain_id: status.node_info.network,
         version: status.node_info.version,
         node_id: status.node_info.id,
@@ -130,6 +152,7 @@ mod tests {
             }),
             net_info: json!({"listening": true, "n_peers": "3", "peers": []}),
             abci_info: json!({"response": {"data": "{}", "last_block_height": "41"}}),
+            consensus_state: json!({"round_state": {"height/round/step": "42/0/3"}}),
         }
     }
 
@@ -137,7 +160,7 @@ mod tests {
     fn reads_the_answers_of_a_running_node() {
         let report = parse_report(answers()).unwrap();
         assert_eq!((report.height, report.applied_height, report.peers), (41, 41, 3));
-        assert_eq!(report.voting_power, 10);
+        assert_eq!((report.voting_power, report.consensus_height), (10, 42));
         assert!(!report.catching_up);
     }
 
