@@ -16,3 +16,4 @@ pub mod names;
 pub mod pki;
 pub mod quorum;
 pub mod restart;
+pub mod retention;

@@ -26,7 +26,7 @@ fn data<const N: usize>(entries: [(&str, String); N]) -> Option<BTreeMap<String,
 /// The anchor. It stays when the network goes.
 pub fn build_anchor_map(network: &NetworkParts<'_>, anchor: &Anchor) -> ConfigMap {
     ConfigMap {
-        metadata: network.kept(network.name.anchor()),
+        metadata: network.held(network.name.anchor()),
         data: data([(ANCHOR_KEY, anchor.to_json())]),
         ..ConfigMap::default()
     }

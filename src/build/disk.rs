@@ -12,7 +12,7 @@ use crate::api::Storage;
 /// Builds the claim of a node's disk. It stays when the node and the network go.
 pub fn build_disk(node: &NodeParts<'_>, storage: &Storage) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
-        metadata: node.kept(node.name.disk()),
+        metadata: node.held(node.name.disk()),
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
             storage_class_name: storage.storage_class_name.clone(),

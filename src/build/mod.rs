@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use bsn_core::anchor::{Anchor, Identity, Role};
 use bsn_core::names::{NetworkName, NodeName};
+use bsn_core::retention::KEEP_FINALIZER;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use crate::api::NodeRole;
@@ -68,6 +69,11 @@ impl<'a> NetworkParts<'a> {
         }
     }
 
+    /// Metadata of an object that not even its own deletion takes, until a person releases it.
+    pub fn held(&self, name: String) -> ObjectMeta {
+        ObjectMeta { finalizers: Some(vec![KEEP_FINALIZER.to_owned()]), ..self.kept(name) }
+    }
+
     /// Metadata of an object that stays when the `BsnNetwork` goes: whatever holds state.
     pub fn kept(&self, name: String) -> ObjectMeta {
         ObjectMeta {
@@ -117,6 +123,11 @@ impl NodeParts<'_> {
             owner_references: self.owner.map(|owner| vec![owner.clone()]),
             ..self.kept(name)
         }
+    }
+
+    /// Metadata of an object that not even its own deletion takes, until a person releases it.
+    pub fn held(&self, name: String) -> ObjectMeta {
+        ObjectMeta { labels: Some(self.labels()), ..self.network.held(name) }
     }
 
     /// Metadata of an object that stays when the `BsnNode` goes: whatever holds state.

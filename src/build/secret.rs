@@ -60,7 +60,7 @@ pub fn build_keys_secret(
     tls_key_pem: &str,
 ) -> Secret {
     Secret {
-        metadata: node.kept(node.name.keys()),
+        metadata: node.held(node.name.keys()),
         type_: Some("Opaque".to_owned()),
         data: data([
             (CONSENSUS_KEY_FILE, &consensus.consensus_key_file()),

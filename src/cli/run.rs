@@ -15,7 +15,7 @@ use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
 use crate::cluster::{Watches, client, watches};
 use crate::controller::context::{Context, Credentials, Settings};
-use crate::controller::{network, node, run};
+use crate::controller::{network, node, retention, run};
 use crate::evidence::poller::{Poller, Targets};
 use crate::labels;
 use crate::lease::LeaderElection;
@@ -152,6 +152,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         () = controlling => Ok(()),
         () = watching => Ok(()),
         () = poller.run() => Ok(()),
+        () = retention::run(ctx.clone()) => Ok(()),
         () = lost => Err(RunError::LeadershipLost),
     };
     if ended.is_ok() {

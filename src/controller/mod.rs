@@ -4,6 +4,7 @@
 pub mod context;
 pub mod network;
 pub mod node;
+pub mod retention;
 pub mod run;
 
 use crate::anchor::StoreError;

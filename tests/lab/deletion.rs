@@ -33,6 +33,13 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     let disks = world.api::<PersistentVolumeClaim>().list(&ListParams::default()).await.unwrap();
     assert_eq!(disks.items.len(), 4);
 
+    // Not even a deletion by name takes a key or a disk.
+    let namespace = world.namespace.as_str();
+    for kind in ["secret/deletion-nanjing-0-keys", "configmap/deletion-anchor"] {
+        world.kubectl_ok(&["delete", kind, "-n", namespace, "--wait=false"]);
+    }
+    assert_eq!(world.fingerprint().await, before);
+
     world.apply(&yaml);
     world.await_ready().await;
     world.await_height_above(head, Duration::from_mins(2)).await;

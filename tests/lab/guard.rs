@@ -95,6 +95,10 @@ async fn a_lost_disk_is_refused_until_a_person_consents_and_then_nothing_is_sign
     let claim = format!("{lost}-data");
     world.kubectl_ok(&["delete", "pvc", &claim, "-n", namespace, "--wait=false"]);
     world.kubectl_ok(&["delete", "pod", &format!("{lost}-0"), "-n", namespace]);
+    chain.await_stalled(&lost, "is being deleted").await;
+    // Its finalizer keeps it; only somebody who insists loses it.
+    let patch = r#"{"metadata":{"finalizers":null}}"#;
+    world.kubectl_ok(&["patch", "pvc", &claim, "-n", namespace, "--type=merge", "-p", patch]);
     eventually("the claim's end", MINUTE, async || {
         let left = world.api::<PersistentVolumeClaim>().get_opt(&claim).await.unwrap();
         if left.is_none() { Ok(()) } else { Err("it is still there".to_owned()) }

@@ -43,7 +43,12 @@ async fn a_lost_key_is_never_made_again_and_another_nodes_key_is_refused() {
     let other_content = world.api::<Secret>().get(other).await.unwrap();
     let namespace = world.namespace.as_str();
 
-    world.kubectl_ok(&["delete", "secret", own, "-n", namespace]);
+    // A deletion alone takes nothing: the finalizer keeps the key, and the node runs on.
+    world.kubectl_ok(&["delete", "secret", own, "-n", namespace, "--wait=false"]);
+    world.kubectl_ok(&["delete", "pod", pod, "-n", namespace]);
+    world.await_ready().await;
+    let patch = r#"{"metadata":{"finalizers":null}}"#;
+    world.kubectl_ok(&["patch", "secret", own, "-n", namespace, "--type=merge", "-p", patch]);
     world.kubectl_ok(&["delete", "pod", pod, "-n", namespace, "--wait=false"]);
     await_stalled(&world, node, "A key is never made twice").await;
     tokio::time::sleep(Duration::from_secs(10)).await;

@@ -74,6 +74,14 @@ impl World {
 
     /// Removes the namespace and everything in it. Stories that fail leave it, to be looked at.
     pub fn remove(&self) {
+        let anchor = format!("configmap/{}-anchor", self.network);
+        let id = r"-o=jsonpath={.metadata.labels.bsn-operator\.io/network-id}";
+        let found = self.kubectl(&["get", &anchor, "-n", &self.namespace, id], "");
+        if found.status.success() {
+            let id = String::from_utf8_lossy(&found.stdout).into_owned();
+            let release = format!("bsn-operator.io/release={}", id.trim());
+            self.kubectl_ok(&["annotate", &anchor, "-n", &self.namespace, "--overwrite", &release]);
+        }
         let args = ["delete", "namespace", &self.namespace, "--ignore-not-found", "--timeout=120s"];
         self.kubectl_ok(&args);
     }

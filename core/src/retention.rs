@@ -1,0 +1,118 @@
+//! What is kept until a person releases it: private keys, disks and the anchor.
+//!
+//! Each of them carries a finalizer, so that a deletion by mistake, of one object or of a whole namespace,
+//! takes nothing that a chain depends on. A person releases an identity, or a whole network, by its id in an
+//! annotation of the anchor.
+
+use crate::anchor::Anchor;
+use crate::names::NodeName;
+
+/// Finalizer of keys, disks and anchors.
+pub const KEEP_FINALIZER: &str = "bsn-operator.io/keep";
+/// Annotation of the anchor: ids of identities, or the network's id; separated by commas.
+pub const RELEASE_ANNOTATION: &str = "bsn-operator.io/release";
+
+/// What may be let go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Release {
+    /// Nodes whose keys and disks may go, in this order.
+    pub nodes: Vec<NodeName>,
+    /// The anchor may go, after them.
+    pub anchor: bool,
+    /// What was asked for and is not done, with the reason.
+    pub refused: Vec<String>,
+}
+
+/// Decides what `annotation` releases. `network_exists` = the `BsnNetwork` is there, by a live read.
+pub fn plan_release(anchor: &Anchor, annotation: &str, network_exists: bool) -> Release {
+    let mut release = Release::default();
+    for id in annotation.split(',').map(str::trim).filter(|id| !id.is_empty()) {
+        if id == anchor.network_id {
+            if network_exists {
+                release.refused.push(format!(
+                    "network id {id} is not released while its BsnNetwork exists: delete that first"
+                ));
+            } else {
+                release.nodes =
+                    anchor.identities.keys().map(|name| NodeName::from_object(name)).collect();
+                release.anchor = true;
+            }
+            continue;
+        }
+        match anchor.identities.iter().find(|(_, identity)| identity.id == id) {
+            Some((name, identity)) if identity.retired || !network_exists => {
+                let name = NodeName::from_object(name);
+                if !release.nodes.contains(&name) {
+                    release.nodes.push(name);
+                }
+            }
+            Some((name, _)) => release.refused.push(format!(
+                "identity {id} is not released: it is node {name}, which the BsnNetwork still has"
+            )),
+            None => {
+                release.refused.push(format!("{id} is no identity of this network, nor its id"));
+            }
+        }
+    }
+    release
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::anchor::{ANCHOR_VERSION, Identity, ObjectUids, Role};
+    use crate::first_start::FirstStart;
+
+    fn identity(id: &str, retired: bool) -> Identity {
+        Identity {
+            id: id.into(),
+            set: "a".into(),
+            role: Role::FullNode,
+            retired,
+            keys: None,
+            uids: ObjectUids::default(),
+            template_hash: None,
+            inputs_hash: None,
+            first_start: FirstStart::NotIssued,
+            used_consents: Vec::new(),
+        }
+    }
+
+    fn anchor() -> Anchor {
+        Anchor {
+            version: ANCHOR_VERSION,
+            hub_id: "h".into(),
+            network_id: "n1".into(),
+            chain_id: "c".into(),
+            genesis_time: jiff::Timestamp::UNIX_EPOCH,
+            founders: Vec::new(),
+            ca: None,
+            genesis_hash: None,
+            formed: true,
+            restarting: None,
+            next_index: [].into(),
+            identities: [
+                ("net-a-0".to_owned(), identity("i0", false)),
+                ("net-a-1".to_owned(), identity("i1", true)),
+            ]
+            .into(),
+        }
+    }
+
+    #[test]
+    fn what_a_network_still_uses_is_not_released() {
+        let release = plan_release(&anchor(), "i0, i1, n1, what", true);
+        assert_eq!(release.nodes, [NodeName::from_object("net-a-1")]);
+        assert!(!release.anchor);
+        assert_eq!(release.refused.len(), 3, "{:?}", release.refused);
+    }
+
+    #[test]
+    fn without_its_network_everything_may_go() {
+        let release = plan_release(&anchor(), "n1", false);
+        assert_eq!(release.nodes.len(), 2);
+        assert!(release.anchor && release.refused.is_empty());
+        let release = plan_release(&anchor(), "i0", false);
+        assert_eq!((release.nodes.len(), release.anchor), (1, false));
+    }
+}

@@ -1,0 +1,135 @@
+//! Lets go what a person released: takes the finalizers from keys, disks and, last, the anchor.
+//!
+//! It looks at anchors, not at networks, since most of what it does concerns networks that are gone.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bsn_core::anchor::{ANCHOR_KEY, Anchor};
+use bsn_core::names::NodeName;
+use bsn_core::retention::{KEEP_FINALIZER, RELEASE_ANNOTATION, plan_release};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use serde_json::json;
+
+use super::context::Context;
+use crate::api::BsnNetwork;
+use crate::apply::{ApiError, bounded, read};
+use crate::labels;
+
+/// Time between two looks at the anchors in the cache. Without an annotation a look costs no request.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Looks for releases until the process ends.
+pub async fn run(ctx: Arc<Context>) {
+    // What was done or said already; anchors by uid, so that a new one of the same name begins anew.
+    let mut settled = HashSet::new();
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        let annotated = ctx.caches.config_maps.state_filter(|map| {
+            map.annotations().contains_key(RELEASE_ANNOTATION)
+                && map.data.as_ref().is_some_and(|data| data.contains_key(ANCHOR_KEY))
+        });
+        for map in annotated {
+            if let Err(error) = release(&ctx, &map, &mut settled).await {
+                tracing::warn!(anchor = %map.name_any(), %error, "not released yet; tried again");
+            }
+        }
+    }
+}
+
+async fn release(
+    ctx: &Context,
+    map: &ConfigMap,
+    settled: &mut HashSet<(String, String)>,
+) -> Result<(), ApiError> {
+    let namespace = map.namespace().unwrap_or_default();
+    let uid = map.uid().unwrap_or_default();
+    let text = map.data.as_ref().and_then(|data| data.get(ANCHOR_KEY));
+    let anchor: Anchor = match text.map(|text| serde_json::from_str(text)) {
+        Some(Ok(anchor)) => anchor,
+        // Damaged anchors are the network controller's to report; nothing is let go on their word.
+        _ => return Ok(()),
+    };
+    let network = map.labels().get(labels::NETWORK).cloned().unwrap_or_default();
+    if anchor.hub_id != ctx.hub_id || network.is_empty() {
+        return Ok(());
+    }
+    let annotation = map.annotations().get(RELEASE_ANNOTATION).cloned().unwrap_or_default();
+    let asked = (uid.clone(), annotation.clone());
+    if settled.contains(&asked) {
+        return Ok(());
+    }
+    // Live, just before: what is let go does not come back.
+    let exists = read::<BsnNetwork>(&ctx.client, &namespace, &network).await?.is_some();
+    let plan = plan_release(&anchor, &annotation, exists);
+    for node in &plan.nodes {
+        let done = (uid.clone(), node.to_string());
+        if settled.contains(&done) {
+            continue;
+        }
+        release_node(ctx, &namespace, node, &anchor.network_id).await?;
+        settled.insert(done);
+    }
+    if plan.anchor {
+        drop_finalizer(ctx, map).await?;
+    }
+    for why in &plan.refused {
+        if settled.insert((uid.clone(), why.clone())) {
+            tracing::warn!(%namespace, %network, "{why}");
+        }
+    }
+    // A refused part may be granted later, when the network is gone.
+    if plan.refused.is_empty() {
+        settled.insert(asked);
+    }
+    Ok(())
+}
+
+/// The key first: without it the disk is only history.
+async fn release_node(
+    ctx: &Context,
+    namespace: &str,
+    node: &NodeName,
+    network_id: &str,
+) -> Result<(), ApiError> {
+    tracing::warn!(namespace, %node, network_id, "releasing its keys and its disk");
+    if let Some(keys) = read::<Secret>(&ctx.client, namespace, &node.keys()).await? {
+        drop_finalizer(ctx, &keys).await?;
+    }
+    if let Some(disk) = read::<PersistentVolumeClaim>(&ctx.client, namespace, &node.disk()).await? {
+        drop_finalizer(ctx, &disk).await?;
+    }
+    Ok(())
+}
+
+async fn drop_finalizer<K>(ctx: &Context, object: &K) -> Result<(), ApiError>
+where
+    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned,
+{
+    if !object.finalizers().iter().any(|finalizer| finalizer == KEEP_FINALIZER) {
+        return Ok(());
+    }
+    let others: Vec<_> =
+        object.finalizers().iter().filter(|finalizer| *finalizer != KEEP_FINALIZER).collect();
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    // The version it was read at: somebody else's finalizer is not lost.
+    let patch = json!({"metadata": {
+        "finalizers": others,
+        "uid": object.uid(),
+        "resourceVersion": object.resource_version(),
+    }});
+    let api = Api::<K>::namespaced(ctx.client.clone(), &namespace);
+    let what = || format!("patch {} {namespace}/{name}", K::kind(&()));
+    let params = PatchParams::default();
+    match bounded(what, api.patch(&name, &params, &Patch::Merge(&patch))).await {
+        // Gone meanwhile.
+        Err(error) if error.code() == Some(404) => Ok(()),
+        result => result.map(|_| ()),
+    }
+}
