@@ -55,7 +55,11 @@ async fn a_lost_key_is_never_made_again_and_another_nodes_key_is_refused() {
     assert!(world.api::<Secret>().get_opt(own).await.unwrap().is_none());
 
     // Another node's key under this node's name: refused by the operator, and by the guard.
-    put_secret(&world, own, &other_content).await;
+    let mut swapped = own_content.clone();
+    let file = "priv_validator_key.json";
+    let stolen = other_content.data.unwrap()[file].clone();
+    swapped.data.as_mut().unwrap().insert(file.to_owned(), stolen);
+    put_secret(&world, own, &swapped).await;
     world.await_guard(node, "KeyDiffers:", LONG).await;
     await_stalled(&world, node, "holds other keys").await;
 
