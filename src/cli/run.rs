@@ -14,7 +14,7 @@ use super::RunArgs;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
 use crate::cluster::{Watches, client, watches};
-use crate::controller::context::{Context, Credentials, Settings};
+use crate::controller::context::{Context, Credentials, RecentReads, Settings};
 use crate::controller::{network, node, retention, run};
 use crate::evidence::poller::{Poller, Targets};
 use crate::labels;
@@ -110,6 +110,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         hub_id,
         settings: Settings { agent_image: args.agent_image, image_prefix: args.image_prefix },
         credentials: Credentials::default(),
+        recent: RecentReads::default(),
     });
     let poller = Poller {
         targets: ctx.targets.clone(),

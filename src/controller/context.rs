@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bsn_core::forming::IdSource;
 use bsn_core::hash::sha256_hex;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::Error;
 use crate::anchor::AnchorStore;
@@ -22,6 +24,31 @@ pub struct Settings {
     pub agent_image: String,
     /// Stands before the engines' default images, if not empty.
     pub image_prefix: String,
+}
+
+/// Secrets that were just read. They are not watched, and a bring-up looks at a node a dozen times within
+/// seconds: once every few of them is enough to notice a lost one.
+#[derive(Clone, Default)]
+pub struct RecentReads(Arc<Mutex<BTreeMap<(String, String), Instant>>>);
+
+/// How long a Secret counts as just read. Shorter than a node must be silent before it is looked at
+/// again, so that the look which follows a crash is always a real one.
+const RECENT: Duration = Duration::from_secs(5);
+
+impl RecentReads {
+    /// Whether this Secret was just read and found right.
+    pub fn holds(&self, namespace: &str, name: &str) -> bool {
+        let reads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.to_owned(), name.to_owned());
+        reads.get(&key).is_some_and(|at| at.elapsed() < RECENT)
+    }
+
+    /// This Secret was just read and found right.
+    pub fn note(&self, namespace: &str, name: &str) {
+        let mut reads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reads.retain(|_, at| at.elapsed() < RECENT);
+        reads.insert((namespace.to_owned(), name.to_owned()), Instant::now());
+    }
 }
 
 /// What every pass of a controller may use.
@@ -48,6 +75,8 @@ pub struct Context {
     pub settings: Settings,
     /// Certificates made in memory, by network.
     pub credentials: Credentials,
+    /// Secrets that were just read.
+    pub recent: RecentReads,
 }
 
 impl Context {

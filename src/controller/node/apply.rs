@@ -125,6 +125,19 @@ impl Pass<'_> {
 
     /// The keys: made if none were ever recorded, else read and compared with the record.
     async fn ensure_keys(&self, parts: &NodeParts<'_>) -> Step<(ReadKeys, String)> {
+        let (namespace, name) = (&self.key.namespace, self.name.keys());
+        if let (Some(public), Some(uid)) = (&parts.identity.keys, &parts.identity.uids.keys)
+            && self.ctx.recent.holds(namespace, &name)
+        {
+            let keys = ReadKeys { public: public.clone(), tls_key_pem: None };
+            return Ok(Ok((keys, uid.clone())));
+        }
+        let keys = or_refuse!(self.read_keys(parts).await?);
+        self.ctx.recent.note(namespace, &name);
+        Ok(Ok(keys))
+    }
+
+    async fn read_keys(&self, parts: &NodeParts<'_>) -> Step<(ReadKeys, String)> {
         let name = self.name.keys();
         let id = parts.network.network_id;
         let found = read::<Secret>(&self.ctx.client, &self.key.namespace, &name).await?;
@@ -337,7 +350,14 @@ impl Pass<'_> {
             Err(refusal) => return Ok(Err(refusal)),
         };
         tracing::info!(node = %self.name, ?why, "issuing the node's certificate");
-        let leaf = authority.issue(&names, &keys.tls_key_pem, policy.validity, now, true)?;
+        let key_pem = match &keys.tls_key_pem {
+            Some(pem) => pem.clone(),
+            None => {
+                let (read, _) = or_refuse!(self.read_keys(parts).await?);
+                read.tls_key_pem.unwrap_or_default()
+            }
+        };
+        let leaf = authority.issue(&names, &key_pem, policy.validity, now, true)?;
         let wish = build_certificate_map(parts, &leaf, authority.cert_pem());
         let issued = observe_leaf(&leaf, authority.cert_pem())?;
         let id = parts.network.network_id;

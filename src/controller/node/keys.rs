@@ -16,8 +16,8 @@ use crate::pki::{new_key, random_bytes, spki_sha256_of_key};
 pub struct ReadKeys {
     /// Public parts.
     pub public: IdentityKeys,
-    /// TLS private key (PEM).
-    pub tls_key_pem: String,
+    /// TLS private key (PEM); `None` = the Secret was read a moment ago, by another pass.
+    pub tls_key_pem: Option<String>,
 }
 
 /// Makes new keys and the Secret that will hold them. Nothing is stored yet.
@@ -39,9 +39,9 @@ pub fn parse_keys(secret: &Secret, name: &str) -> Result<ReadKeys, Refusal> {
         .map_err(|error| bad(error.to_string()))?;
     let p2p = PrivateKey::parse_node_key_file(text(NODE_KEY_FILE)?)
         .map_err(|error| bad(error.to_string()))?;
-    let tls_key_pem = text(TLS_KEY_FILE)?.to_owned();
+    let tls_key_pem = text(TLS_KEY_FILE)?;
     let tls_spki_sha256 =
-        spki_sha256_of_key(&tls_key_pem).map_err(|error| bad(error.to_string()))?;
+        spki_sha256_of_key(tls_key_pem).map_err(|error| bad(error.to_string()))?;
     let public = IdentityKeys { consensus: consensus.public(), p2p: p2p.public(), tls_spki_sha256 };
-    Ok(ReadKeys { public, tls_key_pem })
+    Ok(ReadKeys { public, tls_key_pem: Some(tls_key_pem.to_owned()) })
 }
