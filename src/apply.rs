@@ -4,15 +4,17 @@
 //! made is never overwritten. Later writes are server-side applies that carry the known uid. Before
 //! either, the wish is compared with what is there: in steady state nothing is written.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_core::hash::short_hash;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::labels;
 
@@ -207,7 +209,8 @@ pub async fn ensure<K: Object>(
     Ok((applied, Outcome::Changed))
 }
 
-/// Makes an object that is never changed afterwards, or takes the one that is there.
+/// Makes an object whose content is never changed afterwards, or takes the one that is there. Marks that
+/// were taken from it are put back.
 pub async fn ensure_exists<K: Object>(
     client: &kube::Client,
     cached: Option<&K>,
@@ -220,16 +223,71 @@ pub async fn ensure_exists<K: Object>(
         None => {
             let namespace = desired.namespace().unwrap_or_default();
             match create(client, &namespace, &desired).await? {
-                Created::Now(object) => (object, Outcome::Created),
+                Created::Now(object) => return Ok((object, Outcome::Created)),
                 Created::Already(object) => (object, Outcome::Unchanged),
             }
         }
     };
     if is_ours(&object, recorded_uid, network_id) {
+        let object = restore_marks(client, object, desired.meta()).await?;
         Ok((object, outcome))
     } else {
         Err(name_taken(&object))
     }
+}
+
+/// Puts back labels and finalizers of an object of ours that lacks some of `desired`'s: somebody took them
+/// away, or it came back from a backup without them. Its content is not touched.
+pub async fn restore_marks<K: Object>(
+    client: &kube::Client,
+    object: K,
+    desired: &ObjectMeta,
+) -> Result<K, ApiError> {
+    let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(object) };
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it has lost marks of ours; they are put back");
+    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    let params = PatchParams {
+        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    bounded(
+        || describe::<K>("patch", &namespace, &name),
+        api.patch(&name, &params, &Patch::Merge(&json!({ "metadata": marks }))),
+    )
+    .await
+}
+
+/// The patch that gives `object` the labels and finalizers of `desired` that it lacks, if any.
+fn missing_marks(object: &ObjectMeta, desired: &ObjectMeta) -> Option<Value> {
+    // The API server lets nobody add a finalizer to an object that is being deleted.
+    if object.deletion_timestamp.is_some() {
+        return None;
+    }
+    let labels: BTreeMap<_, _> = desired
+        .labels
+        .iter()
+        .flatten()
+        .filter(|(key, value)| object.labels.as_ref().and_then(|all| all.get(*key)) != Some(value))
+        .collect();
+    let has = object.finalizers.iter().flatten();
+    let lacks: Vec<_> = desired
+        .finalizers
+        .iter()
+        .flatten()
+        .filter(|finalizer| !has.clone().any(|known| known == *finalizer))
+        .collect();
+    if labels.is_empty() && lacks.is_empty() {
+        return None;
+    }
+    let finalizers: Vec<_> = has.clone().chain(lacks).collect();
+    // The version it was read at: somebody else's finalizer is not lost.
+    Some(json!({
+        "labels": labels,
+        "finalizers": finalizers,
+        "uid": object.uid,
+        "resourceVersion": object.resource_version,
+    }))
 }
 
 enum Created<K> {
@@ -306,7 +364,6 @@ fn is_empty(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn defaults_of_the_server_are_not_a_difference_but_edits_are() {
@@ -338,5 +395,23 @@ mod tests {
         labels.insert(labels::NETWORK_ID.into(), "n1".into());
         assert!(is_ours(&object, None, "n1"));
         assert!(!is_ours(&object, None, "n2"));
+    }
+
+    #[test]
+    fn lost_marks_are_put_back_and_strangers_stay() {
+        let meta = |labels: &[&str], finalizers: &[&str]| ObjectMeta {
+            labels: Some(labels.iter().map(|key| ((*key).to_owned(), "v".to_owned())).collect()),
+            finalizers: Some(finalizers.iter().map(|name| (*name).to_owned()).collect()),
+            ..ObjectMeta::default()
+        };
+        let desired = meta(&["a"], &["keep"]);
+        assert_eq!(missing_marks(&meta(&["a", "b"], &["other", "keep"]), &desired), None);
+        let patch = missing_marks(&meta(&["b"], &["other"]), &desired).unwrap();
+        assert_eq!(patch["labels"], json!({"a": "v"}));
+        assert_eq!(patch["finalizers"], json!(["other", "keep"]));
+        let mut going = meta(&[], &[]);
+        going.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+        assert_eq!(missing_marks(&going, &desired), None);
     }
 }

@@ -71,14 +71,18 @@ async fn release(
             continue;
         }
         release_node(ctx, &namespace, node, &anchor.network_id).await?;
+        let note = format!("the keys and the disk of {node} go when they are deleted");
+        tell(ctx, map, true, note).await;
         settled.insert(done);
     }
     if plan.anchor {
+        tell(ctx, map, true, "this anchor goes when it is deleted".to_owned()).await;
         drop_finalizer(ctx, map).await?;
     }
     for why in &plan.refused {
         if settled.insert((uid.clone(), why.clone())) {
             tracing::warn!(%namespace, %network, "{why}");
+            tell(ctx, map, false, why.clone()).await;
         }
     }
     // A refused part may be granted later, when the network is gone.
@@ -86,6 +90,12 @@ async fn release(
         settled.insert(asked);
     }
     Ok(())
+}
+
+/// Tells on the anchor, where the release was asked for, what became of it.
+async fn tell(ctx: &Context, anchor: &ConfigMap, granted: bool, note: String) {
+    let reason = if granted { "Released" } else { "ReleaseRefused" };
+    ctx.events.tell::<ConfigMap>(&anchor.metadata, granted, reason, "Release", note).await;
 }
 
 /// The key first: without it the disk is only history.

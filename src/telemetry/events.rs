@@ -24,14 +24,27 @@ impl Events {
         Self(Recorder::new(client, reporter))
     }
 
-    /// Tells that a condition of an object changed. A failure is logged and otherwise harmless: the
-    /// condition itself is what counts.
+    /// Tells that a condition of an object changed.
     pub async fn condition<K: Resource<DynamicType = ()>>(
         &self,
         object: &ObjectMeta,
         condition: &Raw,
     ) {
         let good = (condition.status == "True") != (condition.type_ == STALLED);
+        let note = format!("{}: {}", condition.type_, condition.message);
+        self.tell::<K>(object, good, &condition.reason, &condition.type_, note).await;
+    }
+
+    /// Tells something of an object, good or bad: a `reason` in one word, the `action` it came from, and a
+    /// `note` for people. A failure is logged and otherwise harmless.
+    pub async fn tell<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &ObjectMeta,
+        good: bool,
+        reason: &str,
+        action: &str,
+        mut note: String,
+    ) {
         let reference = ObjectReference {
             api_version: Some(K::api_version(&()).into_owned()),
             kind: Some(K::kind(&()).into_owned()),
@@ -40,13 +53,12 @@ impl Events {
             uid: object.uid.clone(),
             ..ObjectReference::default()
         };
-        let mut note = format!("{}: {}", condition.type_, condition.message);
         note.truncate(note.floor_char_boundary(MAX_NOTE));
         let event = Event {
             type_: if good { EventType::Normal } else { EventType::Warning },
-            reason: condition.reason.clone(),
+            reason: reason.to_owned(),
             note: Some(note),
-            action: condition.type_.clone(),
+            action: action.to_owned(),
             secondary: None,
         };
         let published = self.0.publish(&event, &reference);

@@ -1,18 +1,29 @@
 //! What is kept when a network is deleted: keys, disks, anchor, genesis.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bsn_core::retention::KEEP_FINALIZER;
+use bsn_operator::labels;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::ResourceExt;
 use kube::api::ListParams;
 
 use crate::support::{World, eventually};
+
+const MINUTE: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     let world = World::new("deletion").await;
     let yaml = world.yaml(&World::sample_spec());
+    let reader = "\n- name: reader\n  role: FullNode\n  replicas: 1\n  storage: {size: 1Gi}";
+    world.apply(&world.yaml(&(World::sample_spec() + reader)));
+    world.await_ready().await;
+    let identities = identities(&world).await;
     world.apply(&yaml);
     world.await_ready().await;
+    release_one(&world, &identities["deletion-reader-0"], &identities["deletion-nanjing-0"]).await;
     let head = world.await_height_above(5, Duration::from_mins(1)).await;
     let before = world.fingerprint().await;
 
@@ -45,4 +56,49 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     world.await_height_above(head, Duration::from_mins(2)).await;
     assert_eq!(world.fingerprint().await, before);
     world.remove();
+}
+
+/// Ids of the nodes' identities.
+async fn identities(world: &World) -> BTreeMap<String, String> {
+    let disks = world.api::<PersistentVolumeClaim>().list(&ListParams::default()).await.unwrap();
+    let label = |disk: &PersistentVolumeClaim, key: &str| disk.labels()[key].clone();
+    disks.iter().map(|disk| (label(disk, labels::NODE), label(disk, labels::IDENTITY_ID))).collect()
+}
+
+/// A node that was removed is released by its identity's id; one that is there is not.
+async fn release_one(world: &World, removed: &str, present: &str) {
+    let namespace = world.namespace.as_str();
+    let release = format!("bsn-operator.io/release={removed},{present}");
+    world.kubectl_ok(&["annotate", "configmap/deletion-anchor", "-n", namespace, &release]);
+    eventually("both answers in the anchor's events", MINUTE, async || {
+        let said = world.kubectl_ok(&["describe", "configmap/deletion-anchor", "-n", namespace]);
+        if said.contains("Released") && said.contains("ReleaseRefused") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    })
+    .await;
+    for kind in ["secret/deletion-reader-0-keys", "pvc/deletion-reader-0-data"] {
+        world.kubectl_ok(&["delete", kind, "-n", namespace, "--timeout=30s"]);
+    }
+    world.kubectl_ok(&[
+        "annotate",
+        "configmap/deletion-anchor",
+        "-n",
+        namespace,
+        "bsn-operator.io/release-",
+    ]);
+    // The other's claim stays held, also when somebody takes its finalizer away.
+    let claim = "pvc/deletion-nanjing-0-data";
+    let patch = r#"{"metadata":{"finalizers":null,"labels":null}}"#;
+    world.kubectl_ok(&["patch", claim, "-n", namespace, "--type=merge", "-p", patch]);
+    eventually("its finalizer and labels", MINUTE, async || {
+        let found = world.api::<PersistentVolumeClaim>().get("deletion-nanjing-0-data").await;
+        let meta = found.map_err(|error| error.to_string())?.metadata;
+        let held = meta.finalizers.iter().flatten().any(|one| one == KEEP_FINALIZER);
+        let marked = meta.labels.iter().flatten().any(|(key, _)| key == labels::IDENTITY_ID);
+        if held && marked { Ok(()) } else { Err(format!("{meta:?}")) }
+    })
+    .await;
 }

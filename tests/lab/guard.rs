@@ -65,6 +65,30 @@ impl Chain {
         assert!(proofs.is_empty(), "{proofs:?}");
     }
 
+    /// Empties a node's disk while the operator looks away.
+    async fn wipe(&self, node: &str) {
+        let world = &self.world;
+        world.scale_operator(0).await;
+        world.scale_node(node, 0).await;
+        let empty = tempfile::tempdir().unwrap();
+        put_content(empty.path(), &world.volume(node));
+        world.scale_node(node, 1).await;
+        world.await_guard(node, "DiskEmpty:", LONG).await;
+        world.scale_operator(2).await;
+    }
+
+    /// Waits until a node's key is seen to sign.
+    async fn await_votes(&self, client: &Client, node: &str, witness: &str) {
+        let head = self.world.head().await;
+        eventually("its vote again", LONG, async || {
+            let now = self.world.view()?.head;
+            let signed =
+                client.signed(witness, self.address(node), head, now.saturating_sub(1)).await;
+            if signed.len() > 3 { Ok(()) } else { Err(format!("{signed:?} up to {now}")) }
+        })
+        .await;
+    }
+
     async fn stalled_reason(&self, node: &str) -> Result<String, String> {
         let nodes = self.world.nodes().await;
         let found = nodes.iter().find(|found| found.name_any() == node).unwrap();
@@ -93,6 +117,16 @@ async fn a_lost_disk_is_refused_until_a_person_consents_and_then_nothing_is_sign
     let (lost, witness) = (chain.node("hangzhou-0"), chain.node("nanjing-0"));
     let namespace = world.namespace.as_str();
     let claim = format!("{lost}-data");
+    let client = Client::new(world).await;
+
+    // Wiped under its own claim: no uid differs, and the guard notices all the same.
+    chain.wipe(&lost).await;
+    let said = chain.await_stalled(&lost, "is empty now and was not before").await;
+    consent(world, &said);
+    world.await_ready().await;
+    chain.await_votes(&client, &lost, &witness).await;
+
+    // The claim is lost, too.
     world.kubectl_ok(&["delete", "pvc", &claim, "-n", namespace, "--wait=false"]);
     world.kubectl_ok(&["delete", "pod", &format!("{lost}-0"), "-n", namespace]);
     chain.await_stalled(&lost, "is being deleted").await;
@@ -120,26 +154,33 @@ async fn a_lost_disk_is_refused_until_a_person_consents_and_then_nothing_is_sign
         if now > head + 5 { Ok(()) } else { Err(now.to_string()) }
     })
     .await;
-    let client = Client::new(world).await;
     let address = chain.address(&lost);
     let signed = client.signed(&witness, address, gone_at + 2, head + 4).await;
     assert!(signed.is_empty(), "it signed without its disk: {signed:?}");
 
-    // The refusal says how to consent.
-    let consent = said.split_once("bsn-operator.io/consent=").unwrap().1;
-    let consent = consent.split_whitespace().next().unwrap();
-    let annotation = format!("bsn-operator.io/consent={consent}");
-    world.kubectl_ok(&["annotate", "bsnnetwork", &world.network, "-n", namespace, &annotation]);
+    consent(world, &said);
     world.await_ready().await;
-    let head = world.head().await;
-    eventually("its vote again", LONG, async || {
-        let now = world.view()?.head;
-        let signed = client.signed(&witness, address, head, now.saturating_sub(1)).await;
-        if signed.len() > 3 { Ok(()) } else { Err(format!("{signed:?} up to {now}")) }
-    })
-    .await;
+    chain.await_votes(&client, &lost, &witness).await;
+
     chain.assert_no_double_sign(&witness).await;
     world.remove();
+}
+
+/// Consents as the refusal says.
+fn consent(world: &World, refusal: &str) {
+    let consent = refusal.split_once("bsn-operator.io/consent=").unwrap().1;
+    let consent = consent.split_whitespace().next().unwrap();
+    let annotation = format!("bsn-operator.io/consent={consent}");
+    let (network, namespace) = (world.network.as_str(), world.namespace.as_str());
+    world.kubectl_ok(&[
+        "annotate",
+        "bsnnetwork",
+        network,
+        "-n",
+        namespace,
+        "--overwrite",
+        &annotation,
+    ]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

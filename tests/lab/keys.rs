@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use bsn_core::retention::KEEP_FINALIZER;
 use bsn_operator::api::conditions::find;
+use bsn_operator::labels;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::PostParams;
@@ -69,5 +71,9 @@ async fn a_lost_key_is_never_made_again_and_another_nodes_key_is_refused() {
     world.kubectl_ok(&["delete", "pod", pod, "-n", namespace]);
     world.await_ready().await;
     world.await_height_above(world.head().await + 3, LONG).await;
+    // Taken by its content; its marks were put back.
+    let meta = world.api::<Secret>().get(own).await.unwrap().metadata;
+    assert!(meta.finalizers.unwrap_or_default().iter().any(|one| one == KEEP_FINALIZER));
+    assert!(meta.labels.unwrap_or_default().contains_key(labels::IDENTITY_ID));
     world.remove();
 }

@@ -21,7 +21,7 @@ use super::roll::Roll;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::Reason;
 use crate::api::{BsnNetwork, BsnNode};
-use crate::apply::{ApiError, bounded, ensure, ensure_exists, read};
+use crate::apply::{ApiError, bounded, ensure, ensure_exists, read, restore_marks};
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_genesis_map, build_peers_map, peers_of,
@@ -124,7 +124,10 @@ impl Pass<'_> {
 
     /// Founders, names and ids are written down before anything else exists.
     async fn ensure_anchor(&self) -> Step<Anchor> {
-        if let Some(anchor) = &self.observed.anchor {
+        if let (Some(anchor), Some(map)) = (&self.observed.anchor, &self.observed.map) {
+            // The hub's own id inside proves whose it is; only its marks can be damaged.
+            let marks = build_anchor_map(&self.parts(anchor), anchor).metadata;
+            restore_marks(&self.ctx.client, map.clone(), &marks).await?;
             return Ok(Ok(anchor.clone()));
         }
         let desired = &self.validated.desired;

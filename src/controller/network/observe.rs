@@ -8,7 +8,7 @@ use super::validate::ValidatedNetwork;
 use crate::anchor::{Expected, parse_map};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
-use crate::apply::{self, read};
+use crate::apply::read;
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::{Refusal, Step};
@@ -19,6 +19,8 @@ use crate::view::NetworkKey;
 pub struct ObservedNetwork {
     /// The anchor; `None` = a network that never was.
     pub anchor: Option<Anchor>,
+    /// The `ConfigMap` it was read from.
+    pub map: Option<ConfigMap>,
     /// What an anchor of this network must agree with.
     pub expected: Expected,
 }
@@ -55,13 +57,7 @@ pub async fn observe_network(
             None
         }
     };
-    if let (Some(map), Some(anchor)) = (&map, &anchor)
-        && !apply::is_ours(map, None, &anchor.network_id)
-    {
-        // The hub's own id inside proves whose it is; only its labels were damaged.
-        tracing::warn!(network = %key, "the anchor has lost its labels; they are put back");
-    }
-    Ok(Ok(ObservedNetwork { anchor, expected }))
+    Ok(Ok(ObservedNetwork { anchor, map, expected }))
 }
 
 /// A sign that a network of this name was formed once, if there is one.

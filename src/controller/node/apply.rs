@@ -3,6 +3,7 @@
 
 use bsn_core::anchor::{ANCHOR_KEY, Anchor, Identity, IdentityKeys, ObjectUids};
 use bsn_core::evidence::GuardState;
+use bsn_core::first_start::FirstStart;
 use bsn_core::names::NodeName;
 use bsn_core::pki::{ObservedLeaf, next_leaf, node_names};
 use jiff::Timestamp;
@@ -14,7 +15,7 @@ use crate::agent::paths;
 use crate::anchor::Expected;
 use crate::api::BsnNode;
 use crate::api::conditions::Reason;
-use crate::apply::{ensure, ensure_exists, is_ours, read};
+use crate::apply::{ensure, ensure_exists, is_ours, read, restore_marks};
 use crate::build::config_map::build_certificate_map;
 use crate::build::disk::build_disk;
 use crate::build::service::build_service;
@@ -182,7 +183,12 @@ impl Pass<'_> {
                 );
                 Ok(Err(Refusal::new(Reason::KeyLost, message)))
             }
-            Some(_) => Ok(Ok((keys, uid))),
+            Some(_) => {
+                // Its keys prove it: one that was restored from a backup has other marks, or none.
+                let marks = parts.held(name);
+                restore_marks(&self.ctx.client, secret, &marks).await?;
+                Ok(Ok((keys, uid)))
+            }
             None => Ok(match self.other_user(&keys) {
                 None => Ok((keys, uid)),
                 Some(other) => {
@@ -254,12 +260,8 @@ impl Pass<'_> {
             }
             (Some(_), Some(_)) if self.guard_found_empty_disk() => {
                 let words = words("is empty now and was not before");
-                // Once taken, the new token is on its way to the guard.
-                let text = bsn_core::consent::Consent::StartWithEmptyDisk {
-                    identity_id: parts.identity.id.clone(),
-                    disk_uid: uid.clone(),
-                };
-                if !parts.identity.used_consents.contains(&text.to_string()) {
+                // While a token is issued, it is on its way to the guard.
+                if !matches!(parts.identity.first_start, FirstStart::Issued { .. }) {
                     or_refuse!(self.take_consent(parts, &uid, &words).await?);
                 }
                 return Ok(Ok(uid));

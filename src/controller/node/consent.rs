@@ -33,6 +33,13 @@ impl Pass<'_> {
             disk_uid: disk_uid.to_owned(),
         };
         let refuse = |message: String| Ok(Err(Refusal::new(Reason::DiskLost, message)));
+        if identity.used_consents.contains(&consent.to_string()) {
+            let claim = parts.name.disk();
+            return refuse(format!(
+                "{lost}. The consent for this claim was used once and is not used again: if the volume is gone for \
+                 good, delete the claim and make an empty one named {claim}; it gets a consent of its own"
+            ));
+        }
         if !consent.given(self.validated.consent.as_deref(), &identity.used_consents) {
             let (namespace, network) = (&self.key.namespace, &self.key.name);
             return refuse(format!(
