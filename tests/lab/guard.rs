@@ -20,10 +20,15 @@ fn shell(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// Puts the content of one directory into another, whose own entry stays: pods have it mounted.
+/// Empties a directory, whose own entry stays: pods have it mounted.
+fn empty(directory: &Path) {
+    shell(&format!("find {} -mindepth 1 -delete", directory.display()));
+}
+
+/// Puts the content of one directory into another.
 fn put_content(from: &Path, to: &Path) {
-    let (from, to) = (from.display(), to.display());
-    shell(&format!("find {to} -mindepth 1 -delete; cp -a {from}/. {to}/"));
+    empty(to);
+    shell(&format!("cp -a {}/. {}/", from.display(), to.display()));
 }
 
 struct Chain {
@@ -70,8 +75,7 @@ impl Chain {
         let world = &self.world;
         world.scale_operator(0).await;
         world.scale_node(node, 0).await;
-        let empty = tempfile::tempdir().unwrap();
-        put_content(empty.path(), &world.volume(node));
+        empty(&world.volume(node));
         world.scale_node(node, 1).await;
         world.await_guard(node, "DiskEmpty:", LONG).await;
         world.scale_operator(2).await;
