@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 
 use bsn_core::anchor::{Anchor, IdentityKeys, KeyRecord, ObjectUids};
-use bsn_core::engine::cometbft::MoreThanTwoThirds;
+use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::engine::cometbft::keys::PrivateKey;
 use bsn_core::engine::cometbft::signing::SignedAt;
 use bsn_core::forming::{FormingStep, IdSource, build_anchor, next_forming_step};
@@ -132,7 +132,7 @@ fn render_network(
     }
     push(out, &build_peers_map(&parts, &peers_of(&anchor, &validated.namespace)));
     let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
-    let margin = margin(&MoreThanTwoThirds, &powers);
+    let margin = margin(QUORUM, &powers);
     push(out, &build_disruption_budget(&parts, powers.len(), margin));
 
     let workload = Workload {

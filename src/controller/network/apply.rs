@@ -2,14 +2,14 @@
 //! recorded and goes on from there.
 
 use bsn_core::anchor::{Anchor, KeyRecord, Role};
-use bsn_core::engine::cometbft::MoreThanTwoThirds;
+use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
 use bsn_core::engine::cometbft::genesis::Genesis;
 use bsn_core::forming::{
     FormingStep, build_anchor, next_forming_step, plan_members, record_members,
 };
 use bsn_core::names::NodeName;
-use bsn_core::quorum::{QuorumRule, margin};
+use bsn_core::quorum::margin;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, Preconditions};
@@ -305,7 +305,7 @@ impl Pass<'_> {
         }
         let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
         let budget =
-            build_disruption_budget(&network, powers.len(), margin(&MoreThanTwoThirds, &powers));
+            build_disruption_budget(&network, powers.len(), margin(QUORUM, &powers));
         let known = cached(&self.ctx.caches.budgets, &self.key.namespace, &budget.name_any());
         let made = ensure(&self.ctx.client, known.as_deref(), budget, None, id).await;
         or_refuse!(refused(made)?);
@@ -348,9 +348,9 @@ impl Pass<'_> {
                 network_id: anchor.network_id.clone(),
                 chain_id: anchor.chain_id.clone(),
                 formed: anchor.formed,
-                quorum_power: MoreThanTwoThirds.needed(total_power),
+                quorum_power: QUORUM.needed(total_power),
                 total_power,
-                margin: margin(&MoreThanTwoThirds, &powers),
+                margin: margin(QUORUM, &powers),
                 nodes,
             },
         );

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bsn_core::anchor::Anchor;
-use bsn_core::engine::cometbft::MoreThanTwoThirds;
+use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::names::NodeName;
 use bsn_core::quorum::margin;
 use jiff::Timestamp;
@@ -195,7 +195,7 @@ pub fn compute_status(
         nodes: Some(format!("{}/{}", members.len() - not_ready.len(), members.len())),
         validators: input.anchor.map(voters).and_then(|n| u32::try_from(n).ok()),
         margin: powers
-            .map(|powers| margin(&MoreThanTwoThirds, &powers))
+            .map(|powers| margin(QUORUM, &powers))
             .and_then(|margin| u32::try_from(margin).ok()),
         certificates_end: members
             .iter()

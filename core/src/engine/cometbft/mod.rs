@@ -9,7 +9,7 @@ pub mod requests;
 pub mod signing;
 pub mod status;
 
-use crate::quorum::QuorumRule;
+use crate::quorum::Quorum;
 
 /// Port of the peer-to-peer listener.
 pub const P2P_PORT: u16 = 26656;
@@ -29,16 +29,8 @@ pub const DEFAULT_POWER: u64 = 1000;
 /// consensus bugs.
 pub const OLDEST_PATCH: u32 = 15;
 
-/// The quorum of Tendermint consensus: more than two thirds of the power.
-#[derive(Debug, Clone, Copy)]
-pub struct MoreThanTwoThirds;
-
-impl QuorumRule for MoreThanTwoThirds {
-    fn needed(&self, total: u64) -> u64 {
-        // Split so that 2 * total never overflows.
-        total / 3 * 2 + total % 3 * 2 / 3 + 1
-    }
-}
+/// The quorum of Tendermint consensus (`types/validation.go`, `verifyCommitBatch`).
+pub const QUORUM: Quorum = Quorum::MoreThanTwoThirds;
 
 /// A supported version of the engine, `0.38.<patch>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,14 +67,6 @@ impl std::fmt::Display for Version {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn needs_more_than_two_thirds() {
-        for (total, needed) in [(1, 1), (3, 3), (4, 3), (5, 4), (6, 5), (7, 5), (4000, 2667)] {
-            assert_eq!(MoreThanTwoThirds.needed(total), needed, "total {total}");
-        }
-        assert!(MoreThanTwoThirds.needed(MAX_TOTAL_POWER) > MAX_TOTAL_POWER / 3 * 2);
-    }
 
     #[test]
     fn accepts_only_the_supported_line() {
