@@ -12,6 +12,7 @@ pub mod first_start;
 pub mod forming;
 pub mod guard;
 pub mod hash;
+pub mod membership;
 pub mod names;
 pub mod pki;
 pub mod quorum;

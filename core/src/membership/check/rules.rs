@@ -1,0 +1,181 @@
+//! What must never happen, judged on the truth, apart from the planner's own arithmetic where that can be.
+
+use super::world::{B, FOREIGN_KEY, N, Scenario, World, index};
+use crate::membership::model::{Change, Fate, Step};
+
+/// Judges an effect of the operator just before it happens.
+pub fn check_effect(
+    scenario: &Scenario,
+    world: &World,
+    step: &Step,
+    consented: bool,
+) -> Result<(), &'static str> {
+    let node_of = |node: &crate::names::NodeName| index(node.as_str()).and_then(|i| world.get(i));
+    if world.hub_older && !matches!(step, Step::AcceptAnchor) {
+        return Err("S26: a step of a hub whose view is older than the anchor");
+    }
+    let in_flight = !world.pool.is_empty() || world.voluntarily_down().is_some();
+    match step {
+        Step::AcceptAnchor => ensure(consented, "S26: an older hub goes on without consent"),
+        Step::Provision { .. } => Ok(()),
+        Step::Condemn { node } => {
+            let really_down = |n: &N| n.asked || !n.up;
+            ensure(node_of(node).is_some_and(really_down), "S4: a living node is condemned")
+        }
+        Step::BeginChange { .. } | Step::BeginRestart { .. } => {
+            ensure(world.begun.is_none(), "S1: a second step is begun")
+        }
+        Step::Send => check_send(scenario, world, in_flight),
+        Step::Settle => match &world.begun {
+            Some(B::Change { .. }) => {
+                let over = matches!(world.fate, Fate::Confirmed | Fate::Impossible);
+                ensure(over, "S6: a change that may still be included is called settled")
+            }
+            _ => ensure(
+                world.voluntarily_down().is_none(),
+                "S14: a restart is called done before its node is back",
+            ),
+        },
+        Step::Withdraw => match &world.begun {
+            Some(B::Change { .. }) => {
+                ensure(world.fate == Fate::Recorded, "S6: a change that was sent is abandoned")
+            }
+            Some(B::Restart { ordered, .. }) => {
+                ensure(!ordered, "S6: a restart that was ordered is abandoned")
+            }
+            None => Ok(()),
+        },
+        Step::EndPod { node } => check_end_pod(scenario, world, node_of(node)),
+        Step::Cure { node } => {
+            let down = node_of(node).is_some_and(|n| !n.up);
+            ensure(down, "S4: a living voter is restarted without a gate")
+        }
+        Step::Retire { node } => {
+            let n = node_of(node);
+            ensure(
+                n.is_some_and(|n| n.power == 0),
+                "S7: a node stops that its ledger still counts",
+            )?;
+            let joins = world
+                .pool
+                .iter()
+                .any(|change| matches!(change, Change::Add { node: who, .. } if who == node));
+            ensure(!joins, "S7: a node stops whose entry is under way")
+        }
+    }
+}
+
+fn ensure(holds: bool, rule: &'static str) -> Result<(), &'static str> {
+    if holds { Ok(()) } else { Err(rule) }
+}
+
+fn check_send(scenario: &Scenario, world: &World, in_flight: bool) -> Result<(), &'static str> {
+    let Some(B::Change { change, .. }) = &world.begun else {
+        return Err("S6: something is sent that was not recorded");
+    };
+    ensure(!in_flight, "S1: two changes or restarts are in flight")?;
+    ensure(
+        world.has_quorum(scenario.quorum),
+        "S31: a change is sent into a chain that stands; it would land whenever that wakes up",
+    )?;
+    let had = world.has_quorum(scenario.quorum);
+    let mut after = world.clone();
+    match change {
+        Change::Add { node, power } => {
+            let n = index(node.as_str()).and_then(|i| world.get(i));
+            let Some(n) = n else { return Err("S5: a node votes that does not exist") };
+            ensure(n.synced, "S5: a node votes that is not caught up")?;
+            let failed =
+                |world: &World| world.live() >= scenario.quorum.needed(world.total() + power);
+            // Where no smaller power would do, one voter may become two if the newcomer really lives.
+            let smallest = if scenario.weights { 1 } else { *power };
+            let possible = world.live() >= scenario.quorum.needed(world.total() + smallest);
+            let all_live = world.live() == world.total();
+            let fine = failed(world) || (!possible && all_live && n.up && n.link);
+            return ensure(!had || fine, "S2: a newcomer that failed would cost the quorum");
+        }
+        Change::SetPower { member, power } => {
+            let Some(n) = index(member).and_then(|i| after.node(i)) else {
+                return Err("S25: a foreign voter is touched");
+            };
+            ensure(n.power > 0, "S6: a change of a key that does not vote freezes the chain")?;
+            ensure(
+                !(n.entering && *power > n.power),
+                "S2: a newcomer is raised that never signed",
+            )?;
+            n.power = *power;
+        }
+        Change::Remove { member } => {
+            ensure(member != FOREIGN_KEY, "S25: a foreign voter is touched")?;
+            let Some(n) = index(member).and_then(|i| after.node(i)) else {
+                return Err("S25: a foreign voter is touched");
+            };
+            ensure(n.power > 0, "S6: a removal of a key that does not vote freezes the chain")?;
+            let (live, entering, condemned, set) =
+                (n.votes_live(), n.entering, n.condemned, usize::from(n.set));
+            n.power = 0;
+            ensure(after.voters() > 0, "S8: the last voter is removed")?;
+            // Nobody asked for it: then only a newcomer that never signed may go.
+            let want = &scenario.wants[usize::from(world.want)];
+            let same_set = |n: &&N| usize::from(n.set) == set && !n.condemned;
+            let voters = world.nodes.iter().filter(same_set).filter(|n| n.power > 0).count();
+            let wanted = want.voting[set] && voters <= usize::from(want.replicas[set]);
+            let allowed = condemned || !wanted || (entering && !live);
+            ensure(allowed, "S4: a voter is removed that is wanted")?;
+        }
+    }
+    ensure(!had || after.has_quorum(scenario.quorum), "S2: a change costs the quorum")
+}
+
+fn check_end_pod(scenario: &Scenario, world: &World, node: Option<&N>) -> Result<(), &'static str> {
+    let Some(B::Restart { node: begun, consented, .. }) = &world.begun else {
+        return Err("S1: a pod is ended without a record");
+    };
+    let Some(n) = node else { return Ok(()) };
+    ensure(n.index == *begun, "S1: another node restarts than recorded")?;
+    ensure(world.pool.is_empty(), "S1: two changes or restarts are in flight")?;
+    if !n.votes_live() || *consented {
+        return Ok(());
+    }
+    ensure(
+        world.has_quorum(scenario.quorum),
+        "S31: a living voter restarts on a chain that stands",
+    )?;
+    let others = world.nodes.iter().filter(|other| other.index != n.index && other.power > 0);
+    ensure(
+        others.into_iter().all(N::votes_live),
+        "S14: a voter restarts while another is down: one bad change takes one after the other",
+    )?;
+    let mut after = world.clone();
+    after.node(n.index).unwrap().up = false;
+    let had = world.has_quorum(scenario.quorum);
+    ensure(!had || after.has_quorum(scenario.quorum), "S2: a restart costs the quorum")
+}
+
+/// Judges a state, whoever brought it about.
+pub fn check_state(world: &World) -> Result<(), &'static str> {
+    ensure(!world.frozen, "S6: the chain is frozen")?;
+    // A foreign change may be under way beside ours; its owner does not ask us.
+    let own = world
+        .pool
+        .iter()
+        .filter(|change| !matches!(change, Change::Remove { member } if member == FOREIGN_KEY))
+        .count();
+    ensure(own <= 1, "S6: two changes of ours wait to be included")
+}
+
+/// Whether everything is as wanted.
+pub fn is_goal(scenario: &Scenario, world: &World) -> bool {
+    let want = &scenario.wants[usize::from(world.want)];
+    let sets = (0..2usize).all(|set| {
+        let nodes: Vec<_> = world.nodes.iter().filter(|n| usize::from(n.set) == set).collect();
+        nodes.len() == usize::from(want.replicas[set])
+            && nodes.iter().all(|n| {
+                let power = if want.voting[set] { want.power[set] } else { 0 };
+                let right =
+                    if scenario.weights { n.power == power } else { (n.power > 0) == (power > 0) };
+                right && n.runs == want.inputs && n.up && !n.condemned
+            })
+    });
+    sets && world.begun.is_none() && world.pool.is_empty()
+}

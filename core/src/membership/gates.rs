@@ -1,0 +1,399 @@
+//! The gates before a change of members and before a restart, judged on the projected state.
+
+use super::goals::{Goal, Seat};
+use super::model::{
+    Change, Engine, Entry, Gate, Head, Inputs, Ledger, LedgerName, Liveness, Member,
+};
+use super::model::{MemberKey, Node};
+use super::planner::Planner;
+use super::projection::{Projection, is_fresh, liveness};
+use super::refusal::{Check, Closed, gate};
+use crate::names::NodeName;
+
+/// The consent that a gate needed and got, if it needed one.
+pub type Granted = Option<String>;
+
+impl<'a> Planner<'a> {
+    /// The user has not paused the network.
+    pub(super) fn check_not_paused(&self) -> Check {
+        gate(Gate::NotPaused, !self.desired.paused, |g| {
+            Closed::wait(g, "spec.paused is set; set it to false to go on")
+        })
+    }
+
+    /// The user does not hold this node.
+    pub(super) fn check_not_held(&self, node: &NodeName) -> Check {
+        let held = self.observed.nodes.get(node).is_some_and(|node| node.held);
+        gate(Gate::NotHeld, !held, |g| {
+            Closed::wait(g, format!("{node} is held; take the hold from it to go on"))
+        })
+    }
+
+    /// Members and their liveness are known well enough to change something.
+    pub(super) fn check_evidence(&self, name: &str, ledger: &Ledger) -> Check {
+        let fresh = is_fresh(ledger, self.policy);
+        gate(Gate::EvidenceIsFresh, fresh, |g| {
+            let why = if ledger.agreed {
+                format!("the newest evidence is {} s old", ledger.age_seconds)
+            } else {
+                "its nodes do not give the same members".to_owned()
+            };
+            Closed::wait(g, format!("ledger {name}: {why}"))
+        })
+    }
+
+    /// The ledger is at rest: it makes blocks, and nobody else changes its members.
+    pub(super) fn check_at_rest(&self, name: &LedgerName, ledger: &Ledger) -> Check {
+        self.check_evidence(name, ledger)?;
+        check_not_frozen(name, ledger)?;
+        gate(Gate::ChainIsProducing, ledger.head == Head::Producing, |g| {
+            self.standing(name, ledger).unwrap_or_else(|| {
+                Closed::wait(g, format!("ledger {name} makes no blocks; it waits for its voters"))
+            })
+        })?;
+        check_nothing_pending(name, ledger)
+    }
+
+    /// Why a standing ledger cannot go on without a person, if so: too much power is down for good.
+    pub(super) fn standing(&self, name: &str, ledger: &Ledger) -> Option<Closed> {
+        let mut lost = Vec::new();
+        let mut left = 0;
+        for (key, member) in &ledger.members {
+            let down = liveness(ledger, key, self.policy) == Liveness::ProvedDown;
+            let node = member.node.as_ref().and_then(|node| self.observed.nodes.get(node));
+            if down && node.is_none_or(is_beyond_cure) {
+                lost.push(name_of(key, member));
+            } else {
+                left += member.power;
+            }
+        }
+        let projection = Projection::of(ledger, self.policy);
+        let needed = projection.needed();
+        (ledger.head == Head::Standing && left < needed).then(|| {
+            let message = format!(
+                "ledger {name} has lost its quorum: {left} of {} power is left and {needed} is needed; bring back one \
+                 of {}: restore its volume, or correct its configuration",
+                projection.total(),
+                lost.join(", ")
+            );
+            Closed::stuck(Gate::NodeWorks, message)
+        })
+    }
+
+    /// May this change be begun, or sent, now? `consented`: a person allowed it despite foreign voters that
+    /// are silent.
+    pub(super) fn check_change(
+        &self,
+        name: &'a LedgerName,
+        change: &Change,
+        consented: bool,
+    ) -> Check<Granted> {
+        self.check_not_paused()?;
+        let ledger = &self.observed.ledgers[name];
+        self.check_at_rest(name, ledger)?;
+        let node = match change {
+            Change::Add { node, .. } => Some(node),
+            Change::SetPower { member, .. } | Change::Remove { member } => {
+                ledger.members.get(member).and_then(|member| member.node.as_ref())
+            }
+        };
+        if let Some(node) = node {
+            self.check_not_held(node)?;
+        }
+        // Taking out a voter that is not seen to sign gives the others more room, never less.
+        let repairs = matches!(change, Change::Remove { member }
+            if liveness(ledger, member, self.policy) != Liveness::Live);
+        let granted = if repairs {
+            None
+        } else {
+            self.check_others_healthy(name, ledger, change, consented)?
+        };
+        let now = Projection::of(ledger, self.policy);
+        match change {
+            Change::Add { node, .. } => {
+                self.check_caught_up(name, ledger, node)?;
+                check_newcomer_counts_as_failed(name, &now, change)?;
+            }
+            Change::SetPower { member, power } => {
+                let raised = ledger.members.get(member).is_some_and(|old| old.power < *power);
+                if raised {
+                    self.check_signs(ledger, member)?;
+                }
+                check_quorum_after(name, &now.with(change, true))?;
+            }
+            Change::Remove { .. } => {
+                let after = now.with(change, true);
+                gate(Gate::NotTheLastVoter, after.count() > 0, |g| {
+                    let what = "would have no voter left and could never go on; keep one";
+                    Closed::stuck(g, format!("ledger {name} {what}"))
+                })?;
+                check_quorum_after(name, &after)?;
+            }
+        }
+        Ok(granted)
+    }
+
+    /// All other voters are seen to sign. Exempt: whom this change is about, if it is taken out or made
+    /// weaker, and dead ones that are being replaced.
+    fn check_others_healthy(
+        &self,
+        name: &LedgerName,
+        ledger: &Ledger,
+        change: &Change,
+        consented: bool,
+    ) -> Check<Granted> {
+        let exempt = |key: &MemberKey, member: &Member| {
+            let subject = match change {
+                Change::Remove { member } => member == key,
+                Change::SetPower { member: subject, power } => {
+                    subject == key && *power < member.power
+                }
+                Change::Add { .. } => false,
+            };
+            let replaced = member.node.as_ref().is_some_and(|node| self.goals.of(node) == Goal::Go)
+                && liveness(ledger, key, self.policy) == Liveness::ProvedDown;
+            subject || replaced
+        };
+        self.check_live(name, ledger, consented, exempt)
+    }
+
+    fn check_live(
+        &self,
+        name: &LedgerName,
+        ledger: &Ledger,
+        consented: bool,
+        exempt: impl Fn(&MemberKey, &Member) -> bool,
+    ) -> Check<Granted> {
+        let (mut own, mut foreign) = (Vec::new(), Vec::new());
+        for (key, member) in &ledger.members {
+            if liveness(ledger, key, self.policy) == Liveness::Live || exempt(key, member) {
+                continue;
+            }
+            let list = if member.node.is_some() { &mut own } else { &mut foreign };
+            list.push(name_of(key, member));
+        }
+        gate(Gate::OthersHealthy, own.is_empty(), |g| {
+            let who = own.join(", ");
+            Closed::wait(
+                g,
+                format!("ledger {name}: {who} not seen to sign; it has to recover first"),
+            )
+        })?;
+        let Some(first) = foreign.first().filter(|_| !consented) else { return Ok(None) };
+        // Another owner's voter that is gone must not hold this network for ever.
+        let consent = format!("despite-silent/{name}/{first}");
+        let given = self.policy.consents.contains(&consent);
+        gate(Gate::OthersHealthy, given, |g| {
+            let who = foreign.join(", ");
+            let message = format!("ledger {name}: {who} of another owner not seen to sign");
+            Closed::consent(g, message, consent.clone())
+        })?;
+        Ok(Some(consent))
+    }
+
+    /// A newcomer follows the ledger for a while, from a node that can start again.
+    fn check_caught_up(&self, name: &str, ledger: &Ledger, node: &NodeName) -> Check {
+        let known = self.observed.nodes.get(node);
+        gate(Gate::NodeWorks, known.is_some_and(|known| !known.disk_lost), |g| {
+            Closed::stuck(g, format!("{node} has no usable disk; see its own condition"))
+        })?;
+        gate(Gate::NewcomerSigns, known.is_some_and(|known| known.entry != Entry::Failed), |g| {
+            let what = "voted once and never signed; find out why, then replace it";
+            Closed::stuck(g, format!("{node} {what}"))
+        })?;
+        let policy = self.policy;
+        let caught_up = ledger.followers.get(node).is_some_and(|follower| {
+            follower.lag <= policy.max_lag_blocks
+                && follower.steady_seconds >= policy.stable_seconds
+                && follower.connected
+        });
+        gate(Gate::CaughtUp, caught_up, |g| {
+            let message = format!(
+                "{node} does not follow ledger {name} yet: at most {} blocks behind for {} s, and connected",
+                policy.max_lag_blocks, policy.stable_seconds
+            );
+            Closed::wait(g, message)
+        })
+    }
+
+    /// A voter signs almost every block: it may be given more power.
+    fn check_signs(&self, ledger: &Ledger, key: &MemberKey) -> Check {
+        let member = ledger.members.get(key);
+        let signed = member.map_or(0, |member| member.signed);
+        let live = liveness(ledger, key, self.policy) == Liveness::Live;
+        gate(Gate::NewcomerSigns, live && signed >= self.policy.signed_of_window, |g| {
+            let (who, wanted) =
+                (member.map_or(key.as_str(), |m| name_of(key, m)), self.policy.signed_of_window);
+            Closed::wait(
+                g,
+                format!("{who} signed {signed} of the last 12 blocks; {wanted} are needed"),
+            )
+        })
+    }
+
+    /// May this node restart now? `consented`: a person allowed that the chain stops meanwhile.
+    pub(super) fn check_restart(
+        &self,
+        name: &'a NodeName,
+        node: &Node,
+        consented: bool,
+    ) -> Check<Granted> {
+        self.check_not_paused()?;
+        self.check_not_held(name)?;
+        // Nobody can end its pod, nor see whether it came back.
+        gate(Gate::EvidenceIsFresh, node.engine != Engine::Unknown, |g| {
+            Closed::wait(g, format!("the API server of {name} cannot be asked"))
+        })?;
+        let mut granted = None;
+        for (ledger_name, ledger) in &self.observed.ledgers {
+            let seat = self.seats.on(name, ledger_name);
+            if seat.is_none() && !ledger.followers.contains_key(name) {
+                continue;
+            }
+            self.check_at_rest(ledger_name, ledger)?;
+            self.check_others_follow(ledger_name, ledger, name)?;
+            if seat.is_some() {
+                let exempt = |_: &MemberKey, member: &Member| member.node.as_ref() == Some(name);
+                let silent = self.check_live(ledger_name, ledger, consented, exempt)?;
+                let stops = self.check_quorum_during(name, node, ledger_name, ledger, consented)?;
+                granted = granted.or(silent).or(stops);
+            }
+        }
+        Ok(granted)
+    }
+
+    /// Nodes that do not restart follow the ledger: one bad configuration must not take one node after
+    /// the other.
+    fn check_others_follow(&self, name: &str, ledger: &Ledger, restarting: &NodeName) -> Check {
+        let behind: Vec<&str> = self
+            .observed
+            .nodes
+            .iter()
+            .filter(|(other, node)| {
+                *other != restarting
+                    // Whoever has to restart anyway is mended by that.
+                    && !(node.inputs == Inputs::Pending && node.engine == Engine::NotReady)
+                    && self.goals.of(other) != Goal::Go
+                    && ledger.followers.get(*other).is_some_and(|f| f.lag > self.policy.max_lag_blocks)
+            })
+            .map(|(other, _)| other.as_str())
+            .collect();
+        gate(Gate::OthersHealthy, behind.is_empty(), |g| {
+            let who = behind.join(", ");
+            Closed::wait(
+                g,
+                format!("ledger {name}: {who} does not follow; it has to recover first"),
+            )
+        })
+    }
+
+    fn check_quorum_during(
+        &self,
+        name: &NodeName,
+        node: &Node,
+        ledger_name: &str,
+        ledger: &Ledger,
+        consented: bool,
+    ) -> Check<Granted> {
+        let spare = |p: Projection<'_>| p.without_node(name).spare();
+        let now = Projection::of(ledger, self.policy);
+        let enough = |spare: Option<usize>| spare.is_some_and(|spare| spare >= self.policy.reserve);
+        if enough(spare(now.clone())) || consented || self.policy.allow_downtime {
+            return Ok(None);
+        }
+        // It could never be enough: a person has to say that the chain may stop.
+        let never = !enough(spare(now.clone().all_live()));
+        let consent = format!("restart-with-downtime/{name}/{}", node.described);
+        let given = never && self.policy.consents.contains(&consent);
+        gate(Gate::QuorumDuringRestart, given, |g| {
+            let left = now.without_node(name);
+            let message = format!(
+                "while {name} restarts, ledger {ledger_name} has {} live power and needs {}, with {} voters to spare",
+                left.live(),
+                left.needed(),
+                self.policy.reserve,
+            );
+            if never {
+                Closed::consent(g, message, consent.clone())
+            } else {
+                Closed::wait(g, message)
+            }
+        })?;
+        Ok(given.then_some(consent))
+    }
+
+    /// No ledger counts this node, so that it may stop for good.
+    pub(super) fn check_retire(&self, name: &NodeName) -> Check {
+        self.check_not_paused()?;
+        self.check_not_held(name)?;
+        for (ledger_name, ledger) in &self.observed.ledgers {
+            self.check_evidence(ledger_name, ledger)?;
+            check_nothing_pending(ledger_name, ledger)?;
+            let votes = self.seats.on(name, ledger_name).is_some();
+            gate(Gate::StepSettled, !votes, |g| {
+                Closed::wait(g, format!("{name} still votes on ledger {ledger_name}"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a seat is that of a newcomer which stays silent for too long. Its silence is what the other
+    /// nodes see on a chain that makes blocks, not what an API server says or does not say.
+    pub(super) fn is_failed_entry(&self, seat: &Seat<'_>, node: &Node) -> bool {
+        let ledger = &self.observed.ledgers[seat.ledger];
+        node.entry == Entry::Entering
+            && is_fresh(ledger, self.policy)
+            && ledger.head == Head::Producing
+            && seat.liveness != Liveness::Live
+            && seat.member.signed == 0
+            && node.down_seconds >= self.policy.grace_seconds
+    }
+}
+
+fn check_quorum_after(name: &str, after: &Projection<'_>) -> Check {
+    gate(Gate::QuorumAfterChange, after.has_quorum(), |g| {
+        let (live, needed, total) = (after.live(), after.needed(), after.total());
+        let message =
+            format!("ledger {name} would have {live} live of {total} power and need {needed}");
+        Closed::wait(g, message)
+    })
+}
+
+/// A restart does not help it any more.
+pub(super) fn is_beyond_cure(node: &Node) -> bool {
+    node.disk_lost || node.cure == super::model::Cure::Failed
+}
+
+/// A member as people know it: its node, or its key.
+fn name_of<'b>(key: &'b MemberKey, member: &'b Member) -> &'b str {
+    member.node.as_ref().map_or(key.as_str(), |node| node.as_str())
+}
+
+/// Nobody else changes the ledger's members.
+pub(super) fn check_nothing_pending(name: &str, ledger: &Ledger) -> Check {
+    gate(Gate::NoPendingChange, ledger.pending.is_none(), |g| {
+        let what = ledger.pending.as_deref().unwrap_or_default();
+        Closed::wait(g, format!("ledger {name}: {what} is under way; it has to end first"))
+    })
+}
+
+/// A restart would only make a frozen chain worse.
+pub(super) fn check_not_frozen(name: &str, ledger: &Ledger) -> Check {
+    gate(Gate::ChainIsNotFrozen, ledger.head != Head::Frozen, |g| {
+        let what = "has stored a block that it cannot apply; restart no node, see docs/recovery.md";
+        Closed::stuck(g, format!("ledger {name} {what}"))
+    })
+}
+
+/// Quorum holds even if the newcomer never votes. Where no small power can be given and the set has no
+/// margin anyway, a newcomer that follows and is connected may count as live: one voter could never
+/// become two otherwise.
+fn check_newcomer_counts_as_failed(name: &str, now: &Projection<'_>, change: &Change) -> Check {
+    let failed = now.clone().with(change, false).has_quorum();
+    let no_margin = now.clone().all_live().spare() == Some(0);
+    let live = now.clone().with(change, true).has_quorum();
+    gate(Gate::NewMemberCountsAsFailed, failed || (no_margin && live), |g| {
+        let what = "would stop if the newcomer failed; the voters there are have to recover first";
+        Closed::wait(g, format!("ledger {name} {what}"))
+    })
+}

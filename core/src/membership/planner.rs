@@ -1,0 +1,482 @@
+//! The steps in their order of consideration, one operation after the other.
+
+use super::gates::{Granted, check_not_frozen, is_beyond_cure};
+use super::goals::{Goal, Goals, Seats};
+use super::model::{
+    Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Hub, Inputs, Ledger, LedgerName,
+    Liveness, MemberKey, Observed, Policy, Progress, Replacement, Step,
+};
+use super::projection::{Projection, liveness};
+use super::refusal::{Check, Closed, gate};
+use crate::names::NodeName;
+
+/// One decision.
+pub struct Planner<'a> {
+    pub(super) desired: &'a Desired,
+    pub(super) observed: &'a Observed,
+    pub(super) policy: &'a Policy,
+    pub(super) goals: Goals<'a>,
+    pub(super) seats: Seats<'a>,
+}
+
+/// A step that may be taken, with the consent it uses.
+type Open = (Step, Granted);
+
+impl<'a> Planner<'a> {
+    /// Prepares the decision.
+    pub fn new(desired: &'a Desired, observed: &'a Observed, policy: &'a Policy) -> Self {
+        let seats = Seats::new(observed, policy);
+        let goals = Goals::new(desired, observed, &seats);
+        Self { desired, observed, policy, goals, seats }
+    }
+
+    /// Decides. See the [module](super) for the order.
+    pub fn decide(&self) -> Decision {
+        if let Some(decision) = self.accept_anchor() {
+            return decision;
+        }
+        let begun = self.observed.begun.as_ref().map(|begun| self.settle(begun));
+        if let Some(Ok(open)) = begun {
+            return decision(open);
+        }
+        let mut closed = Vec::new();
+        let operations =
+            [Self::condemn, Self::retire, Self::provision, Self::replace, Self::roll, Self::scale];
+        if let Some(open) = self.cure(&mut closed) {
+            return decision(open);
+        }
+        if let Some(Err(open_step)) = begun {
+            // One change at a time: whatever else there is to do comes after.
+            closed.push(open_step);
+        } else {
+            for operation in operations {
+                if let Some(open) = operation(self, &mut closed) {
+                    return decision(open);
+                }
+            }
+        }
+        closed.extend(self.broken());
+        // What a person must do comes before what time may bring.
+        let worst = closed.into_iter().rev().max_by_key(|closed| closed.class);
+        worst.map_or(Decision::Converged, Closed::decision)
+    }
+
+    /// A hub that came from a backup forgets what was done since: nothing is safe until a person says that
+    /// the newest anchor counts.
+    fn accept_anchor(&self) -> Option<Decision> {
+        let Hub::Older { id } = &self.observed.hub else { return None };
+        let consent = format!("accept-anchor/{id}");
+        let given = self.policy.consents.contains(&consent);
+        let check = gate(Gate::HubStateNotOlderThanAnchor, given, |g| {
+            let message = "an anchor beside the nodes knows of steps that this hub does not: the hub came from a backup. \
+                           Check that the description is the newest one, then consent";
+            Closed::consent(g, message, consent.clone()).before(&Step::AcceptAnchor)
+        });
+        match check {
+            Err(closed) => Some(closed.decision()),
+            Ok(()) if given => Some(decision((Step::AcceptAnchor, Some(consent)))),
+            // Only where the gate was taken away to see what it prevents.
+            Ok(()) => None,
+        }
+    }
+
+    // --- settle ---------------------------------------------------------------------------------------
+
+    /// What was begun is ended first.
+    fn settle(&self, begun: &'a Begun) -> Check<Open> {
+        match begun {
+            Begun::Change { ledger, change, fate, consented } => {
+                self.settle_change(ledger, change, *fate, *consented)
+            }
+            Begun::Restart { node, progress, consented } => {
+                self.settle_restart(node, *progress, *consented)
+            }
+        }
+    }
+
+    fn settle_change(
+        &self,
+        name: &'a LedgerName,
+        change: &'a Change,
+        fate: Fate,
+        consented: bool,
+    ) -> Check<Open> {
+        match fate {
+            Fate::Confirmed | Fate::Impossible => Ok((Step::Settle, None)),
+            Fate::Sent => {
+                let Some(ledger) = self.observed.ledgers.get(name) else {
+                    return Err(Closed::wait(
+                        Gate::EvidenceIsFresh,
+                        format!("ledger {name} is not seen"),
+                    ));
+                };
+                check_not_frozen(name, ledger)?;
+                if let Some(closed) = self.standing(name, ledger) {
+                    return Err(closed.before(&Step::Settle));
+                }
+                let message = format!(
+                    "\"{change}\" was sent; it is settled when it took effect, or never can"
+                );
+                Err(Closed::wait(Gate::StepSettled, message).before(&Step::Settle))
+            }
+            // Judged again on what is known now: nothing has left yet.
+            Fate::Recorded => {
+                let wanted = self.observed.ledgers.get(name).is_some_and(|ledger| {
+                    self.changes(name, ledger).iter().any(|wanted| wanted == change)
+                });
+                if wanted && self.check_change(name, change, consented).is_ok() {
+                    Ok((Step::Send, None))
+                } else {
+                    Ok((Step::Withdraw, None))
+                }
+            }
+        }
+    }
+
+    fn settle_restart(
+        &self,
+        name: &'a NodeName,
+        progress: Progress,
+        consented: bool,
+    ) -> Check<Open> {
+        let Some(node) = self.observed.nodes.get(name) else { return Ok((Step::Settle, None)) };
+        let end_pod = Step::EndPod { node: name.clone() };
+        // Who died meanwhile is missed by nobody: its restart is a cure.
+        let gates = || {
+            if self.seats.is_down(name) && node.engine == Engine::NotReady {
+                self.check_cure(name)
+            } else {
+                self.check_restart(name, node, consented).map(|_| ())
+            }
+        };
+        match progress {
+            Progress::Back => Ok((Step::Settle, None)),
+            Progress::Untouched => {
+                let wanted = node.inputs == Inputs::Pending && self.goals.of(name) != Goal::Go;
+                if wanted && gates().is_ok() {
+                    Ok((end_pod, None))
+                } else {
+                    Ok((Step::Withdraw, None))
+                }
+            }
+            Progress::Ordered => {
+                gates().map_err(|closed| closed.before(&end_pod))?;
+                Ok((end_pod, None))
+            }
+            Progress::Down => {
+                // Described anew while it is down: it gets that at once, nobody misses it.
+                let anew = node.inputs == Inputs::Pending;
+                if anew && node.engine == Engine::NotReady && !self.seats.is_live(name) {
+                    self.check_not_paused()?;
+                    self.check_not_held(name)?;
+                    return Ok((end_pod, None));
+                }
+                for (ledger_name, ledger) in &self.observed.ledgers {
+                    check_not_frozen(ledger_name, ledger)?;
+                }
+                let message = format!("{name} was restarted and does not follow yet");
+                if node.down_seconds < self.policy.grace_seconds {
+                    return Err(Closed::wait(Gate::NodeComesBack, message).before(&Step::Settle));
+                }
+                let message = format!(
+                    "{message}, for {} s; see its own condition, and correct or revert its description",
+                    node.down_seconds
+                );
+                Err(Closed::stuck(Gate::NodeComesBack, message).before(&Step::Settle))
+            }
+        }
+    }
+
+    // --- repair ---------------------------------------------------------------------------------------
+
+    /// Restarts a voter that is proved down. No gate of quorum or blocks stands before it: it is what a
+    /// stalled chain waits for, and nothing is lost by it. One at a time, once for each description.
+    fn cure(&self, closed: &mut Vec<Closed>) -> Option<Open> {
+        let restarting = self.restarting();
+        let mut down: Vec<_> = self
+            .observed
+            .nodes
+            .iter()
+            .filter(|(name, node)| {
+                self.seats.is_down(name)
+                    && node.engine == Engine::NotReady
+                    && Some(*name) != restarting
+            })
+            .collect();
+        if down.iter().any(|(_, node)| node.cure == Cure::Trying) {
+            let message = "a voter was restarted as a cure and is not back yet";
+            closed.push(Closed::wait(Gate::NodeComesBack, message));
+            return None;
+        }
+        down.retain(|(_, node)| {
+            matches!(node.cure, Cure::Untried | Cure::Ordered) && !node.disk_lost
+        });
+        // What was begun first; then who gets another description, the likeliest to recover.
+        down.sort_by_key(|(_, node)| (node.cure != Cure::Ordered, node.inputs == Inputs::Current));
+        for (name, _) in down {
+            let step = Step::Cure { node: name.clone() };
+            match self.check_cure(name) {
+                Ok(()) => return Some((step, None)),
+                Err(why) => closed.push(why.before(&step)),
+            }
+        }
+        None
+    }
+
+    /// The node whose restart was begun.
+    fn restarting(&self) -> Option<&'a NodeName> {
+        match &self.observed.begun {
+            Some(Begun::Restart { node, .. }) => Some(node),
+            _ => None,
+        }
+    }
+
+    fn check_cure(&self, name: &NodeName) -> Check {
+        self.check_not_paused()?;
+        self.check_not_held(name)?;
+        for seat in self.seats.of(name) {
+            check_not_frozen(seat.ledger, &self.observed.ledgers[seat.ledger])?;
+        }
+        Ok(())
+    }
+
+    /// Records that a node is to be replaced: its user asked for it, or it is dead and the policy says so.
+    /// Of the dead, one at a time.
+    fn condemn(&self, closed: &mut Vec<Closed>) -> Option<Open> {
+        let nodes = &self.observed.nodes;
+        let under_way = nodes.iter().any(|(name, node)| {
+            node.replacement == Replacement::Recorded && !self.seats.of(name).is_empty()
+        });
+        let asked = nodes.iter().find(|(_, node)| node.replacement == Replacement::Asked);
+        let dead = nodes.iter().find(|(name, node)| {
+            self.policy.replace_dead
+                && !under_way
+                && node.replacement == Replacement::No
+                && self.seats.is_down(name)
+                && is_beyond_cure(node)
+                && node.down_seconds >= self.policy.grace_seconds
+                && self.goals.of(name) != Goal::Go
+        });
+        let (name, _) = asked.or(dead)?;
+        let step = Step::Condemn { node: name.clone() };
+        let check = self.check_not_paused().and_then(|()| self.check_not_held(name));
+        open_or(closed, step, check.map(|()| None))
+    }
+
+    /// Nodes that are down and that nothing above will mend.
+    fn broken(&self) -> Option<Closed> {
+        for (name, ledger) in &self.observed.ledgers {
+            if let Err(closed) = check_not_frozen(name, ledger) {
+                return Some(closed);
+            }
+            if let Some(closed) = self.standing(name, ledger) {
+                return Some(closed);
+            }
+        }
+        let (name, node) = self.observed.nodes.iter().find(|(name, node)| {
+            self.seats.is_down(name)
+                && is_beyond_cure(node)
+                && self.goals.of(name) != Goal::Go
+                && Some(*name) != self.restarting()
+        })?;
+        let grace = self.policy.grace_seconds;
+        if self.policy.replace_dead && node.down_seconds < grace && !node.held {
+            let message = format!("voter {name} is down; it is replaced when that lasts {grace} s");
+            return Some(Closed::wait(Gate::NodeWorks, message));
+        }
+        let message = format!(
+            "voter {name} is down, and a restart did not help; restore its volume, correct its description, or replace it"
+        );
+        Some(Closed::stuck(Gate::NodeWorks, message))
+    }
+
+    // --- nodes ----------------------------------------------------------------------------------------
+
+    /// Stops nodes that go and that no ledger counts any more.
+    fn retire(&self, closed: &mut Vec<Closed>) -> Option<Open> {
+        for name in self.observed.nodes.keys() {
+            if self.goals.of(name) != Goal::Go || !self.seats.of(name).is_empty() {
+                continue;
+            }
+            let step = Step::Retire { node: name.clone() };
+            let check = self.check_retire(name).map(|()| None);
+            if let Some(open) = open_or(closed, step, check) {
+                return Some(open);
+            }
+        }
+        None
+    }
+
+    /// Makes the nodes that are missing; until they are added to a ledger they only observe.
+    fn provision(&self, closed: &mut Vec<Closed>) -> Option<Open> {
+        let (set, _) = self.goals.missing.first()?;
+        let step = Step::Provision { set: set.name.clone() };
+        open_or(closed, step, self.check_not_paused().map(|()| None))
+    }
+
+    // --- members --------------------------------------------------------------------------------------
+
+    /// Changes that repair: dead voters go, and what takes their place comes, in the safer order; newcomers
+    /// that entered are raised, or taken out again if they never sign.
+    fn replace(&self, closed: &mut Vec<Closed>) -> Option<Open> {
+        for (name, ledger) in &self.observed.ledgers {
+            let changes = self.changes(name, ledger);
+            let mends = |change: &&Change| match change {
+                Change::Remove { member } => {
+                    liveness(ledger, member, self.policy) != Liveness::Live
+                }
+                Change::SetPower { member, power } => ledger.members[member].power < *power,
+                Change::Add { .. } => false,
+            };
+            let dead = changes.iter().find(|change| mends(change) && is_removal(change));
+            let add = changes.iter().find(|change| matches!(change, Change::Add { .. }));
+            let mut first: Vec<&Change> = changes.iter().filter(mends).collect();
+            if let (Some(dead), Some(add)) = (dead, add)
+                && self.score(name, ledger, [add, dead]) > self.score(name, ledger, [dead, add])
+            {
+                first.insert(0, add);
+            }
+            if let Some(open) = self.first_open(name, &first, closed) {
+                return Some(open);
+            }
+        }
+        None
+    }
+
+    /// Brings every ledger's members to what is described.
+    fn scale(&self, closed: &mut Vec<Closed>) -> Option<Open> {
+        for (name, ledger) in &self.observed.ledgers {
+            let changes = self.changes(name, ledger);
+            let all: Vec<&Change> = changes.iter().collect();
+            if let Some(open) = self.first_open(name, &all, closed) {
+                return Some(open);
+            }
+        }
+        None
+    }
+
+    fn first_open(
+        &self,
+        ledger: &'a LedgerName,
+        changes: &[&Change],
+        closed: &mut Vec<Closed>,
+    ) -> Option<Open> {
+        changes.iter().find_map(|change| {
+            let step = Step::BeginChange { ledger: ledger.clone(), change: (*change).clone() };
+            open_or(closed, step, self.check_change(ledger, change, false))
+        })
+    }
+
+    /// What a ledger's members lack: powers of newcomers, then additions, then removals (who is not seen to
+    /// sign first, then the newest), then other powers.
+    fn changes(&self, name: &'a LedgerName, ledger: &'a Ledger) -> Vec<Change> {
+        let (mut raises, mut adds, mut removes, mut powers) = (vec![], vec![], vec![], vec![]);
+        for (key, member) in &ledger.members {
+            // Foreign members are never touched.
+            let Some(node) = &member.node else { continue };
+            let known = self.observed.nodes.get(node);
+            let seat = self.seats.on(node, name);
+            let failed =
+                known.zip(seat).is_some_and(|(known, seat)| self.is_failed_entry(&seat, known));
+            match self.goals.power(node, name) {
+                Some(power) if !failed => {
+                    let change = Change::SetPower { member: key.clone(), power };
+                    let list = if power > member.power { &mut raises } else { &mut powers };
+                    if power != member.power && ledger.weights {
+                        list.push(change);
+                    }
+                }
+                _ => removes.push((key, node)),
+            }
+        }
+        let now = Projection::of(ledger, self.policy);
+        for node in self.observed.nodes.keys() {
+            let Some(target) = self.goals.power(node, name) else { continue };
+            if self.seats.on(node, name).is_some() {
+                continue;
+            }
+            let entry = if ledger.weights { now.entry_power(target) } else { None };
+            adds.push(Change::Add { node: node.clone(), power: entry.unwrap_or(target) });
+        }
+        removes.sort_by_key(|(key, node)| {
+            let live = liveness(ledger, key, self.policy) == Liveness::Live;
+            (live, std::cmp::Reverse(super::goals::index(node)))
+        });
+        let remove = |(key, _): (&MemberKey, &NodeName)| Change::Remove { member: key.clone() };
+        raises.extend(adds);
+        raises.extend(removes.into_iter().map(remove));
+        raises.extend(powers);
+        raises
+    }
+
+    /// How good an order of changes is: the smallest number of voters to spare in any state on the way, with
+    /// newcomers live, then with newcomers failed. Quorum lost counts below zero.
+    fn score(&self, name: &str, ledger: &Ledger, order: [&Change; 2]) -> [i64; 2] {
+        [true, false].map(|newcomer_live| {
+            let mut state = Projection::of(ledger, self.policy);
+            let mut worst = i64::MAX;
+            for change in order {
+                let target = match change {
+                    Change::Add { node, .. } => self.goals.power(node, name),
+                    _ => None,
+                };
+                // It is raised before anything else happens.
+                let change = match (change, target) {
+                    (Change::Add { node, .. }, Some(power)) => {
+                        Change::Add { node: node.clone(), power }
+                    }
+                    (change, _) => change.clone(),
+                };
+                state = state.with(&change, newcomer_live);
+                let spare = state.spare().and_then(|spare| i64::try_from(spare).ok());
+                worst = worst.min(spare.unwrap_or(-1));
+            }
+            worst
+        })
+    }
+
+    // --- roll -----------------------------------------------------------------------------------------
+
+    /// Restarts nodes that do not run what is described: unready ones first, then observers, then voters.
+    fn roll(&self, closed: &mut Vec<Closed>) -> Option<Open> {
+        let mut pending: Vec<_> = self
+            .observed
+            .nodes
+            .iter()
+            .filter(|(name, node)| {
+                node.inputs == Inputs::Pending
+                    && self.goals.of(name) != Goal::Go
+                    // Those are cured, not rolled.
+                    && !self.seats.is_down(name)
+            })
+            .collect();
+        pending.sort_by_key(|(name, node)| {
+            (node.engine != Engine::NotReady, !self.seats.of(name).is_empty(), *name)
+        });
+        for (name, node) in pending {
+            let step = Step::BeginRestart { node: name.clone() };
+            if let Some(open) = open_or(closed, step, self.check_restart(name, node, false)) {
+                return Some(open);
+            }
+        }
+        None
+    }
+}
+
+fn is_removal(change: &Change) -> bool {
+    matches!(change, Change::Remove { .. })
+}
+
+fn decision((step, consent): Open) -> Decision {
+    Decision::Step { step, consent }
+}
+
+fn open_or(closed: &mut Vec<Closed>, step: Step, check: Check<Granted>) -> Option<Open> {
+    match check {
+        Ok(granted) => Some((step, granted)),
+        Err(why) => {
+            closed.push(why.before(&step));
+            None
+        }
+    }
+}
