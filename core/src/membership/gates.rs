@@ -124,6 +124,14 @@ impl<'a> Planner<'a> {
             Change::Remove { .. } => {
                 let after = now.with(change, true);
                 gate(Gate::NotTheLastVoter, after.count() > 0, |g| {
+                    let successor = self.observed.nodes.keys().any(|node| {
+                        self.goals.power(node, name).is_some()
+                            && self.seats.on(node, name).is_none()
+                    });
+                    if successor {
+                        let what = "has no other voter yet; one that is to vote has to enter first";
+                        return Closed::wait(g, format!("ledger {name} {what}"));
+                    }
                     let what = "would have no voter left and could never go on; keep one";
                     Closed::stuck(g, format!("ledger {name} {what}"))
                 })?;

@@ -67,6 +67,8 @@ pub struct Policy {
     pub allow_downtime: bool,
     /// A voter that is down for good is replaced without asking.
     pub replace_dead: bool,
+    /// A node that is down is restarted as a cure after this many seconds; before, its kubelet tries.
+    pub cure_seconds: u64,
     /// A voter must be down, or silent since its entry, for this many seconds before it is replaced or
     /// taken out again.
     pub grace_seconds: u64,
@@ -84,6 +86,7 @@ impl Default for Policy {
             reserve: 0,
             allow_downtime: false,
             replace_dead: false,
+            cure_seconds: 60,
             grace_seconds: 600,
             consents: BTreeSet::new(),
         }

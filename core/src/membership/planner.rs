@@ -4,7 +4,7 @@ use super::gates::{Granted, check_not_frozen, is_beyond_cure};
 use super::goals::{Goal, Goals, Seats};
 use super::model::{
     Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Hub, Inputs, Ledger, LedgerName,
-    Liveness, MemberKey, Observed, Policy, Progress, Replacement, Step,
+    Liveness, MemberKey, Node, Observed, Policy, Progress, Replacement, Step,
 };
 use super::projection::{Projection, liveness};
 use super::refusal::{Check, Closed, gate};
@@ -143,7 +143,7 @@ impl<'a> Planner<'a> {
         let end_pod = Step::EndPod { node: name.clone() };
         // Who died meanwhile is missed by nobody: its restart is a cure.
         let gates = || {
-            if self.seats.is_down(name) && node.engine == Engine::NotReady {
+            if self.is_down(name, node) {
                 self.check_cure(name)
             } else {
                 self.check_restart(name, node, consented).map(|_| ())
@@ -189,38 +189,50 @@ impl<'a> Planner<'a> {
 
     // --- repair ---------------------------------------------------------------------------------------
 
-    /// Restarts a voter that is proved down. No gate of quorum or blocks stands before it: it is what a
-    /// stalled chain waits for, and nothing is lost by it. One at a time, once for each description.
+    /// Restarts a node that is proved down and does not come back by itself, or gets another description. No
+    /// gate of quorum or blocks stands before it: it is what a stalled chain waits for, and nothing is lost
+    /// by it. One at a time, once for each description.
     fn cure(&self, closed: &mut Vec<Closed>) -> Option<Open> {
         let restarting = self.restarting();
         let mut down: Vec<_> = self
             .observed
             .nodes
             .iter()
-            .filter(|(name, node)| {
-                self.seats.is_down(name)
-                    && node.engine == Engine::NotReady
-                    && Some(*name) != restarting
-            })
+            .filter(|(name, node)| self.is_down(name, node) && Some(*name) != restarting)
             .collect();
         if down.iter().any(|(_, node)| node.cure == Cure::Trying) {
-            let message = "a voter was restarted as a cure and is not back yet";
+            let message = "a node was restarted as a cure and is not back yet";
             closed.push(Closed::wait(Gate::NodeComesBack, message));
             return None;
         }
-        down.retain(|(_, node)| {
-            matches!(node.cure, Cure::Untried | Cure::Ordered) && !node.disk_lost
-        });
+        let curable = |node: &Node| matches!(node.cure, Cure::Untried | Cure::Ordered);
+        down.retain(|(_, node)| curable(node) && !node.disk_lost);
         // What was begun first; then who gets another description, the likeliest to recover.
         down.sort_by_key(|(_, node)| (node.cure != Cure::Ordered, node.inputs == Inputs::Current));
-        for (name, _) in down {
+        for (name, node) in down {
             let step = Step::Cure { node: name.clone() };
-            match self.check_cure(name) {
-                Ok(()) => return Some((step, None)),
-                Err(why) => closed.push(why.before(&step)),
+            // Its kubelet starts it again by itself, at first.
+            let due = node.inputs == Inputs::Pending
+                || node.cure == Cure::Ordered
+                || node.down_seconds >= self.policy.cure_seconds;
+            let check = if due {
+                self.check_cure(name)
+            } else {
+                let after = self.policy.cure_seconds;
+                let message = format!("{name} is down; it is restarted when that lasts {after} s");
+                Err(Closed::wait(Gate::NodeWorks, message))
+            };
+            if let Some(open) = open_or(closed, step, check.map(|()| None)) {
+                return Some(open);
             }
         }
         None
+    }
+
+    /// A node is proved down: its own API server says so, and no ledger shows a sign of it.
+    fn is_down(&self, name: &NodeName, node: &Node) -> bool {
+        let votes = !self.seats.of(name).is_empty();
+        node.engine == Engine::NotReady && if votes { self.seats.is_down(name) } else { true }
     }
 
     /// The node whose restart was begun.
@@ -252,7 +264,7 @@ impl<'a> Planner<'a> {
             self.policy.replace_dead
                 && !under_way
                 && node.replacement == Replacement::No
-                && self.seats.is_down(name)
+                && self.is_down(name, node)
                 && is_beyond_cure(node)
                 && node.down_seconds >= self.policy.grace_seconds
                 && self.goals.of(name) != Goal::Go
@@ -274,18 +286,18 @@ impl<'a> Planner<'a> {
             }
         }
         let (name, node) = self.observed.nodes.iter().find(|(name, node)| {
-            self.seats.is_down(name)
+            self.is_down(name, node)
                 && is_beyond_cure(node)
                 && self.goals.of(name) != Goal::Go
                 && Some(*name) != self.restarting()
         })?;
         let grace = self.policy.grace_seconds;
         if self.policy.replace_dead && node.down_seconds < grace && !node.held {
-            let message = format!("voter {name} is down; it is replaced when that lasts {grace} s");
+            let message = format!("{name} is down; it is replaced when that lasts {grace} s");
             return Some(Closed::wait(Gate::NodeWorks, message));
         }
         let message = format!(
-            "voter {name} is down, and a restart did not help; restore its volume, correct its description, or replace it"
+            "{name} is down, and a restart cannot help or did not; restore its volume, correct its description, or replace it"
         );
         Some(Closed::stuck(Gate::NodeWorks, message))
     }
@@ -447,7 +459,7 @@ impl<'a> Planner<'a> {
                 node.inputs == Inputs::Pending
                     && self.goals.of(name) != Goal::Go
                     // Those are cured, not rolled.
-                    && !self.seats.is_down(name)
+                    && !self.is_down(name, node)
             })
             .collect();
         pending.sort_by_key(|(name, node)| {
