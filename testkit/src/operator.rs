@@ -11,7 +11,8 @@ use crate::lab::image::{Image, NON_ROOT};
 
 /// Namespace and release name of the operator, as the README has them.
 pub const NAMESPACE: &str = "bsn-system";
-const RELEASE: &str = "bsn-operator";
+/// Name of its Deployment: that of the release.
+pub const NAME: &str = "bsn-operator";
 const REPOSITORY: &str = "localhost/bsn-operator";
 /// Longest the installation may take until its pods are ready.
 const HELM_TIMEOUT: &str = "3m";
@@ -53,9 +54,14 @@ impl OperatorImage {
 /// Imports the image and installs or upgrades the chart at `root`; returns when its pods are ready.
 pub fn install(lab: &Lab, cluster: usize, root: &Path, image: &OperatorImage) -> Result<()> {
     lab.import_image(&image.file, &[cluster])?;
+    // A test with a proxy that was killed left the operator without an API server; Helm keeps variables
+    // that it did not set. Fails where nothing is installed yet.
+    if let Err(error) = crate::proxy::restore_operator(lab, cluster) {
+        tracing::debug!(error = format!("{error:#}"), "no operator to restore");
+    }
     let output = Command::new(lab.tool("helm"))
         .env("KUBECONFIG", lab.kubeconfig(cluster))
-        .args(["upgrade", "--install", RELEASE])
+        .args(["upgrade", "--install", NAME])
         .arg(root.join("helm/bsn-operator"))
         .args(["--namespace", NAMESPACE, "--create-namespace", "--wait"])
         .args(["--timeout", HELM_TIMEOUT])

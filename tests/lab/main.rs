@@ -19,6 +19,7 @@ mod freezing;
 mod guard;
 mod keys;
 mod own_application;
+mod proxy;
 mod quiet;
 mod rpc;
 mod support;

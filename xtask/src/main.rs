@@ -4,6 +4,7 @@ mod demo;
 mod generate;
 mod lab;
 mod programs;
+mod soak;
 mod test;
 
 use anyhow::Result;
@@ -25,6 +26,10 @@ enum Command {
     /// Real local clusters on this machine, and faults in them.
     #[command(subcommand)]
     Lab(lab::Command),
+    /// The long versions: the model checks with their full bounds. Minutes to an hour.
+    Soak,
+    /// Benchmarks of the pure core: time and allocations.
+    Bench,
     /// Writes everything that follows from the API types.
     Gen,
 }
@@ -35,6 +40,8 @@ async fn main() -> Result<()> {
         Command::Demo(args) => demo::run(args).await,
         Command::Test(args) => test::run(args).await,
         Command::Lab(command) => lab::run(command).await,
+        Command::Soak => soak::run(),
+        Command::Bench => soak::bench(),
         Command::Gen => generate::run(&programs::root()),
     }
 }

@@ -19,9 +19,10 @@ impl Lab {
         network::partition(a, b)
     }
 
-    /// Ends all partitions.
+    /// Ends all partitions, and redirects that a killed test has left.
     pub fn heal(&self) -> Result<()> {
-        network::heal()
+        network::heal()?;
+        self.remove_stray_redirects()
     }
 
     /// Stops a cluster's API server; pods go on.

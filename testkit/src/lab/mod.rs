@@ -31,6 +31,7 @@ pub mod pki;
 pub mod process;
 pub mod provisioner;
 mod quantity;
+mod redirect;
 mod status;
 pub mod teardown;
 pub mod tools;
@@ -40,6 +41,7 @@ use control_plane::ControlPlane;
 use folders::Layout;
 pub use layout::{LabSpec, MachineId};
 use machine::Machine;
+pub use redirect::Redirect;
 pub use status::{Line, Status};
 pub use up::Report;
 

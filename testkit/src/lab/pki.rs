@@ -109,6 +109,31 @@ impl Pki {
         command::write(&self.file(&format!("{name}.key")), key.serialize_pem())
     }
 
+    /// Certificate of the cluster's authority (PEM), which every pod trusts for the API server.
+    pub fn ca_cert(&self) -> Result<String> {
+        self.read("ca.crt")
+    }
+
+    /// Makes a certificate with which a server at `ip` is taken for one of the cluster's; certificate and
+    /// key (PEM). Nothing is stored.
+    pub fn issue_server(&self, common_name: &str, ip: IpAddr) -> Result<(String, String)> {
+        let ca_key = KeyPair::from_pem(&self.read("ca.key")?).context("reading the CA's key")?;
+        let issuer = Issuer::from_ca_cert_pem(&self.ca_cert()?, ca_key)?;
+        let mut server = CertificateParams::default();
+        server.distinguished_name.push(DnType::CommonName, common_name);
+        server.subject_alt_names = vec![SanType::IpAddress(ip)];
+        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate()?;
+        let cert = server.signed_by(&key, &issuer)?;
+        Ok((cert.pem(), key.serialize_pem()))
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let file = self.file(name);
+        std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
+    }
+
     /// Writes the kubeconfig of a component into the cluster's folder and returns its path.
     pub fn kubeconfig(&self, user: &str) -> Result<String> {
         let path = self.file(&format!("{}.kubeconfig", user.replace(':', "-")));
