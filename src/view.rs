@@ -32,6 +32,8 @@ pub enum Liveness {
     Standing,
     /// It stands, and every node that answers has stored a block that its application cannot apply.
     Frozen,
+    /// No engine has answered for as long: whether blocks are made is not known.
+    Silent,
     /// Not watched for long enough to say.
     Unknown,
 }

@@ -55,6 +55,8 @@ reasons! {
     BlocksAdvance,
     /// The head of the chain has not moved for longer than five blocks take.
     HeadStands,
+    /// No engine answers: whether blocks are made is not known.
+    NobodyAnswers,
     /// Every node has stored a block that it cannot apply; the chain will not go on by itself.
     ChainFrozen,
     /// The chain has not been watched for long enough to say.

@@ -311,6 +311,11 @@ impl NetworkTrack {
             head,
             liveness: match self.head.liveness(elapsed) {
                 ChainLiveness::Live => Liveness::Live,
+                ChainLiveness::Standing
+                    if self.reports(&network.chain_id, now).next().is_none() =>
+                {
+                    Liveness::Silent
+                }
                 ChainLiveness::Standing if frozen(self.reports(&network.chain_id, now)) => {
                     Liveness::Frozen
                 }

@@ -179,7 +179,7 @@ const OF_NETWORK: &[(&str, &str, OfNetwork)] = &[
         match view.liveness {
             Liveness::Live => Some(1.0),
             Liveness::Standing | Liveness::Frozen => Some(0.0),
-            Liveness::Unknown => None,
+            Liveness::Silent | Liveness::Unknown => None,
         }
     }),
     ("chain_head_age_seconds", "Time since the head advanced", |view| {

@@ -17,7 +17,8 @@ const MINUTE: Duration = Duration::from_mins(1);
 async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     let world = World::new("deletion").await;
     let yaml = world.yaml(&World::sample_spec());
-    let reader = "\n  - name: reader\n    role: FullNode\n    replicas: 1\n    storage: {size: 1Gi}";
+    let reader =
+        "\n  - name: reader\n    role: FullNode\n    replicas: 1\n    storage: {size: 1Gi}";
     world.apply(&world.yaml(&(World::sample_spec() + reader)));
     world.await_ready().await;
     let identities = identities(&world).await;

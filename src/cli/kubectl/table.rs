@@ -50,6 +50,7 @@ fn summary(view: &NetworkView) -> String {
     let word = match view.liveness {
         Liveness::Live => "live",
         Liveness::Standing => "standing still",
+        Liveness::Silent => "not known, no engine answers",
         Liveness::Frozen => "frozen by a block that cannot be applied",
         Liveness::Unknown => "not watched for long enough to say",
     };

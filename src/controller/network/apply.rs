@@ -304,8 +304,7 @@ impl Pass<'_> {
             or_refuse!(refused(made)?);
         }
         let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
-        let budget =
-            build_disruption_budget(&network, powers.len(), margin(QUORUM, &powers));
+        let budget = build_disruption_budget(&network, powers.len(), margin(QUORUM, &powers));
         let known = cached(&self.ctx.caches.budgets, &self.key.namespace, &budget.name_any());
         let made = ensure(&self.ctx.client, known.as_deref(), budget, None, id).await;
         or_refuse!(refused(made)?);

@@ -230,6 +230,10 @@ fn chain_live(old: &BsnNetworkStatus, view: Option<&NetworkView>, formed: bool) 
             let message = "no new block for longer than five blocks take; see kubectl bsn status";
             State::new(CHAIN_LIVE, false, Reason::HeadStands, message)
         }
+        Some(Liveness::Silent) => {
+            let message = "no engine answers the operator; whether blocks are made is not known";
+            State::new(CHAIN_LIVE, None, Reason::NobodyAnswers, message)
+        }
         // An operator that has just started does not know yet, and unknown is no news: what its
         // predecessor saw stays until this one has watched for long enough.
         Some(Liveness::Unknown) | None => keep(old, CHAIN_LIVE).unwrap_or_else(|| {
