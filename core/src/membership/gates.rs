@@ -1,8 +1,10 @@
 //! The gates before a change of members and before a restart, judged on the projected state.
 
+use std::collections::BTreeSet;
+
 use super::goals::{Goal, Seat};
 use super::model::{
-    Change, Engine, Entry, Gate, Head, Inputs, Ledger, LedgerName, Liveness, Member,
+    Begun, Change, Engine, Entry, Gate, Head, Inputs, Ledger, LedgerName, Liveness, Member,
 };
 use super::model::{MemberKey, Node};
 use super::planner::Planner;
@@ -10,8 +12,8 @@ use super::projection::{Projection, is_fresh, liveness};
 use super::refusal::{Check, Closed, gate};
 use crate::names::NodeName;
 
-/// The consent that a gate needed and got, if it needed one.
-pub type Granted = Option<String>;
+/// Consents that gates needed and got.
+pub type Granted = BTreeSet<String>;
 
 impl<'a> Planner<'a> {
     /// The user has not paused the network.
@@ -80,14 +82,27 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// May this change be begun, or sent, now? `consented`: a person allowed it despite foreign voters that
-    /// are silent.
-    pub(super) fn check_change(
-        &self,
-        name: &'a LedgerName,
-        change: &Change,
-        consented: bool,
-    ) -> Check<Granted> {
+    /// Whether a person gave this consent, now or when the step that is under way was done.
+    fn is_given(&self, consent: &str) -> bool {
+        let used = match &self.observed.begun {
+            Some(Begun::Restart { consents, .. }) => consents.contains(consent),
+            _ => false,
+        };
+        used || self.policy.consents.contains(consent)
+    }
+
+    /// Every ledger the description names is seen. One that is not says nothing about who votes there.
+    fn check_all_ledgers_seen(&self) -> Check {
+        let mut named = self.desired.sets.iter().flat_map(|set| &set.votes_on);
+        let unseen = named.find(|ledger| !self.observed.ledgers.contains_key(*ledger));
+        gate(Gate::EvidenceIsFresh, unseen.is_none(), |g| {
+            let ledger = unseen.map(String::as_str).unwrap_or_default();
+            Closed::wait(g, format!("nothing is known of ledger {ledger}"))
+        })
+    }
+
+    /// May this change be begun, or sent, now?
+    pub(super) fn check_change(&self, name: &'a LedgerName, change: &Change) -> Check<Granted> {
         self.check_not_paused()?;
         let ledger = &self.observed.ledgers[name];
         self.check_at_rest(name, ledger)?;
@@ -103,11 +118,8 @@ impl<'a> Planner<'a> {
         // Taking out a voter that is not seen to sign gives the others more room, never less.
         let repairs = matches!(change, Change::Remove { member }
             if liveness(ledger, member, self.policy) != Liveness::Live);
-        let granted = if repairs {
-            None
-        } else {
-            self.check_others_healthy(name, ledger, change, consented)?
-        };
+        let granted =
+            if repairs { Granted::new() } else { self.check_others_healthy(name, ledger, change)? };
         let now = Projection::of(ledger, self.policy);
         match change {
             Change::Add { node, .. } => {
@@ -136,9 +148,30 @@ impl<'a> Planner<'a> {
                     Closed::stuck(g, format!("ledger {name} {what}"))
                 })?;
                 check_quorum_after(name, &after)?;
+                if !repairs {
+                    self.check_successor_first(name, ledger, change)?;
+                }
             }
         }
         Ok(granted)
+    }
+
+    /// Whoever takes a living voter's place enters first, if that leaves as much to spare.
+    fn check_successor_first(&self, name: &LedgerName, ledger: &Ledger, removal: &Change) -> Check {
+        let successor = self.observed.nodes.keys().find_map(|node| {
+            let power = self.goals.power(node, name)?;
+            let add = Change::Add { node: node.clone(), power };
+            let better = self.score(name, ledger, [&add, removal])
+                >= self.score(name, ledger, [removal, &add]);
+            (self.seats.on(node, name).is_none() && better).then_some(node)
+        });
+        gate(Gate::CaughtUp, successor.is_none(), |g| {
+            let who = successor.map(NodeName::as_str).unwrap_or_default();
+            Closed::wait(
+                g,
+                format!("ledger {name}: {who} is to vote first; it does not follow yet"),
+            )
+        })
     }
 
     /// All other voters are seen to sign. Exempt: whom this change is about, if it is taken out or made
@@ -148,7 +181,6 @@ impl<'a> Planner<'a> {
         name: &LedgerName,
         ledger: &Ledger,
         change: &Change,
-        consented: bool,
     ) -> Check<Granted> {
         let exempt = |key: &MemberKey, member: &Member| {
             let subject = match change {
@@ -162,14 +194,13 @@ impl<'a> Planner<'a> {
                 && liveness(ledger, key, self.policy) == Liveness::ProvedDown;
             subject || replaced
         };
-        self.check_live(name, ledger, consented, exempt)
+        self.check_live(name, ledger, exempt)
     }
 
     fn check_live(
         &self,
         name: &LedgerName,
         ledger: &Ledger,
-        consented: bool,
         exempt: impl Fn(&MemberKey, &Member) -> bool,
     ) -> Check<Granted> {
         let (mut own, mut foreign) = (Vec::new(), Vec::new());
@@ -187,16 +218,17 @@ impl<'a> Planner<'a> {
                 format!("ledger {name}: {who} not seen to sign; it has to recover first"),
             )
         })?;
-        let Some(first) = foreign.first().filter(|_| !consented) else { return Ok(None) };
-        // Another owner's voter that is gone must not hold this network for ever.
-        let consent = format!("despite-silent/{name}/{first}");
-        let given = self.policy.consents.contains(&consent);
-        gate(Gate::OthersHealthy, given, |g| {
-            let who = foreign.join(", ");
-            let message = format!("ledger {name}: {who} of another owner not seen to sign");
-            Closed::consent(g, message, consent.clone())
-        })?;
-        Ok(Some(consent))
+        // Another owner's voter that is gone must not hold this network for ever: a consent for each.
+        let mut granted = Granted::new();
+        for who in foreign {
+            let consent = format!("despite-silent/{name}/{who}");
+            gate(Gate::OthersHealthy, self.is_given(&consent), |g| {
+                let message = format!("ledger {name}: {who} of another owner not seen to sign");
+                Closed::consent(g, message, consent.clone())
+            })?;
+            granted.insert(consent);
+        }
+        Ok(granted)
     }
 
     /// A newcomer follows the ledger for a while, from a node that can start again.
@@ -239,20 +271,16 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// May this node restart now? `consented`: a person allowed that the chain stops meanwhile.
-    pub(super) fn check_restart(
-        &self,
-        name: &'a NodeName,
-        node: &Node,
-        consented: bool,
-    ) -> Check<Granted> {
+    /// May this node restart now?
+    pub(super) fn check_restart(&self, name: &'a NodeName, node: &Node) -> Check<Granted> {
         self.check_not_paused()?;
         self.check_not_held(name)?;
+        self.check_all_ledgers_seen()?;
         // Nobody can end its pod, nor see whether it came back.
         gate(Gate::EvidenceIsFresh, node.engine != Engine::Unknown, |g| {
             Closed::wait(g, format!("the API server of {name} cannot be asked"))
         })?;
-        let mut granted = None;
+        let mut granted = Granted::new();
         for (ledger_name, ledger) in &self.observed.ledgers {
             let seat = self.seats.on(name, ledger_name);
             if seat.is_none() && !ledger.followers.contains_key(name) {
@@ -262,9 +290,8 @@ impl<'a> Planner<'a> {
             self.check_others_follow(ledger_name, ledger, name)?;
             if seat.is_some() {
                 let exempt = |_: &MemberKey, member: &Member| member.node.as_ref() == Some(name);
-                let silent = self.check_live(ledger_name, ledger, consented, exempt)?;
-                let stops = self.check_quorum_during(name, node, ledger_name, ledger, consented)?;
-                granted = granted.or(silent).or(stops);
+                granted.extend(self.check_live(ledger_name, ledger, exempt)?);
+                granted.extend(self.check_quorum_during(name, node, ledger_name, ledger)?);
             }
         }
         Ok(granted)
@@ -301,18 +328,17 @@ impl<'a> Planner<'a> {
         node: &Node,
         ledger_name: &str,
         ledger: &Ledger,
-        consented: bool,
     ) -> Check<Granted> {
         let spare = |p: Projection<'_>| p.without_node(name).spare();
         let now = Projection::of(ledger, self.policy);
         let enough = |spare: Option<usize>| spare.is_some_and(|spare| spare >= self.policy.reserve);
-        if enough(spare(now.clone())) || consented || self.policy.allow_downtime {
-            return Ok(None);
-        }
         // It could never be enough: a person has to say that the chain may stop.
         let never = !enough(spare(now.clone().all_live()));
+        if enough(spare(now.clone())) || (never && self.policy.allow_downtime) {
+            return Ok(Granted::new());
+        }
         let consent = format!("restart-with-downtime/{name}/{}", node.described);
-        let given = never && self.policy.consents.contains(&consent);
+        let given = never && self.is_given(&consent);
         gate(Gate::QuorumDuringRestart, given, |g| {
             let left = now.without_node(name);
             let message = format!(
@@ -327,20 +353,17 @@ impl<'a> Planner<'a> {
                 Closed::wait(g, message)
             }
         })?;
-        Ok(given.then_some(consent))
+        Ok(given.then_some(consent).into_iter().collect())
     }
 
     /// No ledger counts this node, so that it may stop for good.
     pub(super) fn check_retire(&self, name: &NodeName) -> Check {
         self.check_not_paused()?;
         self.check_not_held(name)?;
+        self.check_all_ledgers_seen()?;
         for (ledger_name, ledger) in &self.observed.ledgers {
             self.check_evidence(ledger_name, ledger)?;
             check_nothing_pending(ledger_name, ledger)?;
-            let votes = self.seats.on(name, ledger_name).is_some();
-            gate(Gate::StepSettled, !votes, |g| {
-                Closed::wait(g, format!("{name} still votes on ledger {ledger_name}"))
-            })?;
         }
         Ok(())
     }

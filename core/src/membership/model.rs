@@ -67,7 +67,8 @@ pub struct Policy {
     pub allow_downtime: bool,
     /// A voter that is down for good is replaced without asking.
     pub replace_dead: bool,
-    /// A node that is down is restarted as a cure after this many seconds; before, its kubelet tries.
+    /// A node that is down is restarted as a cure after this many seconds; before, its kubelet tries, and its
+    /// guard may wait for a minute.
     pub cure_seconds: u64,
     /// A voter must be down, or silent since its entry, for this many seconds before it is replaced or
     /// taken out again.
@@ -86,7 +87,7 @@ impl Default for Policy {
             reserve: 0,
             allow_downtime: false,
             replace_dead: false,
-            cure_seconds: 60,
+            cure_seconds: 180,
             grace_seconds: 600,
             consents: BTreeSet::new(),
         }
@@ -94,13 +95,16 @@ impl Default for Policy {
 }
 
 /// All that is known of a network.
+///
+/// Whatever is observed must be observed *after* the anchor was read that `begun` comes from: else a voter
+/// whose entry has just been settled looks like a node that no ledger counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Observed {
     /// Nodes of ours that are not retired, by name.
     #[serde(default)]
     pub nodes: BTreeMap<NodeName, Node>,
-    /// The ledgers they run.
+    /// All ledgers the network has, also those of which nothing is known at the moment.
     #[serde(default)]
     pub ledgers: BTreeMap<LedgerName, Ledger>,
     /// The step that was begun and is not settled, from the anchor.
@@ -337,9 +341,6 @@ pub enum Begun {
         change: Change,
         /// How far it is.
         fate: Fate,
-        /// A person consented to it.
-        #[serde(default)]
-        consented: bool,
     },
     /// A restart.
     Restart {
@@ -347,9 +348,9 @@ pub enum Begun {
         node: NodeName,
         /// How far it is.
         progress: Progress,
-        /// A person consented that the chain stops meanwhile.
+        /// Consents that were used for it.
         #[serde(default)]
-        consented: bool,
+        consents: BTreeSet<String>,
     },
 }
 
@@ -412,7 +413,7 @@ pub enum Change {
 #[serde(rename_all = "camelCase")]
 pub enum Step {
     /// A person consented: take the newest anchor for the truth.
-    AcceptAnchor,
+    TakeOver,
     /// Record a new identity of this set; its node is made and observes.
     Provision {
         /// Which set.
@@ -468,9 +469,9 @@ pub enum Decision {
     Step {
         /// What.
         step: Step,
-        /// The consent it uses up, if it needs one.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        consent: Option<String>,
+        /// Consents it uses up: recorded as used together with it.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        consents: BTreeSet<String>,
     },
     /// Nothing now; time or somebody's recovery will tell.
     Wait(Refusal),
@@ -505,7 +506,7 @@ pub enum Gate {
     NotPaused,
     /// The user does not hold this node.
     NotHeld,
-    /// No step that was begun is open.
+    /// The step that was begun has ended.
     OneChangeAtATime,
     /// No other change of members is under way on the ledger.
     NoPendingChange,
@@ -529,8 +530,6 @@ pub enum Gate {
     NewcomerSigns,
     /// A voter remains.
     NotTheLastVoter,
-    /// The step begun has ended.
-    StepSettled,
     /// The node that restarts came back.
     NodeComesBack,
     /// The node works, or can be made to.

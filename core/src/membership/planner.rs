@@ -1,12 +1,12 @@
 //! The steps in their order of consideration, one operation after the other.
 
 use super::gates::{Granted, check_not_frozen, is_beyond_cure};
-use super::goals::{Goal, Goals, Seats};
+use super::goals::{Goal, Goals, Seat, Seats};
 use super::model::{
-    Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Hub, Inputs, Ledger, LedgerName,
-    Liveness, MemberKey, Node, Observed, Policy, Progress, Replacement, Step,
+    Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Head, Hub, Inputs, Ledger,
+    LedgerName, Liveness, MemberKey, Node, Observed, Policy, Progress, Replacement, Step,
 };
-use super::projection::{Projection, liveness};
+use super::projection::{Projection, is_fresh, liveness};
 use super::refusal::{Check, Closed, gate};
 use crate::names::NodeName;
 
@@ -32,7 +32,7 @@ impl<'a> Planner<'a> {
 
     /// Decides. See the [module](super) for the order.
     pub fn decide(&self) -> Decision {
-        if let Some(decision) = self.accept_anchor() {
+        if let Some(decision) = self.take_over() {
             return decision;
         }
         let begun = self.observed.begun.as_ref().map(|begun| self.settle(begun));
@@ -63,18 +63,18 @@ impl<'a> Planner<'a> {
 
     /// A hub that came from a backup forgets what was done since: nothing is safe until a person says that
     /// the newest anchor counts.
-    fn accept_anchor(&self) -> Option<Decision> {
+    fn take_over(&self) -> Option<Decision> {
         let Hub::Older { id } = &self.observed.hub else { return None };
-        let consent = format!("accept-anchor/{id}");
+        let consent = format!("take-over/{id}");
         let given = self.policy.consents.contains(&consent);
         let check = gate(Gate::HubStateNotOlderThanAnchor, given, |g| {
             let message = "an anchor beside the nodes knows of steps that this hub does not: the hub came from a backup. \
                            Check that the description is the newest one, then consent";
-            Closed::consent(g, message, consent.clone()).before(&Step::AcceptAnchor)
+            Closed::consent(g, message, consent.clone()).before(&Step::TakeOver)
         });
         match check {
             Err(closed) => Some(closed.decision()),
-            Ok(()) if given => Some(decision((Step::AcceptAnchor, Some(consent)))),
+            Ok(()) if given => Some(decision((Step::TakeOver, [consent].into()))),
             // Only where the gate was taken away to see what it prevents.
             Ok(()) => None,
         }
@@ -85,24 +85,14 @@ impl<'a> Planner<'a> {
     /// What was begun is ended first.
     fn settle(&self, begun: &'a Begun) -> Check<Open> {
         match begun {
-            Begun::Change { ledger, change, fate, consented } => {
-                self.settle_change(ledger, change, *fate, *consented)
-            }
-            Begun::Restart { node, progress, consented } => {
-                self.settle_restart(node, *progress, *consented)
-            }
+            Begun::Change { ledger, change, fate } => self.settle_change(ledger, change, *fate),
+            Begun::Restart { node, progress, .. } => self.settle_restart(node, *progress),
         }
     }
 
-    fn settle_change(
-        &self,
-        name: &'a LedgerName,
-        change: &'a Change,
-        fate: Fate,
-        consented: bool,
-    ) -> Check<Open> {
+    fn settle_change(&self, name: &'a LedgerName, change: &'a Change, fate: Fate) -> Check<Open> {
         match fate {
-            Fate::Confirmed | Fate::Impossible => Ok((Step::Settle, None)),
+            Fate::Confirmed | Fate::Impossible => Ok((Step::Settle, Granted::new())),
             Fate::Sent => {
                 let Some(ledger) = self.observed.ledgers.get(name) else {
                     return Err(Closed::wait(
@@ -117,51 +107,42 @@ impl<'a> Planner<'a> {
                 let message = format!(
                     "\"{change}\" was sent; it is settled when it took effect, or never can"
                 );
-                Err(Closed::wait(Gate::StepSettled, message).before(&Step::Settle))
+                Err(Closed::wait(Gate::OneChangeAtATime, message).before(&Step::Settle))
             }
             // Judged again on what is known now: nothing has left yet.
             Fate::Recorded => {
                 let wanted = self.observed.ledgers.get(name).is_some_and(|ledger| {
                     self.changes(name, ledger).iter().any(|wanted| wanted == change)
                 });
-                if wanted && self.check_change(name, change, consented).is_ok() {
-                    Ok((Step::Send, None))
-                } else {
-                    Ok((Step::Withdraw, None))
-                }
+                let check = if wanted { self.check_change(name, change).ok() } else { None };
+                Ok(check.map_or((Step::Withdraw, Granted::new()), |granted| (Step::Send, granted)))
             }
         }
     }
 
-    fn settle_restart(
-        &self,
-        name: &'a NodeName,
-        progress: Progress,
-        consented: bool,
-    ) -> Check<Open> {
-        let Some(node) = self.observed.nodes.get(name) else { return Ok((Step::Settle, None)) };
+    fn settle_restart(&self, name: &'a NodeName, progress: Progress) -> Check<Open> {
+        let Some(node) = self.observed.nodes.get(name) else {
+            return Ok((Step::Settle, Granted::new()));
+        };
         let end_pod = Step::EndPod { node: name.clone() };
         // Who died meanwhile is missed by nobody: its restart is a cure.
         let gates = || {
             if self.is_down(name, node) {
-                self.check_cure(name)
+                self.check_cure(name).map(|()| Granted::new())
             } else {
-                self.check_restart(name, node, consented).map(|_| ())
+                self.check_restart(name, node)
             }
         };
         match progress {
-            Progress::Back => Ok((Step::Settle, None)),
+            Progress::Back => Ok((Step::Settle, Granted::new())),
             Progress::Untouched => {
                 let wanted = node.inputs == Inputs::Pending && self.goals.of(name) != Goal::Go;
-                if wanted && gates().is_ok() {
-                    Ok((end_pod, None))
-                } else {
-                    Ok((Step::Withdraw, None))
-                }
+                let check = if wanted { gates().ok() } else { None };
+                Ok(check.map_or((Step::Withdraw, Granted::new()), |granted| (end_pod, granted)))
             }
             Progress::Ordered => {
-                gates().map_err(|closed| closed.before(&end_pod))?;
-                Ok((end_pod, None))
+                let granted = gates().map_err(|closed| closed.before(&end_pod))?;
+                Ok((end_pod, granted))
             }
             Progress::Down => {
                 // Described anew while it is down: it gets that at once, nobody misses it.
@@ -169,7 +150,7 @@ impl<'a> Planner<'a> {
                 if anew && node.engine == Engine::NotReady && !self.seats.is_live(name) {
                     self.check_not_paused()?;
                     self.check_not_held(name)?;
-                    return Ok((end_pod, None));
+                    return Ok((end_pod, Granted::new()));
                 }
                 for (ledger_name, ledger) in &self.observed.ledgers {
                     check_not_frozen(ledger_name, ledger)?;
@@ -200,15 +181,26 @@ impl<'a> Planner<'a> {
             .iter()
             .filter(|(name, node)| self.is_down(name, node) && Some(*name) != restarting)
             .collect();
-        if down.iter().any(|(_, node)| node.cure == Cure::Trying) {
-            let message = "a node was restarted as a cure and is not back yet";
+        // One at a time; no observer stands before a voter.
+        let votes = |name: &NodeName| !self.seats.of(name).is_empty();
+        let trying: Vec<_> = down
+            .iter()
+            .filter(|(_, node)| node.cure == Cure::Trying)
+            .map(|(name, _)| *name)
+            .collect();
+        if let Some(name) = trying.first() {
+            let message = format!("{name} was restarted as a cure and is not back yet");
             closed.push(Closed::wait(Gate::NodeComesBack, message));
-            return None;
         }
+        down.retain(|(name, _)| {
+            trying.is_empty() || (votes(name) && !trying.iter().any(|other| votes(other)))
+        });
         let curable = |node: &Node| matches!(node.cure, Cure::Untried | Cure::Ordered);
         down.retain(|(_, node)| curable(node) && !node.disk_lost);
         // What was begun first; then who gets another description, the likeliest to recover.
-        down.sort_by_key(|(_, node)| (node.cure != Cure::Ordered, node.inputs == Inputs::Current));
+        down.sort_by_key(|(name, node)| {
+            (node.cure != Cure::Ordered, !votes(name), node.inputs == Inputs::Current)
+        });
         for (name, node) in down {
             let step = Step::Cure { node: name.clone() };
             // Its kubelet starts it again by itself, at first.
@@ -222,7 +214,7 @@ impl<'a> Planner<'a> {
                 let message = format!("{name} is down; it is restarted when that lasts {after} s");
                 Err(Closed::wait(Gate::NodeWorks, message))
             };
-            if let Some(open) = open_or(closed, step, check.map(|()| None)) {
+            if let Some(open) = open_or(closed, step, check.map(|()| Granted::new())) {
                 return Some(open);
             }
         }
@@ -272,7 +264,7 @@ impl<'a> Planner<'a> {
         let (name, _) = asked.or(dead)?;
         let step = Step::Condemn { node: name.clone() };
         let check = self.check_not_paused().and_then(|()| self.check_not_held(name));
-        open_or(closed, step, check.map(|()| None))
+        open_or(closed, step, check.map(|()| Granted::new()))
     }
 
     /// Nodes that are down and that nothing above will mend.
@@ -284,6 +276,28 @@ impl<'a> Planner<'a> {
             if let Some(closed) = self.standing(name, ledger) {
                 return Some(closed);
             }
+            if ledger.head == Head::Standing {
+                let message = format!("ledger {name} makes no blocks; it waits for its voters");
+                return Some(Closed::wait(Gate::ChainIsProducing, message));
+            }
+        }
+        let mute = self.observed.nodes.iter().find(|(name, node)| {
+            let silent = |seat: &Seat<'_>| {
+                let ledger = &self.observed.ledgers[seat.ledger];
+                seat.liveness == Liveness::Unknown
+                    && is_fresh(ledger, self.policy)
+                    && ledger.head == Head::Producing
+            };
+            node.engine == Engine::Ready
+                && node.down_seconds >= self.policy.grace_seconds
+                && self.seats.of(name).iter().any(silent)
+        });
+        if let Some((name, node)) = mute {
+            let message = format!(
+                "{name} is ready and has not signed for {} s; find out why, then restart or replace it",
+                node.down_seconds
+            );
+            return Some(Closed::stuck(Gate::NodeWorks, message));
         }
         let (name, node) = self.observed.nodes.iter().find(|(name, node)| {
             self.is_down(name, node)
@@ -311,7 +325,7 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let step = Step::Retire { node: name.clone() };
-            let check = self.check_retire(name).map(|()| None);
+            let check = self.check_retire(name).map(|()| Granted::new());
             if let Some(open) = open_or(closed, step, check) {
                 return Some(open);
             }
@@ -323,7 +337,7 @@ impl<'a> Planner<'a> {
     fn provision(&self, closed: &mut Vec<Closed>) -> Option<Open> {
         let (set, _) = self.goals.missing.first()?;
         let step = Step::Provision { set: set.name.clone() };
-        open_or(closed, step, self.check_not_paused().map(|()| None))
+        open_or(closed, step, self.check_not_paused().map(|()| Granted::new()))
     }
 
     // --- members --------------------------------------------------------------------------------------
@@ -375,7 +389,7 @@ impl<'a> Planner<'a> {
     ) -> Option<Open> {
         changes.iter().find_map(|change| {
             let step = Step::BeginChange { ledger: ledger.clone(), change: (*change).clone() };
-            open_or(closed, step, self.check_change(ledger, change, false))
+            open_or(closed, step, self.check_change(ledger, change).map(|_| Granted::new()))
         })
     }
 
@@ -408,7 +422,9 @@ impl<'a> Planner<'a> {
                 continue;
             }
             let entry = if ledger.weights { now.entry_power(target) } else { None };
-            adds.push(Change::Add { node: node.clone(), power: entry.unwrap_or(target) });
+            // The smallest there is, where quorum needs even that.
+            let least = if ledger.weights { 1 } else { target };
+            adds.push(Change::Add { node: node.clone(), power: entry.unwrap_or(least) });
         }
         removes.sort_by_key(|(key, node)| {
             let live = liveness(ledger, key, self.policy) == Liveness::Live;
@@ -423,7 +439,7 @@ impl<'a> Planner<'a> {
 
     /// How good an order of changes is: the smallest number of voters to spare in any state on the way, with
     /// newcomers live, then with newcomers failed. Quorum lost counts below zero.
-    fn score(&self, name: &str, ledger: &Ledger, order: [&Change; 2]) -> [i64; 2] {
+    pub(super) fn score(&self, name: &str, ledger: &Ledger, order: [&Change; 2]) -> [i64; 2] {
         [true, false].map(|newcomer_live| {
             let mut state = Projection::of(ledger, self.policy);
             let mut worst = i64::MAX;
@@ -467,7 +483,9 @@ impl<'a> Planner<'a> {
         });
         for (name, node) in pending {
             let step = Step::BeginRestart { node: name.clone() };
-            if let Some(open) = open_or(closed, step, self.check_restart(name, node, false)) {
+            if let Some(open) =
+                open_or(closed, step, self.check_restart(name, node).map(|_| Granted::new()))
+            {
                 return Some(open);
             }
         }
@@ -479,8 +497,8 @@ fn is_removal(change: &Change) -> bool {
     matches!(change, Change::Remove { .. })
 }
 
-fn decision((step, consent): Open) -> Decision {
-    Decision::Step { step, consent }
+fn decision((step, consents): Open) -> Decision {
+    Decision::Step { step, consents }
 }
 
 fn open_or(closed: &mut Vec<Closed>, step: Step, check: Check<Granted>) -> Option<Open> {

@@ -4,6 +4,8 @@
 //! planner is played forward against a world in which every step succeeds at once: new nodes catch up, pods
 //! come back, what is sent takes effect, newcomers sign. What stops the play is what stops the operator.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::model::{
@@ -20,9 +22,9 @@ use crate::names::NodeName;
 pub struct PlannedStep {
     /// What is done.
     pub step: Step,
-    /// The consent it uses up.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub consent: Option<String>,
+    /// The consents it uses up.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub consents: BTreeSet<String>,
     /// How many live voters each ledger may lose after it, the smallest of them; while a node restarts,
     /// without that node. `None` = a ledger stands meanwhile, or there is none.
     pub spare: Option<usize>,
@@ -52,12 +54,12 @@ pub fn plan(
     let mut steps = Vec::new();
     let wanted: usize = desired.sets.iter().map(|set| set.replicas as usize).sum();
     for _ in 0..STEPS_PER_NODE * (observed.nodes.len() + wanted + 1) {
-        let (step, consent) = match next_step(desired, &world, policy) {
-            Decision::Step { step, consent } => (step, consent),
+        let (step, consents) = match next_step(desired, &world, policy) {
+            Decision::Step { step, consents } => (step, consents),
             end => return Plan { steps, end },
         };
-        let spare = play(desired, &mut world, policy, &step, consent.is_some(), &mut name);
-        steps.push(PlannedStep { step, consent, spare });
+        let spare = play(desired, &mut world, policy, &step, &mut name);
+        steps.push(PlannedStep { step, consents, spare });
     }
     // Every step of the planner leads on: see the model check.
     let end = next_step(desired, &world, policy);
@@ -70,11 +72,10 @@ fn play(
     world: &mut Observed,
     policy: &Policy,
     step: &Step,
-    consented: bool,
     name: &mut impl FnMut(&str) -> NodeName,
 ) -> Option<usize> {
     match step {
-        Step::AcceptAnchor => world.hub = Hub::Current,
+        Step::TakeOver => world.hub = Hub::Current,
         Step::Provision { set } => {
             let node = name(set);
             let votes_on =
@@ -93,7 +94,7 @@ fn play(
         }
         Step::BeginChange { ledger, change } => {
             let (ledger, change) = (ledger.clone(), change.clone());
-            world.begun = Some(Begun::Change { ledger, change, fate: Fate::Recorded, consented });
+            world.begun = Some(Begun::Change { ledger, change, fate: Fate::Recorded });
         }
         Step::Send => {
             if let Some(Begun::Change { ledger, change, fate, .. }) = &mut world.begun {
@@ -106,7 +107,11 @@ fn play(
         Step::Settle | Step::Withdraw => world.begun = None,
         Step::BeginRestart { node } => {
             let node = node.clone();
-            world.begun = Some(Begun::Restart { node, progress: Progress::Untouched, consented });
+            world.begun = Some(Begun::Restart {
+                node,
+                progress: Progress::Untouched,
+                consents: BTreeSet::new(),
+            });
         }
         Step::EndPod { node } => {
             let without = spare(world, policy, Some(node));

@@ -28,9 +28,10 @@ pub fn liveness(ledger: &Ledger, key: &MemberKey, policy: &Policy) -> Liveness {
     }
 }
 
-/// What is known of a ledger is fresh, and all own nodes say the same.
+/// What is known of a ledger is fresh, and all own nodes say the same. A ledger without members is one of
+/// which nothing was read.
 pub fn is_fresh(ledger: &Ledger, policy: &Policy) -> bool {
-    ledger.agreed && ledger.age_seconds <= policy.fresh_seconds
+    !ledger.members.is_empty() && ledger.agreed && ledger.age_seconds <= policy.fresh_seconds
 }
 
 impl<'a> Projection<'a> {

@@ -88,7 +88,6 @@ impl std::fmt::Display for Gate {
             Self::CaughtUp => "caught_up",
             Self::NewcomerSigns => "newcomer_signs",
             Self::NotTheLastVoter => "not_the_last_voter",
-            Self::StepSettled => "step_settled",
             Self::NodeComesBack => "node_comes_back",
             Self::NodeWorks => "node_works",
             Self::VotersShareFailureDomain => "voters_share_failure_domain",
@@ -110,7 +109,7 @@ impl std::fmt::Display for Change {
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::AcceptAnchor => f.write_str("accept the newest anchor"),
+            Self::TakeOver => f.write_str("go on from the newest anchor"),
             Self::Provision { set } => write!(f, "provision a node of set {set}"),
             Self::Condemn { node } => write!(f, "mark {node} as to be replaced"),
             Self::BeginChange { ledger, change } => write!(f, "{change} (ledger {ledger})"),

@@ -111,7 +111,7 @@ impl Defect {
     }
 
     fn twist(self, desired: &Desired, seen: &Observed, decision: Decision) -> Decision {
-        let step = |step| Decision::Step { step, consent: None };
+        let step = |step| Decision::Step { step, consents: [].into() };
         match (self, &decision) {
             (Self::AbandonsWhatWasSent, Decision::Wait(_)) => match &seen.begun {
                 Some(Begun::Change { fate: Fate::Sent, .. }) => step(Step::Withdraw),

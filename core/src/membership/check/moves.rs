@@ -29,6 +29,9 @@ pub enum Sight {
     Contradicting,
     HeadUnknown,
     NoApiServer,
+    /// The ledger is not in the picture at all, or has no members in it.
+    NoLedger,
+    NoMembers,
     /// Nothing is known of this node.
     Blind(u8),
 }
@@ -41,6 +44,8 @@ impl Sight {
             Self::Contradicting,
             Self::HeadUnknown,
             Self::NoApiServer,
+            Self::NoLedger,
+            Self::NoMembers,
         ];
         all.extend(world.nodes.iter().map(|node| Self::Blind(node.index)));
         all
@@ -60,6 +65,9 @@ impl Sight {
             }
             _ => {}
         }
+        if self == Self::NoLedger {
+            seen.ledgers.clear();
+        }
         for ledger in seen.ledgers.values_mut() {
             // An older picture: who came last is not in it.
             let newest = ledger
@@ -69,7 +77,8 @@ impl Sight {
                 .map(|(key, _)| key);
             let newest = newest.max().cloned();
             match self {
-                Self::Clear => {}
+                Self::Clear | Self::NoLedger => {}
+                Self::NoMembers => ledger.members.clear(),
                 Self::Stale | Self::Contradicting => {
                     ledger.members.retain(|key, _| Some(key) != newest.as_ref());
                     ledger.age_seconds = if self == Self::Stale { 99 } else { 0 };
@@ -110,13 +119,12 @@ pub fn decide(
     scenario: &Scenario,
     world: &World,
     sight: Sight,
-    consents: BTreeSet<String>,
     defect: Option<Defect>,
 ) -> Decision {
     let mut seen = world.observe(scenario);
     sight.dim(&mut seen);
     let desired = world.desired(scenario);
-    let policy = World::policy(scenario, consents);
+    let policy = world.policy(scenario);
     match defect {
         None => next_step(&desired, &seen, &policy),
         Some(defect) => defect.decide(&desired, seen, &policy),
@@ -132,14 +140,14 @@ pub fn moves(
     let mut moves = Vec::new();
     let mut steps = BTreeSet::new();
     for sight in Sight::all(world) {
-        let decision = decide(scenario, world, sight, BTreeSet::new(), defect);
+        let decision = decide(scenario, world, sight, defect);
         take(scenario, world, &decision, sight, &mut steps, &mut moves)?;
         if let (Sight::Clear, Decision::NeedsConsent(refusal)) = (sight, &decision)
             && let Some(consent) = &refusal.consent
         {
-            let consents = [consent.clone()].into();
-            let decision = decide(scenario, world, sight, consents, defect);
-            take(scenario, world, &decision, sight, &mut steps, &mut moves)?;
+            let mut next = world.clone();
+            next.consents.insert(consent.clone());
+            moves.push((format!("person: consents to {consent}"), next));
         }
     }
     own_doings(scenario, world, &mut moves);
@@ -156,14 +164,14 @@ fn take(
     steps: &mut BTreeSet<String>,
     moves: &mut Vec<Move>,
 ) -> Result<(), Violation> {
-    let Decision::Step { step, consent } = decision else { return Ok(()) };
+    let Decision::Step { step, consents } = decision else { return Ok(()) };
     let label = format!("operator ({sight:?}): {step}");
-    if let Err(rule) = rules::check_effect(scenario, world, step, consent.is_some()) {
+    if let Err(rule) = rules::check_effect(scenario, world, step, consents) {
         return Err(Violation { rule, by: label });
     }
     // Several ways of seeing lead to the same effect.
-    if steps.insert(format!("{step}{}", consent.is_some())) {
-        for (how, next) in effects(scenario, world, step, consent.is_some()) {
+    if steps.insert(format!("{step}{consents:?}")) {
+        for (how, next) in effects(scenario, world, step, consents) {
             moves.push((format!("{label}{how}"), next));
         }
     }
@@ -175,13 +183,14 @@ pub fn effects(
     scenario: &Scenario,
     world: &World,
     step: &Step,
-    consented: bool,
+    consents: &BTreeSet<String>,
 ) -> Vec<(&'static str, World)> {
     let mut next = world.clone();
+    next.consents.retain(|consent| !consents.contains(consent));
     let described = scenario.wants[usize::from(world.want)].inputs;
     let of = |node: &crate::names::NodeName| index(node.as_str()).unwrap_or(u8::MAX);
     match step {
-        Step::AcceptAnchor => next.hub_older = false,
+        Step::TakeOver => next.hub_older = false,
         Step::Provision { set } => {
             let set = u8::from(set == "b");
             let index = next.next;
@@ -203,11 +212,11 @@ pub fn effects(
             }
         }
         Step::BeginChange { change, .. } => {
-            next.begun = Some(B::Change { change: change.clone(), consented });
+            next.begun = Some(B::Change { change: change.clone() });
             next.fate = Fate::Recorded;
         }
         Step::Send => {
-            let Some(B::Change { change, .. }) = &world.begun else { return Vec::new() };
+            let Some(B::Change { change }) = &world.begun else { return Vec::new() };
             next.fate = Fate::Sent;
             let mut sent = next.clone();
             sent.pool.push(change.clone());
@@ -217,12 +226,14 @@ pub fn effects(
         }
         Step::Settle | Step::Withdraw => next.begun = None,
         Step::BeginRestart { node } => {
-            next.begun = Some(B::Restart { node: of(node), ordered: false, consented });
+            next.begun =
+                Some(B::Restart { node: of(node), ordered: false, consents: BTreeSet::new() });
         }
         Step::EndPod { node } => {
             let index = of(node);
-            if let Some(B::Restart { ordered, .. }) = &mut next.begun {
+            if let Some(B::Restart { ordered, consents: used, .. }) = &mut next.begun {
                 *ordered = true;
+                used.extend(consents.iter().cloned());
             }
             let Some(node) = next.node(index) else { return Vec::new() };
             node.template = described;

@@ -1,5 +1,7 @@
 //! What must never happen, judged on the truth, apart from the planner's own arithmetic where that can be.
 
+use std::collections::BTreeSet;
+
 use super::world::{B, FOREIGN_KEY, N, Scenario, World, index};
 use crate::membership::model::{Change, Fate, Step};
 
@@ -8,15 +10,15 @@ pub fn check_effect(
     scenario: &Scenario,
     world: &World,
     step: &Step,
-    consented: bool,
+    consents: &BTreeSet<String>,
 ) -> Result<(), &'static str> {
     let node_of = |node: &crate::names::NodeName| index(node.as_str()).and_then(|i| world.get(i));
-    if world.hub_older && !matches!(step, Step::AcceptAnchor) {
+    if world.hub_older && !matches!(step, Step::TakeOver) {
         return Err("S26: a step of a hub whose view is older than the anchor");
     }
     let in_flight = !world.pool.is_empty() || world.voluntarily_down().is_some();
     match step {
-        Step::AcceptAnchor => ensure(consented, "S26: an older hub goes on without consent"),
+        Step::TakeOver => ensure(!consents.is_empty(), "S26: an older hub goes on without consent"),
         Step::Provision { .. } => Ok(()),
         Step::Condemn { node } => {
             let really_down = |n: &N| n.asked || !n.up;
@@ -45,7 +47,7 @@ pub fn check_effect(
             }
             None => Ok(()),
         },
-        Step::EndPod { node } => check_end_pod(scenario, world, node_of(node)),
+        Step::EndPod { node } => check_end_pod(scenario, world, node_of(node), consents),
         Step::Cure { node } => {
             let down = node_of(node).is_some_and(|n| !n.up);
             ensure(down, "S4: a living voter is restarted without a gate")
@@ -127,14 +129,25 @@ fn check_send(scenario: &Scenario, world: &World, in_flight: bool) -> Result<(),
     ensure(!had || after.has_quorum(scenario.quorum), "S2: a change costs the quorum")
 }
 
-fn check_end_pod(scenario: &Scenario, world: &World, node: Option<&N>) -> Result<(), &'static str> {
-    let Some(B::Restart { node: begun, consented, .. }) = &world.begun else {
+fn check_end_pod(
+    scenario: &Scenario,
+    world: &World,
+    node: Option<&N>,
+    consents: &BTreeSet<String>,
+) -> Result<(), &'static str> {
+    let Some(B::Restart { node: begun, consents: used, .. }) = &world.begun else {
         return Err("S1: a pod is ended without a record");
     };
     let Some(n) = node else { return Ok(()) };
     ensure(n.index == *begun, "S1: another node restarts than recorded")?;
     ensure(world.pool.is_empty(), "S1: two changes or restarts are in flight")?;
-    if !n.votes_live() || *consented {
+    if !n.votes_live() {
+        return Ok(());
+    }
+    // A person allowed exactly this: this node, with what is described now.
+    let described = scenario.wants[usize::from(world.want)].inputs;
+    let allowed = format!("restart-with-downtime/net-{}/{described}", n.index);
+    if consents.contains(&allowed) || used.contains(&allowed) {
         return Ok(());
     }
     ensure(

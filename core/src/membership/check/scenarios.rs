@@ -80,7 +80,9 @@ fn scenarios(quorum: Quorum, weights: bool, n: u8, full: bool) -> Vec<Scenario> 
     } else {
         let wants = vec![old.clone(), new_software];
         all.push(Scenario { faults: 1, hangs: true, ..new("rolled", wants) });
-        all.push(Scenario { edits: 2, ..new("badly rolled, and back", vec![old, bad]) });
+        if n <= 5 {
+            all.push(Scenario { edits: 2, ..new("badly rolled, and back", vec![old, bad]) });
+        }
     }
     if n > 1 {
         all.push(Scenario {

@@ -7,7 +7,7 @@ use super::defects::Defect;
 use super::moves::{self, Sight, Violation};
 use super::rules;
 use super::world::{B, BAD, C, NEW, OLD, Scenario, World};
-use crate::membership::model::{Decision, Gate, Step};
+use crate::membership::model::{Decision, Gate};
 
 /// What a search found.
 #[derive(Debug, Default)]
@@ -132,23 +132,21 @@ impl Healed {
         let mut passed = Vec::new();
         let mut seen = HashSet::new();
         let mut refusals = BTreeSet::new();
-        let mut consents = BTreeSet::new();
         for _ in 0..WAY {
             heal(scenario, &mut here);
-            if consents.is_empty() {
-                if let Some(known) = self.0.get(&here) {
-                    refusals.extend(known.iter().cloned());
-                    self.remember(passed, &refusals);
-                    return Ok(refusals);
-                }
-                if !seen.insert(here.clone()) {
-                    return Err(("no end: it goes round in a circle".to_owned(), here.to_string()));
-                }
-                passed.push(here.clone());
+            if let Some(known) = self.0.get(&here) {
+                refusals.extend(known.iter().cloned());
+                self.remember(passed, &refusals);
+                return Ok(refusals);
             }
-            let decision =
-                moves::decide(scenario, &here, Sight::Clear, std::mem::take(&mut consents), defect);
-            let again = moves::decide(scenario, &here, Sight::Clear, BTreeSet::new(), defect);
+            if !seen.insert(here.clone()) {
+                return Err(("no end: it goes round in a circle".to_owned(), here.to_string()));
+            }
+            passed.push(here.clone());
+            let decision = moves::decide(scenario, &here, Sight::Clear, defect);
+            if decision != moves::decide(scenario, &here, Sight::Clear, defect) {
+                return Err(("planning twice gives two answers".to_owned(), here.to_string()));
+            }
             let (refusal, kind) = match decision {
                 Decision::Converged => {
                     if !rules::is_goal(scenario, &here) {
@@ -158,21 +156,9 @@ impl Healed {
                     self.remember(passed, &refusals);
                     return Ok(refusals);
                 }
-                Decision::Step { step, consent } => {
-                    if consent.is_none()
-                        && again != (Decision::Step { step: step.clone(), consent: None })
-                    {
-                        return Err((
-                            "planning twice gives two steps".to_owned(),
-                            step.to_string(),
-                        ));
-                    }
-                    // The last way a step may come to is the one cut off; a healed one is whole.
-                    let mut effects = moves::effects(scenario, &here, &step, consent.is_some());
-                    here = effects.swap_remove(0).1;
-                    if consent.is_some() && matches!(step, Step::BeginRestart { .. }) {
-                        consents.clear();
-                    }
+                Decision::Step { step, consents } => {
+                    // The first way a step may come to is the whole one; the others are cut off.
+                    here = moves::effects(scenario, &here, &step, &consents).swap_remove(0).1;
                     continue;
                 }
                 Decision::Wait(refusal) => {
@@ -187,7 +173,7 @@ impl Healed {
             };
             refusals.insert(format!("{kind}: {}", refusal.gate));
             if let Some(consent) = refusal.consent {
-                consents.insert(consent);
+                here.consents.insert(consent);
             } else if !person_acts(scenario, &mut here, refusal.gate) {
                 let what =
                     format!("nothing a person could do: {}: {}", refusal.gate, refusal.message);

@@ -120,6 +120,7 @@ impl Scenario {
             want: 0,
             hub_older: false,
             frozen: false,
+            consents: BTreeSet::new(),
             stalled: false,
             edits: self.edits,
             faults: self.faults,
@@ -173,8 +174,8 @@ pub struct Foreign {
 /// What the anchor records of the step begun.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum B {
-    Change { change: Change, consented: bool },
-    Restart { node: u8, ordered: bool, consented: bool },
+    Change { change: Change },
+    Restart { node: u8, ordered: bool, consents: BTreeSet<String> },
 }
 
 /// The truth.
@@ -191,6 +192,8 @@ pub struct World {
     pub want: u8,
     pub hub_older: bool,
     pub frozen: bool,
+    /// Consents that a person gave and that were not used yet.
+    pub consents: BTreeSet<String>,
     /// It stands for a reason that no voter shows.
     pub stalled: bool,
     pub edits: u8,
@@ -303,8 +306,12 @@ impl World {
         Desired { sets: vec![set(0), set(1)], paused: false }
     }
 
-    pub fn policy(scenario: &Scenario, consents: BTreeSet<String>) -> Policy {
-        Policy { replace_dead: scenario.replace_dead, consents, ..Policy::default() }
+    pub fn policy(&self, scenario: &Scenario) -> Policy {
+        Policy {
+            replace_dead: scenario.replace_dead,
+            consents: self.consents.clone(),
+            ..Policy::default()
+        }
     }
 
     /// What an operator sees that sees all.
@@ -380,7 +387,7 @@ impl World {
             _ => Head::Standing,
         };
         let mine = match &self.begun {
-            Some(B::Change { change, .. }) if self.fate == Fate::Sent => Some(change),
+            Some(B::Change { change }) if self.fate == Fate::Sent => Some(change),
             _ => None,
         };
         let pending =
@@ -405,20 +412,17 @@ impl World {
 
     fn observe_begun(&self, begun: &B) -> Begun {
         match begun {
-            B::Change { change, consented } => Begun::Change {
-                ledger: LEDGER.to_owned(),
-                change: change.clone(),
-                fate: self.fate,
-                consented: *consented,
-            },
-            B::Restart { node, ordered, consented } => {
+            B::Change { change } => {
+                Begun::Change { ledger: LEDGER.to_owned(), change: change.clone(), fate: self.fate }
+            }
+            B::Restart { node, ordered, consents } => {
                 let progress = match self.get(*node) {
                     _ if !ordered => Progress::Untouched,
                     Some(n) if n.runs != n.template => Progress::Ordered,
                     Some(n) if n.up && n.synced && n.link => Progress::Back,
                     _ => Progress::Down,
                 };
-                Begun::Restart { node: name(*node), progress, consented: *consented }
+                Begun::Restart { node: name(*node), progress, consents: consents.clone() }
             }
         }
     }
@@ -466,7 +470,7 @@ impl fmt::Display for World {
         }
         if let Some(begun) = &self.begun {
             match begun {
-                B::Change { change, .. } => write!(f, "| begun: {change}, {:?} ", self.fate)?,
+                B::Change { change } => write!(f, "| begun: {change}, {:?} ", self.fate)?,
                 B::Restart { node, ordered, .. } => {
                     write!(
                         f,
@@ -475,6 +479,9 @@ impl fmt::Display for World {
                     )?;
                 }
             }
+        }
+        if !self.consents.is_empty() {
+            write!(f, "| consents: {} ", self.consents.len())?;
         }
         if !self.pool.is_empty() {
             write!(f, "| pool: {} ", self.pool.len())?;
