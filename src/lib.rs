@@ -15,6 +15,7 @@ pub mod controller;
 pub mod engine;
 pub mod evidence;
 pub mod http;
+pub mod intent;
 pub mod labels;
 pub mod lease;
 pub mod pki;

@@ -12,6 +12,7 @@ pub mod first_start;
 pub mod forming;
 pub mod guard;
 pub mod hash;
+pub mod intent;
 pub mod membership;
 pub mod names;
 pub mod pki;
