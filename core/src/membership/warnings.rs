@@ -25,7 +25,7 @@ pub fn warnings(observed: &Observed, policy: &Policy) -> Vec<Warning> {
     warnings
 }
 
-/// Groups of voters without which there is no quorum. A single voter is its own group, wherever it is.
+/// Groups of voters without which there is no quorum, where there is more than one group.
 fn fatal_groups<'a>(
     observed: &'a Observed,
     ledger: &Ledger,
@@ -39,7 +39,7 @@ fn fatal_groups<'a>(
         *power.entry(group).or_default() += member.power;
     }
     let all = Projection::of(ledger, policy);
-    let (total, needed, many) = (all.total(), all.needed(), all.count() > 1);
+    let (total, needed, many) = (all.total(), all.needed(), power.len() > 1);
     let fatal = power.into_iter().filter(|(_, power)| many && total - power < needed);
     fatal.map(|(group, _)| group).collect()
 }
