@@ -23,7 +23,7 @@ use crate::support::{CLUSTER, READY_WITHIN, Request, World, eventually, kill9};
 /// At how many writes the operator is killed, spread over a bring-up: a round takes most of a minute.
 /// `BSN_KILLS` says another number; one larger than twice that of the writes means every write, both before
 /// and after it is done.
-const KILLS: usize = 8;
+const KILLS: usize = 4;
 const MINUTE: Duration = Duration::from_mins(1);
 /// Name of the rule in force.
 const STOP: &str = "stop";
