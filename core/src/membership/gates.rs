@@ -49,9 +49,13 @@ impl<'a> Planner<'a> {
         self.check_evidence(name, ledger)?;
         check_not_frozen(name, ledger)?;
         gate(Gate::ChainIsProducing, ledger.head == Head::Producing, |g| {
-            self.standing(name, ledger).unwrap_or_else(|| {
-                Closed::wait(g, format!("ledger {name} makes no blocks; it waits for its voters"))
-            })
+            let what = if ledger.head == Head::Unknown {
+                "has not been watched for long enough to say whether it makes blocks"
+            } else {
+                "makes no blocks; it waits for its voters"
+            };
+            let wait = || Closed::wait(g, format!("ledger {name} {what}"));
+            self.standing(name, ledger).unwrap_or_else(wait)
         })?;
         check_nothing_pending(name, ledger)
     }
@@ -73,9 +77,10 @@ impl<'a> Planner<'a> {
         let needed = projection.needed();
         (ledger.head == Head::Standing && left < needed).then(|| {
             let message = format!(
-                "ledger {name} has lost its quorum: {left} of {} power is left and {needed} is needed; bring back one \
-                 of {}: restore its volume, or correct its configuration",
+                "ledger {name} has lost its quorum: {left} of {} power is left and {needed} is needed; bring back \
+                 {} power of {}: restore volumes, or correct the configuration",
                 projection.total(),
+                needed - left,
                 lost.join(", ")
             );
             Closed::stuck(Gate::NodeWorks, message)
@@ -158,19 +163,17 @@ impl<'a> Planner<'a> {
 
     /// Whoever takes a living voter's place enters first, if that leaves as much to spare.
     fn check_successor_first(&self, name: &LedgerName, ledger: &Ledger, removal: &Change) -> Check {
-        let successor = self.observed.nodes.keys().find_map(|node| {
-            let power = self.goals.power(node, name)?;
-            let add = Change::Add { node: node.clone(), power };
-            let better = self.score(name, ledger, [&add, removal])
-                >= self.score(name, ledger, [removal, &add]);
-            (self.seats.on(node, name).is_none() && better).then_some(node)
+        let successor = self.observed.nodes.keys().find(|node| {
+            let Some(power) = self.goals.power(node, name) else { return false };
+            if let Some(seat) = self.seats.on(node, name) {
+                return self.is_entering(node, seat.member, power);
+            }
+            let add = Change::Add { node: (*node).clone(), power };
+            self.score(name, ledger, [&add, removal]) >= self.score(name, ledger, [removal, &add])
         });
         gate(Gate::CaughtUp, successor.is_none(), |g| {
             let who = successor.map(NodeName::as_str).unwrap_or_default();
-            Closed::wait(
-                g,
-                format!("ledger {name}: {who} is to vote first; it does not follow yet"),
-            )
+            Closed::wait(g, format!("ledger {name}: {who} is to vote first, with its full power"))
         })
     }
 
@@ -194,13 +197,14 @@ impl<'a> Planner<'a> {
                 && liveness(ledger, key, self.policy) == Liveness::ProvedDown;
             subject || replaced
         };
-        self.check_live(name, ledger, exempt)
+        self.check_live(name, ledger, &slug_of(change), exempt)
     }
 
     fn check_live(
         &self,
         name: &LedgerName,
         ledger: &Ledger,
+        step: &str,
         exempt: impl Fn(&MemberKey, &Member) -> bool,
     ) -> Check<Granted> {
         let (mut own, mut foreign) = (Vec::new(), Vec::new());
@@ -221,7 +225,7 @@ impl<'a> Planner<'a> {
         // Another owner's voter that is gone must not hold this network for ever: a consent for each.
         let mut granted = Granted::new();
         for who in foreign {
-            let consent = format!("despite-silent/{name}/{who}");
+            let consent = format!("despite-silent/{name}/{who}/{step}");
             gate(Gate::OthersHealthy, self.is_given(&consent), |g| {
                 let message = format!("ledger {name}: {who} of another owner not seen to sign");
                 Closed::consent(g, message, consent.clone())
@@ -290,7 +294,8 @@ impl<'a> Planner<'a> {
             self.check_others_follow(ledger_name, ledger, name)?;
             if seat.is_some() {
                 let exempt = |_: &MemberKey, member: &Member| member.node.as_ref() == Some(name);
-                granted.extend(self.check_live(ledger_name, ledger, exempt)?);
+                let slug = format!("restart/{name}/{}", node.described);
+                granted.extend(self.check_live(ledger_name, ledger, &slug, exempt)?);
                 granted.extend(self.check_quorum_during(name, node, ledger_name, ledger)?);
             }
         }
@@ -368,6 +373,13 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// Whether a voter has entered and is not a full one yet: it was not seen to sign, or still has the small
+    /// power it entered with. `power` = what it is to have.
+    pub(super) fn is_entering(&self, node: &NodeName, member: &Member, power: u64) -> bool {
+        let entry = self.observed.nodes.get(node).map(|node| node.entry);
+        entry == Some(Entry::Entering) || member.power.saturating_mul(100) <= power
+    }
+
     /// Whether a seat is that of a newcomer which stays silent for too long. Its silence is what the other
     /// nodes see on a chain that makes blocks, not what an API server says or does not say.
     pub(super) fn is_failed_entry(&self, seat: &Seat<'_>, node: &Node) -> bool {
@@ -388,6 +400,15 @@ fn check_quorum_after(name: &str, after: &Projection<'_>) -> Check {
             format!("ledger {name} would have {live} live of {total} power and need {needed}");
         Closed::wait(g, message)
     })
+}
+
+/// A change as a consent names it: each consent is for one step and works once.
+fn slug_of(change: &Change) -> String {
+    match change {
+        Change::Add { node, .. } => format!("add/{node}"),
+        Change::SetPower { member, power } => format!("power/{member}/{power}"),
+        Change::Remove { member } => format!("remove/{member}"),
+    }
 }
 
 /// A restart does not help it any more.

@@ -144,6 +144,10 @@ impl<'a> Planner<'a> {
                 let granted = gates().map_err(|closed| closed.before(&end_pod))?;
                 Ok((end_pod, granted))
             }
+            // What it needs now is another disk, or another node; the restart has nothing more to give.
+            Progress::Down if node.disk_lost || node.replacement != Replacement::No => {
+                Ok((Step::Settle, Granted::new()))
+            }
             Progress::Down => {
                 // Described anew while it is down: it gets that at once, nobody misses it.
                 let anew = node.inputs == Inputs::Pending;
@@ -183,10 +187,10 @@ impl<'a> Planner<'a> {
             .collect();
         // One at a time; no observer stands before a voter.
         let votes = |name: &NodeName| !self.seats.of(name).is_empty();
-        let trying: Vec<_> = down
-            .iter()
-            .filter(|(_, node)| node.cure == Cure::Trying)
-            .map(|(name, _)| *name)
+        let nodes = self.observed.nodes.iter();
+        let trying: Vec<_> = nodes
+            .filter(|(name, node)| node.cure == Cure::Trying && !self.seats.is_live(name))
+            .map(|(name, _)| name)
             .collect();
         if let Some(name) = trying.first() {
             let message = format!("{name} was restarted as a cure and is not back yet");
@@ -223,8 +227,16 @@ impl<'a> Planner<'a> {
 
     /// A node is proved down: its own API server says so, and no ledger shows a sign of it.
     fn is_down(&self, name: &NodeName, node: &Node) -> bool {
-        let votes = !self.seats.of(name).is_empty();
-        node.engine == Engine::NotReady && if votes { self.seats.is_down(name) } else { true }
+        if node.engine != Engine::NotReady {
+            return false;
+        }
+        if !self.seats.of(name).is_empty() {
+            return self.seats.is_down(name);
+        }
+        self.observed.ledgers.values().all(|ledger| {
+            let follower = ledger.followers.get(name);
+            is_fresh(ledger, self.policy) && follower.is_none_or(|follower| !follower.connected)
+        })
     }
 
     /// The node whose restart was begun.
@@ -238,8 +250,8 @@ impl<'a> Planner<'a> {
     fn check_cure(&self, name: &NodeName) -> Check {
         self.check_not_paused()?;
         self.check_not_held(name)?;
-        for seat in self.seats.of(name) {
-            check_not_frozen(seat.ledger, &self.observed.ledgers[seat.ledger])?;
+        for (ledger_name, ledger) in &self.observed.ledgers {
+            check_not_frozen(ledger_name, ledger)?;
         }
         Ok(())
     }
@@ -351,7 +363,11 @@ impl<'a> Planner<'a> {
                 Change::Remove { member } => {
                     liveness(ledger, member, self.policy) != Liveness::Live
                 }
-                Change::SetPower { member, power } => ledger.members[member].power < *power,
+                Change::SetPower { member, power } => {
+                    let member = &ledger.members[member];
+                    member.power < *power
+                        && member.node.as_ref().is_some_and(|n| self.is_entering(n, member, *power))
+                }
                 Change::Add { .. } => false,
             };
             let dead = changes.iter().find(|change| mends(change) && is_removal(change));
@@ -372,8 +388,14 @@ impl<'a> Planner<'a> {
     /// Brings every ledger's members to what is described.
     fn scale(&self, closed: &mut Vec<Closed>) -> Option<Open> {
         for (name, ledger) in &self.observed.ledgers {
+            // Between a newcomer's entry and its full power the ledger is at rest; only repairs go first.
+            let enters = ledger.members.values().any(|member| {
+                let node = member.node.as_ref();
+                node.and_then(|node| Some((node, self.goals.power(node, name)?)))
+                    .is_some_and(|(node, power)| self.is_entering(node, member, power))
+            });
             let changes = self.changes(name, ledger);
-            let all: Vec<&Change> = changes.iter().collect();
+            let all: Vec<&Change> = if enters { vec![] } else { changes.iter().collect() };
             if let Some(open) = self.first_open(name, &all, closed) {
                 return Some(open);
             }

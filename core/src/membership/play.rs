@@ -51,18 +51,21 @@ pub fn plan(
     mut name: impl FnMut(&str) -> NodeName,
 ) -> Plan {
     let mut world = observed.clone();
+    let mut policy = policy.clone();
     let mut steps = Vec::new();
     let wanted: usize = desired.sets.iter().map(|set| set.replicas as usize).sum();
     for _ in 0..STEPS_PER_NODE * (observed.nodes.len() + wanted + 1) {
-        let (step, consents) = match next_step(desired, &world, policy) {
+        let (step, consents) = match next_step(desired, &world, &policy) {
             Decision::Step { step, consents } => (step, consents),
             end => return Plan { steps, end },
         };
-        let spare = play(desired, &mut world, policy, &step, &mut name);
+        let spare = play(desired, &mut world, &policy, &step, &mut name);
+        // Each works once.
+        policy.consents.retain(|consent| !consents.contains(consent));
         steps.push(PlannedStep { step, consents, spare });
     }
     // Every step of the planner leads on: see the model check.
-    let end = next_step(desired, &world, policy);
+    let end = next_step(desired, &world, &policy);
     Plan { steps, end }
 }
 
@@ -99,6 +102,14 @@ fn play(
         Step::Send => {
             if let Some(Begun::Change { ledger, change, fate, .. }) = &mut world.begun {
                 *fate = Fate::Confirmed;
+                if let Change::Remove { member } = &*change
+                    && let Some(node) =
+                        world.ledgers.get(ledger).and_then(|l| l.members.get(member)?.node.as_ref())
+                    && let Some(node) = world.nodes.get_mut(node)
+                    && node.entry == Entry::Entering
+                {
+                    node.entry = Entry::Failed;
+                }
                 if let Some(ledger) = world.ledgers.get_mut(ledger) {
                     take_effect(ledger, change);
                 }

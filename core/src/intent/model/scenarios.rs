@@ -124,7 +124,7 @@ const DEFECTS: &[(Defect, &str)] = &[
     (Defect::EffectBeforeCopy, "one place"),
     (Defect::CopyHoldsBegunOnly, "one place"),
     (Defect::NotStampedOnResume, "one place"),
-    (Defect::EpochFromLeaseAlone, "the primary restored"),
+    (Defect::EpochFromLeaseAlone, "another hub"),
     (Defect::BlindOverwrite, "one place"),
     (Defect::UnsettledIsFailed, "one place"),
     (Defect::ResumedUnderNewNumber, "one place"),
