@@ -107,7 +107,7 @@ impl Hub {
             .into()
     }
 
-    fn writer(&self, transitions: u64) -> Writer<String> {
+    fn writer(transitions: u64) -> Writer<String> {
         Writer::new("h1", "n1", transitions, ["east".to_owned()])
     }
 
@@ -140,7 +140,7 @@ fn finish(number: u64) -> Task<String> {
 #[tokio::test(start_paused = true)]
 async fn a_step_is_in_the_primary_and_in_its_copy_before_its_effect() {
     let hub = Hub::new();
-    let mut writer = hub.writer(4);
+    let mut writer = Hub::writer(4);
     hub.run(&mut writer, Task::Create).await.unwrap();
     hub.run(&mut writer, begin("add", 0)).await.unwrap();
     assert!(hub.member.lock().unwrap().stored.is_none(), "no effect yet, so no copy");
@@ -180,7 +180,7 @@ async fn whatever_answer_is_lost_the_step_is_begun_and_done_once() {
             let hub = Hub::new();
             let server = if of_primary { &hub.primary } else { &hub.member };
             server.lock().unwrap().lose_answer_of = Some(lost);
-            let mut writer = hub.writer(0);
+            let mut writer = Hub::writer(0);
             hub.run(&mut writer, Task::Create).await.unwrap();
             hub.run(&mut writer, begin("add", 0)).await.unwrap();
             let effects = hub.run(&mut writer, send(1)).await.unwrap();
@@ -195,10 +195,10 @@ async fn whatever_answer_is_lost_the_step_is_begun_and_done_once() {
 #[tokio::test(start_paused = true)]
 async fn a_new_leader_goes_on_with_the_step_and_the_old_one_is_fenced() {
     let hub = Hub::new();
-    let mut old = hub.writer(0);
+    let mut old = Hub::writer(0);
     hub.run(&mut old, Task::Create).await.unwrap();
     hub.run(&mut old, begin("add", 0)).await.unwrap();
-    let mut new = hub.writer(1);
+    let mut new = Hub::writer(1);
     assert_eq!(hub.run(&mut new, send(1)).await.unwrap(), ["add"]);
     let fenced = hub.run(&mut old, send(1)).await.unwrap_err();
     assert!(matches!(fenced, DriveError::Refused(Refusal::Fenced { .. })), "{fenced}");
@@ -207,7 +207,7 @@ async fn a_new_leader_goes_on_with_the_step_and_the_old_one_is_fenced() {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_asked_for_after_the_lease_and_a_store_that_is_away_is_said() {
     let hub = Hub::new();
-    let mut writer = hub.writer(0);
+    let mut writer = Hub::writer(0);
     hub.run(&mut writer, Task::Create).await.unwrap();
     writer.start(begin("add", 0));
     let ended = drive(&mut writer, &hub.stores(), || Duration::ZERO, async |_| {}).await;
@@ -221,7 +221,7 @@ async fn nothing_is_asked_for_after_the_lease_and_a_store_that_is_away_is_said()
 #[tokio::test(start_paused = true)]
 async fn a_restored_hub_is_noticed_by_the_copy_and_goes_on_by_consent() {
     let hub = Hub::new();
-    let mut writer = hub.writer(0);
+    let mut writer = Hub::writer(0);
     hub.run(&mut writer, Task::Create).await.unwrap();
     let backup = hub.primary.lock().unwrap().stored.clone();
     hub.run(&mut writer, begin("add", 0)).await.unwrap();
@@ -233,7 +233,7 @@ async fn a_restored_hub_is_noticed_by_the_copy_and_goes_on_by_consent() {
         primary.stored = backup;
         primary.stored.as_mut().unwrap()["metadata"]["resourceVersion"] = json!(version);
     }
-    let mut after = hub.writer(1);
+    let mut after = Hub::writer(1);
     let refused = hub.run(&mut after, begin("other", 0)).await.unwrap_err();
     let DriveError::Refused(Refusal::HubOlder { consent, .. }) = refused else {
         panic!("{refused}");
@@ -246,7 +246,7 @@ async fn a_restored_hub_is_noticed_by_the_copy_and_goes_on_by_consent() {
 #[tokio::test(start_paused = true)]
 async fn a_record_that_cannot_be_read_is_never_overwritten() {
     let hub = Hub::new();
-    let mut writer = hub.writer(0);
+    let mut writer = Hub::writer(0);
     hub.run(&mut writer, Task::Create).await.unwrap();
     hub.primary.lock().unwrap().stored.as_mut().unwrap()["data"][STEPS_KEY] =
         json!("{\"later\": 1}");
