@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::world::{B, FOREIGN_KEY, N, Scenario, World, index};
+use super::world::{B, FOREIGN_KEY, N, Scenario, World, index, key, name};
 use crate::membership::model::{Change, Fate, Step};
 
 /// Judges an effect of the operator just before it happens.
@@ -87,6 +87,7 @@ fn check_send(scenario: &Scenario, world: &World, in_flight: bool) -> Result<(),
             let n = index(node.as_str()).and_then(|i| world.get(i));
             let Some(n) = n else { return Err("S5: a node votes that does not exist") };
             ensure(n.synced, "S5: a node votes that is not caught up")?;
+            ensure(!n.entry_failed, "S5: a node votes again that entered and never signed")?;
             let failed =
                 |world: &World| world.live() >= scenario.quorum.needed(world.total() + power);
             // Where no smaller power would do, one voter may become two if the newcomer really lives.
@@ -105,6 +106,8 @@ fn check_send(scenario: &Scenario, world: &World, in_flight: bool) -> Result<(),
                 !(n.entering && *power > n.power),
                 "S2: a newcomer is raised that never signed",
             )?;
+            let down = *power > n.power && !n.votes_live();
+            ensure(!down, "S2: a voter is raised that is down")?;
             n.power = *power;
         }
         Change::Remove { member } => {
@@ -191,4 +194,61 @@ pub fn is_goal(scenario: &Scenario, world: &World) -> bool {
             })
     });
     sets && world.begun.is_none() && world.pool.is_empty()
+}
+
+/// Steps towards what is wanted that would break no rule: none, where a person is asked for.
+pub fn safe_steps(scenario: &Scenario, world: &World) -> Vec<Step> {
+    if world.begun.is_some() || !world.pool.is_empty() {
+        return Vec::new();
+    }
+    let want = &scenario.wants[usize::from(world.want)];
+    let mut safe = Vec::new();
+    for n in &world.nodes {
+        let set = usize::from(n.set);
+        let others_live = world
+            .nodes
+            .iter()
+            .filter(|other| other.index != n.index && other.power > 0)
+            .all(N::votes_live);
+        let full = want.power[set];
+        let stays = !n.condemned && want.replicas[set] > 0 && want.voting[set];
+        let change = match (n.power, stays) {
+            (0, true) => Some(Change::Add {
+                node: name(n.index),
+                power: if scenario.weights { 1 } else { full },
+            }),
+            (power, true) if power != full && scenario.weights => {
+                Some(Change::SetPower { member: key(n.index), power: full })
+            }
+            (power, false) if power > 0 => Some(Change::Remove { member: key(n.index) }),
+            _ => None,
+        };
+        // Whoever takes its place enters first.
+        let successor = world.nodes.iter().any(|other| {
+            let set = usize::from(other.set);
+            !other.condemned
+                && want.voting[set]
+                && want.replicas[set] > 0
+                && other.power < want.power[set]
+        });
+        let leaves_early =
+            n.votes_live() && successor && matches!(change, Some(Change::Remove { .. }));
+        // Who is dead may go whatever the others do; all else waits for them.
+        let repairs = matches!(change, Some(Change::Remove { .. })) && !n.votes_live();
+        if let Some(change) = change.filter(|_| (others_live || repairs) && !leaves_early) {
+            let begun =
+                World { begun: Some(B::Change { change: change.clone() }), ..world.clone() };
+            if check_send(scenario, &begun, false).is_ok() {
+                safe.push(Step::BeginChange { ledger: super::world::LEDGER.to_owned(), change });
+            }
+        }
+        if n.runs != want.inputs && n.up && n.power > 0 && others_live && stays {
+            let restart = B::Restart { node: n.index, ordered: false, consents: BTreeSet::new() };
+            let begun = World { begun: Some(restart), ..world.clone() };
+            if check_end_pod(scenario, &begun, Some(n), &BTreeSet::new()).is_ok() {
+                safe.push(Step::BeginRestart { node: name(n.index) });
+            }
+        }
+    }
+    safe
 }

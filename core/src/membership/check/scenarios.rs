@@ -1,5 +1,8 @@
 //! What is explored, by formula and number of voters.
 
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::defects::Defect;
@@ -117,6 +120,32 @@ fn scenarios(quorum: Quorum, weights: bool, n: u8, full: bool) -> Vec<Scenario> 
     all
 }
 
+/// More states than this are a mistake in the bounds.
+const LIMIT: usize = 20_000_000;
+
+/// Explores scenarios on all cores; the reports come in the order of the scenarios.
+fn explore_all(scenarios: Vec<Scenario>) -> Vec<(Scenario, Report)> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some((place, scenario)) = {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    scenarios.get(place).map(|scenario| (place, scenario))
+                } {
+                    let report = explore(scenario, None, LIMIT);
+                    done.lock().unwrap().push((place, report));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap();
+    done.sort_by_key(|(place, _)| *place);
+    scenarios.into_iter().zip(done.into_iter().map(|(_, report)| report)).collect()
+}
+
 #[derive(Default)]
 struct Sum {
     states: usize,
@@ -146,15 +175,14 @@ fn nothing_that_must_not_happen_can_happen_and_the_goal_is_always_reached() {
         (false, true) => 4,
         (false, false) => 3,
     };
-    let limit = 20_000_000;
     println!("{:<26} {:>2} {:>10} {:>11} {:>8}", "formula", "n", "states", "moves", "seconds");
     let mut refused = std::collections::BTreeMap::new();
     for (quorum, weights, engine) in ENGINES {
         for n in 1..=most(weights) {
             let began = Instant::now();
             let mut sum = Sum::default();
-            for scenario in scenarios(quorum, weights, n, full && n <= 5) {
-                let report = explore(&scenario, None, limit);
+            let deep = full && n <= if weights { 5 } else { 4 };
+            for (scenario, report) in explore_all(scenarios(quorum, weights, n, deep)) {
                 if std::env::var("BSN_MODEL_EACH").is_ok() {
                     println!("  {:<40} {:>10} {:>11}", scenario.name, report.states, report.moves);
                 }

@@ -171,6 +171,14 @@ impl Healed {
                 Decision::NeedsConsent(refusal) => (refusal, "consent"),
                 Decision::Stuck(refusal) => (refusal, "stuck"),
             };
+            // A person is asked only where nothing safe is left to do.
+            if let Some(step) =
+                rules::safe_steps(scenario, &here).first().filter(|_| !here.hub_older)
+            {
+                let what =
+                    format!("a person is asked ({}), and this was safe: {step}", refusal.gate);
+                return Err((what, here.to_string()));
+            }
             refusals.insert(format!("{kind}: {}", refusal.gate));
             if let Some(consent) = refusal.consent {
                 here.consents.insert(consent);
