@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use bsn_core::membership::model::{
-    Cure, Desired, DesiredSet, Engine, Entry, Follower, Head, Hub, Inputs, Ledger, Liveness,
-    Member, Node, Observed, Policy, Replacement,
+    Desired, DesiredSet, Follower, Head, Hub, Inputs, Ledger, Liveness, Member, Node, Observed,
+    Policy,
 };
 use bsn_core::membership::next_step;
 use bsn_core::names::NodeName;
@@ -49,18 +49,9 @@ fn network(nodes: usize) -> (Desired, Observed) {
         ledger.members.insert(format!("{n:040X}"), member);
         ledger.followers.insert(name(n), Follower { lag: 0, steady_seconds: 99, connected: true });
         let node = Node {
-            set: set(n),
-            cluster: "hub".to_owned(),
             domain: format!("machine{n}"),
-            engine: Engine::Ready,
             inputs: if n == nodes - 1 { Inputs::Pending } else { Inputs::Current },
-            described: "0123456789".to_owned(),
-            disk_lost: false,
-            replacement: Replacement::No,
-            held: false,
-            cure: Cure::Untried,
-            entry: Entry::Over,
-            down_seconds: 0,
+            ..Node::new(&set(n))
         };
         observed.nodes.insert(name(n), node);
     }

@@ -113,20 +113,7 @@ fn read_words(name: &NodeName, set: &str, text: &str) -> Words {
         signed: 12,
     });
     let mut all = Words {
-        node: Node {
-            set: set.to_owned(),
-            cluster: "hub".to_owned(),
-            domain: String::new(),
-            engine: Engine::Ready,
-            inputs: Inputs::Current,
-            described: "h1".to_owned(),
-            disk_lost: false,
-            replacement: Replacement::No,
-            held: false,
-            cure: Cure::Untried,
-            entry: Entry::Over,
-            down_seconds: 0,
-        },
+        node: Node { cluster: "hub".to_owned(), described: "h1".to_owned(), ..Node::new(set) },
         member,
         follower: Follower { lag: 0, steady_seconds: 99, connected: true },
     };

@@ -170,6 +170,26 @@ pub struct Node {
     pub down_seconds: u64,
 }
 
+impl Node {
+    /// A node of this set that runs what is described, and of which nothing bad is known.
+    pub fn new(set: &str) -> Self {
+        Self {
+            set: set.to_owned(),
+            cluster: String::new(),
+            domain: String::new(),
+            engine: Engine::Ready,
+            inputs: Inputs::Current,
+            described: String::new(),
+            disk_lost: false,
+            replacement: Replacement::No,
+            held: false,
+            cure: Cure::Untried,
+            entry: Entry::Over,
+            down_seconds: 0,
+        }
+    }
+}
+
 /// What a node's own API server says of its engine's container, by a fresh read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -90,7 +90,7 @@ fn play(
                     ledger.followers.insert(node.clone(), caught_up);
                 }
             }
-            world.nodes.insert(node, new_node(set));
+            world.nodes.insert(node, Node::new(set));
         }
         Step::Condemn { node } => {
             with_node(world, node, |node| node.replacement = Replacement::Recorded);
@@ -141,23 +141,6 @@ fn play(
         }
     }
     spare(world, policy, None)
-}
-
-fn new_node(set: &str) -> Node {
-    Node {
-        set: set.to_owned(),
-        cluster: String::new(),
-        domain: String::new(),
-        engine: Engine::Ready,
-        inputs: Inputs::Current,
-        described: String::new(),
-        disk_lost: false,
-        replacement: Replacement::No,
-        held: false,
-        cure: Cure::Untried,
-        entry: Entry::Over,
-        down_seconds: 0,
-    }
 }
 
 fn with_node(world: &mut Observed, node: &NodeName, change: impl FnOnce(&mut Node)) {
@@ -253,7 +236,7 @@ pub(super) mod tests {
             followers: (0..powers.len()).map(|n| (name(n), follower)).collect(),
         };
         Observed {
-            nodes: (0..powers.len()).map(|n| (name(n), new_node("a"))).collect(),
+            nodes: (0..powers.len()).map(|n| (name(n), Node::new("a"))).collect(),
             ledgers: [("main".to_owned(), ledger)].into(),
             begun: None,
             hub: Hub::Current,
