@@ -22,5 +22,6 @@ mod own_application;
 mod proxy;
 mod quiet;
 mod rpc;
+mod steps;
 mod support;
 mod templates;
