@@ -8,8 +8,9 @@
 //! 2. **Settle.** A step that was begun is ended before anything else begins: what was sent waits until it
 //!    took effect or never can; what was only recorded is judged again, then sent or given up; a restart waits
 //!    until its node is back.
-//! 3. **Cure.** A voter that is *proved* down is restarted, one at a time, also while the chain stands and
-//!    while 2 waits: that can only help.
+//! 3. **Cure.** A node that is *proved* down, and that its kubelet does not bring back or that gets another
+//!    description, is restarted, voters one at a time, also while the chain stands and while 2 waits: that can
+//!    only help.
 //! 4. **Condemn.** A node whose replacement was asked for, or that is dead for good, is marked, for good.
 //! 5. **Retire** nodes that go and that no ledger counts; **provision** nodes that are missing. They observe.
 //! 6. **Replace.** Dead voters go and others come, in the order that leaves more to spare; a newcomer that
@@ -17,7 +18,8 @@
 //! 7. **Roll** what is described over the nodes: unready ones, observers, then voters, one by one.
 //! 8. **Scale.** Voters are added, removed, and given other powers, one change at a time.
 //!
-//! A step whose gates are closed lets the next kind be considered; if none is open, the answer is the gate
+//! A step is begun, judged again, and only then takes effect; a consent is used with the effect it allows. A
+//! step whose gates are closed lets the next kind be considered; if none is open, the answer is the gate
 //! that most needs a person. The gates are judged on the *projected* state ([`projection`]), with only what is
 //! *proved* counting as live.
 //!
