@@ -96,10 +96,12 @@ impl<'a, S: Clone + Eq> Found<'a, S> {
         }
     }
 
-    /// The record to go on from when a person consents to take over.
+    /// The record to go on from when a person consents to take over: the one of the highest revision in the
+    /// history that had effects last. Where two hubs wrote, revisions alone do not tell.
     pub fn newest(&self) -> Option<(&'a str, &'a Record<S>)> {
+        let alive = self.all().filter(|one| !self.all().any(|other| outranks(other, *one)));
         // Of equals the last: a copy comes after the primary, since effects depend on copies.
-        self.all().max_by_key(|(_, record)| record.revision)
+        alive.max_by_key(|(_, record)| record.revision)
     }
 
     /// The judgement as a refusal of every change; `None` = changes are allowed.
@@ -138,6 +140,18 @@ impl<'a, S: Clone + Eq> Found<'a, S> {
     fn another(place: &str, record: &Record<S>) -> Judgement {
         Judgement::AnotherHub { found: record.hub_id.clone(), place: place.to_owned() }
     }
+}
+
+/// Whether what `one` says is void since `other` was found.
+fn outranks<S>(other: (&str, &Record<S>), one: (&str, &Record<S>)) -> bool {
+    let is_copy = |place: &str| place != PRIMARY && place != MEMORY;
+    // The other hub went on after it was taken over from, in a place that the new hub has not fenced. So the
+    // new hub has had no effect yet, and the other one may.
+    let goes_on = |last: &u64| other.1.revision > *last;
+    let unfenced = is_copy(other.0) && one.1.former_hubs.get(&other.1.hub_id).is_some_and(goes_on);
+    // The other hub took over from this one, which went on with no copy knowing.
+    let taken_over = !is_copy(one.0) && other.1.former_hubs.contains_key(&one.1.hub_id);
+    unfenced || taken_over
 }
 
 #[cfg(test)]
@@ -181,6 +195,26 @@ mod tests {
         primary.former_hubs.insert("h0".into(), 4);
         assert_eq!(judge(Some(&primary), Some(&record("h0", 4))), Judgement::Ours);
         assert_eq!(judge(Some(&primary), Some(&record("h0", 5))), another("a"));
+    }
+
+    /// The model found that a new hub, hindered by the old one, forgot what that had sent meanwhile.
+    #[test]
+    fn of_two_hubs_the_one_that_had_effects_last_is_gone_on_from() {
+        let mut new = record("h1", 7);
+        new.former_hubs.insert("h0".into(), 4);
+        let old = record("h0", 6);
+        let newest = |primary, copy| {
+            let copies = [("a", copy)].into();
+            let found = Found { primary: Some(primary), copies, memory: Some(primary) };
+            found.newest().map(|(_, record)| record.hub_id.clone())
+        };
+        assert_eq!(newest(&new, &old), Some("h0".into()), "the new hub has not fenced that copy");
+        let far = record("h0", 9);
+        assert_eq!(
+            newest(&far, &new),
+            Some("h1".into()),
+            "no copy knows what the old hub went on with"
+        );
     }
 
     #[test]

@@ -214,6 +214,10 @@ impl<S: Clone + Eq> Writer<S> {
                 *view = View::Unread;
             }
         }
+        if matches!(task, Task::TakeOver { .. }) {
+            // It stamps anew, above all that was found; if that answer is lost, it must not fence itself.
+            self.epoch = None;
+        }
         self.primary = View::Unread;
         self.task = task;
         self.done = false;
@@ -314,7 +318,6 @@ impl<S: Clone + Eq> Writer<S> {
             ) => {
                 let (_, newest) = found.newest().ok_or(Refusal::Absent)?;
                 let others = found.all().map(|(_, record)| record);
-                let epoch = epoch.max(found.all().map(|(_, r)| r.epoch).max().unwrap_or(epoch));
                 let next = newest.take_over(epoch, &self.hub_id, others, consent)?;
                 return Ok(self.swap(Place::Primary, next));
             }
@@ -328,7 +331,7 @@ impl<S: Clone + Eq> Writer<S> {
             primary.open.get(ledger).is_some_and(|intent| intent.number == number)
         };
         let next = match &self.task {
-            Task::Begin(new) if Self::is_begun(primary, new) => return Ok(Op::Done),
+            Task::Begin(new) if is_begun(primary, new) => return Ok(Op::Done),
             Task::Begin(new) => {
                 if let Some(place) = new.places.iter().find(|p| !self.copies.contains_key(*p)) {
                     return Err(Refusal::UnknownPlace { place: place.clone() });
@@ -349,15 +352,6 @@ impl<S: Clone + Eq> Writer<S> {
             _ => return Ok(self.tidy(primary).unwrap_or(Op::Done)),
         };
         Ok(self.swap(Place::Primary, next))
-    }
-
-    /// Whether the step was recorded already: by this leader, whose answer was lost.
-    fn is_begun(primary: &Record<S>, new: &NewStep<S>) -> bool {
-        primary.open.get(&new.ledger).is_some_and(|intent| {
-            intent.number == new.decided_on + 1
-                && intent.step == new.step
-                && intent.places == new.places
-        })
     }
 
     /// Resume, advance, fence, then the effect.
@@ -417,4 +411,13 @@ impl<S: Clone + Eq> Writer<S> {
         };
         Op::Swap { place, version, record }
     }
+}
+
+/// Whether the step was recorded already: by this leader, whose answer was lost.
+fn is_begun<S: Eq>(primary: &Record<S>, new: &NewStep<S>) -> bool {
+    primary.open.get(&new.ledger).is_some_and(|intent| {
+        intent.number == new.decided_on + 1
+            && intent.step == new.step
+            && intent.places == new.places
+    })
 }

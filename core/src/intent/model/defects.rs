@@ -46,6 +46,8 @@ pub enum Defect {
     OldEvidence,
     /// Who takes over goes on from the oldest record.
     TakesOverFromOldest,
+    /// Who takes over goes on from the highest revision, whichever hub wrote it.
+    TakesOverByRevisionAlone,
     /// Who takes over forgets the steps that are open.
     TakesOverAtRest,
     /// A leader writes when it starts.
@@ -170,15 +172,17 @@ impl Defect {
                 Op::Swap { place, version, record }
             }
             (
-                Self::TakesOverFromOldest | Self::TakesOverAtRest,
+                Self::TakesOverFromOldest | Self::TakesOverByRevisionAlone | Self::TakesOverAtRest,
                 Op::Swap { place: Place::Primary, version, mut record },
             ) if matches!(writer.task, Task::TakeOver { .. }) => {
                 let copies = writer.copies.values().filter_map(View::record);
-                let oldest = copies.chain(primary).min_by_key(|record| record.revision);
-                record.open = match (self, oldest) {
-                    (Self::TakesOverFromOldest, Some(oldest)) => oldest.open.clone(),
-                    _ => std::collections::BTreeMap::new(),
+                let found = copies.chain(primary);
+                let base = match self {
+                    Self::TakesOverFromOldest => found.min_by_key(|record| record.revision),
+                    Self::TakesOverByRevisionAlone => found.max_by_key(|record| record.revision),
+                    _ => None,
                 };
+                record.open = base.map(|base| base.open.clone()).unwrap_or_default();
                 Op::Swap { place: Place::Primary, version, record }
             }
             (Self::WritesAtStart, Op::Done) if writer.task == Task::Rest => {

@@ -6,8 +6,6 @@
 //!
 //! `cargo test intent` runs a reduced bound, `BSN_MODEL=full` a larger one. Both print what they explored.
 
-#![allow(clippy::struct_excessive_bools, reason = "a world is made of facts that hold or do not")]
-
 mod defects;
 mod moves;
 mod rules;

@@ -97,7 +97,6 @@ impl Moves<'_> {
             writer: Writer::new(HUBS[hub], NETWORK, transitions, places),
             busy: false,
             refused: None,
-            absent: false,
             stamped: [].into(),
             blind: [].into(),
         }));
@@ -240,8 +239,10 @@ impl Moves<'_> {
                 let mut then = world.clone();
                 let (number, job) = (intent.number, intent.step);
                 if !then.effects.iter().any(|effect| effect.number == number) {
-                    then.effects.push(Effect { number, job, settled: false, by_hub: hub });
-                    then.effects.sort();
+                    let places = intent.places.clone();
+                    let effects = Rc::make_mut(&mut then.effects);
+                    effects.push(Effect { number, job, places, settled: false });
+                    effects.sort();
                 }
                 next.push((what(""), self.answer(then, proc, op.clone(), Answer::Unknown)?));
                 if faults && self.may(world, Fault::LostRequest) {
@@ -254,7 +255,7 @@ impl Moves<'_> {
                     Op::Refuse(refusal) => format!("p{proc}: is refused: {refusal}"),
                     _ => format!("p{proc}: is done"),
                 });
-                next.push((label, Self::conclude(world.clone(), proc, op)?));
+                next.push((label, conclude(world.clone(), proc, op)?));
             }
             Op::Wait(_) => {}
         }
@@ -287,24 +288,9 @@ impl Moves<'_> {
             }
         };
         match op {
-            Op::Done | Op::Refuse(_) => Self::conclude(world, proc, op),
+            Op::Done | Op::Refuse(_) => conclude(world, proc, op),
             _ => Ok(world),
         }
-    }
-
-    fn conclude(mut world: World, proc: usize, op: Op<u8>) -> Result<World, Violation> {
-        let lead = world.lead_mut(proc).unwrap();
-        lead.busy = false;
-        let Op::Refuse(refusal) = op else { return Ok(world) };
-        let (within, consent) = (lead.within, refusal.consent().map(str::to_owned));
-        lead.refused = consent;
-        lead.absent = refusal == Refusal::Absent;
-        rules::check_refusal(&world, within, &refusal)
-            .map_err(|rule| Violation { rule, by: format!("p{proc} is refused: {refusal}") })?;
-        if refusal.category() == Category::EndTerm {
-            world.procs[proc] = Proc::Follower;
-        }
-        Ok(world)
     }
 
     /// A leader decides what to do, by what it sees of the anchor and of the world.
@@ -312,7 +298,7 @@ impl Moves<'_> {
         let mut next = Vec::new();
         let store = &world.stores[self.scenario.hub_of(proc)];
         let lead = world.lead(proc).unwrap();
-        if let Some(consent) = &lead.refused {
+        if let Some(consent) = lead.refused.as_ref().and_then(Refusal::consent) {
             // A person sees to it that the other hub is gone.
             let other_is_gone =
                 !self.scenario.two_hubs || matches!(world.procs[1 - proc], Proc::Gone);
@@ -322,7 +308,7 @@ impl Moves<'_> {
                 next.push(self.take_up(
                     then,
                     proc,
-                    Task::TakeOver { consent: consent.clone() },
+                    Task::TakeOver { consent: consent.to_owned() },
                     "",
                 ));
             }
@@ -356,7 +342,6 @@ impl Moves<'_> {
         lead.writer.start(task);
         lead.busy = true;
         lead.refused = None;
-        lead.absent = false;
         (label, world)
     }
 
@@ -368,11 +353,10 @@ impl Moves<'_> {
         settled: u8,
     ) -> Vec<Task<u8>> {
         let lead = world.lead(proc).unwrap();
-        if lead.absent && record.is_none() {
+        if lead.refused == Some(Refusal::Absent) && record.is_none() {
             return vec![Task::Create];
         }
         let mut tasks = Vec::new();
-        let mut waits = false;
         for ledger in LEDGERS {
             let Some(record) = record else { break };
             let Some(intent) = record.open.get(ledger) else {
@@ -392,39 +376,40 @@ impl Moves<'_> {
                 Some(_) if settled & 1 << intent.step != 0 => {
                     tasks.push(Task::Finish { ledger, number });
                 }
-                // It was seen; a new leader may not have looked yet.
-                Some(_) if lead.stamped.contains(&intent.epoch) => {
-                    waits = true;
-                    match self.defect {
-                        Some(Defect::UnsettledIsFailed) => {
-                            tasks.push(Task::Finish { ledger, number });
-                        }
-                        Some(Defect::WithdrawsWhatWasSent) => {
-                            tasks.push(Task::Withdraw { ledger, number });
-                        }
-                        _ => {}
+                // It was seen, so this leader waits; a new one may not have looked yet.
+                Some(_) if lead.stamped.contains(&intent.epoch) => match self.defect {
+                    Some(Defect::UnsettledIsFailed) => {
+                        tasks.push(Task::Finish { ledger, number });
                     }
-                }
+                    Some(Defect::WithdrawsWhatWasSent) => {
+                        tasks.push(Task::Withdraw { ledger, number });
+                    }
+                    _ => {}
+                },
                 _ => tasks.push(Task::Send { ledger, number }),
             }
         }
         let rested = lead.writer.task == Task::Rest && !lead.writer.primary.is_unread();
-        if tasks.is_empty() && !waits && !rested {
+        if tasks.is_empty() && !rested {
             tasks.push(Task::Rest);
         }
         tasks
     }
 
-    fn next_job(&self, record: &Rec, ledger: &str, settled: u8) -> Option<Task<u8>> {
+    /// The next job of a ledger, in every way it can be done.
+    fn next_job(&self, record: &Rec, ledger: &str, settled: u8) -> Vec<Task<u8>> {
         let mut jobs = (0_u8..).zip(&self.scenario.jobs);
-        let (job, _) =
-            jobs.find(|(job, one)| LEDGERS[one.ledger] == ledger && settled & 1 << job == 0)?;
-        Some(Task::Begin(NewStep {
-            ledger: ledger.to_owned(),
-            places: self.scenario.places_of(job),
-            step: job,
-            decided_on: record.step_number,
-        }))
+        let next = jobs.find(|(job, one)| LEDGERS[one.ledger] == ledger && settled & 1 << job == 0);
+        let Some((step, job)) = next else { return Vec::new() };
+        let begin = |places: &Vec<usize>| {
+            Task::Begin(NewStep {
+                ledger: ledger.to_owned(),
+                places: places.iter().map(|place| PLACES[*place].to_owned()).collect(),
+                step,
+                decided_on: record.step_number,
+            })
+        };
+        job.places.iter().map(begin).collect()
     }
 
     /// A write that was given up for lost arrives.
@@ -449,7 +434,7 @@ impl Moves<'_> {
         let open = world.effects.iter().enumerate().filter(|(_, effect)| !effect.settled);
         open.map(|(n, effect)| {
             let mut then = world.clone();
-            then.effects[n].settled = true;
+            Rc::make_mut(&mut then.effects)[n].settled = true;
             (self.say(|| format!("step {} is settled", effect.number)), then)
         })
         .collect()
@@ -491,6 +476,22 @@ impl Moves<'_> {
         }
         next
     }
+}
+
+/// A task ends, done or refused.
+fn conclude(mut world: World, proc: usize, op: Op<u8>) -> Result<World, Violation> {
+    let lead = world.lead_mut(proc).unwrap();
+    lead.busy = false;
+    let Op::Refuse(refusal) = op else { return Ok(world) };
+    let within = lead.within;
+    let helps = refusal.consent().is_some() || refusal == Refusal::Absent;
+    lead.refused = helps.then(|| refusal.clone());
+    rules::check_refusal(&world, within, &refusal)
+        .map_err(|rule| Violation { rule, by: format!("p{proc} is refused: {refusal}") })?;
+    if refusal.category() == Category::EndTerm {
+        world.procs[proc] = Proc::Follower;
+    }
+    Ok(world)
 }
 
 fn fault(world: &World) -> World {

@@ -45,9 +45,10 @@ pub fn check_effect(
             return Err("an effect by a hub while a copy names another hub");
         }
     }
-    for effect in &world.effects {
+    for effect in world.effects.iter() {
         let same_ledger = LEDGERS[scenario.jobs[usize::from(effect.job)].ledger] == ledger;
-        if effect.number == intent.number && effect.job != intent.step {
+        let same = effect.job == intent.step && effect.places == intent.places;
+        if effect.number == intent.number && !same {
             return Err("one step number for two steps");
         }
         if effect.number != intent.number && effect.job == intent.step {
@@ -108,6 +109,8 @@ pub fn check_refusal(world: &World, within: bool, refusal: &Refusal) -> Result<(
             Err("a hub is taken for a restored one, and is not")
         }
         Refusal::Fenced { .. } if within => Err("a leader is fenced within its lease"),
+        // Decided on a record that a restore then took away.
+        Refusal::NotSent { .. } if world.rewound => Ok(()),
         Refusal::NotResumed { .. }
         | Refusal::NotSent { .. }
         | Refusal::AnotherNetwork { .. }

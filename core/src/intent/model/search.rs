@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 use super::defects::Defect;
 use super::moves::{Moves, Next, Violation};
-use super::world::{PLACES, Proc, Scenario, World};
+use super::world::{PLACES, Pool, Proc, Scenario, World};
 use crate::intent::writer::Task;
 
 /// What a search found.
@@ -73,13 +73,15 @@ type Quick = BuildHasherDefault<Fast>;
 struct Known {
     queue: Vec<(World, u32)>,
     by_hash: HashMap<u64, Vec<u32>, Quick>,
+    pool: Pool,
 }
 
 impl Known {
-    fn add(&mut self, world: World, from: u32) {
+    fn add(&mut self, mut world: World, from: u32) {
         let hash = Quick::default().hash_one(&world);
         let same = self.by_hash.entry(hash).or_default();
         if same.iter().all(|at| self.queue[*at as usize].0 != world) {
+            self.pool.share(&mut world);
             same.push(u32::try_from(self.queue.len()).unwrap());
             self.queue.push((world, from));
         }
@@ -184,6 +186,7 @@ struct Reached {
 struct Rest {
     /// Healed states from which rest is known to be reached.
     known: HashMap<u64, Vec<(World, Reached)>, Quick>,
+    pool: Pool,
 }
 
 impl Rest {
@@ -214,9 +217,10 @@ impl Rest {
     }
 
     fn remember(&mut self, passed: Vec<(u64, World, bool)>, mut reached: Reached) -> Reached {
-        for (hash, world, consented) in passed.into_iter().rev() {
+        for (hash, mut world, consented) in passed.into_iter().rev() {
             reached.consented |= consented;
             reached.operations += 1;
+            self.pool.share(&mut world);
             self.known.entry(hash).or_default().push((world, reached));
         }
         reached

@@ -1,11 +1,13 @@
 //! The truth that the model explores: stores, leaders, what is under way between them, and the world
 //! outside.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
+use std::hash::Hash;
 use std::rc::Rc;
 
 use crate::intent::record::{Intent, Phase, Record};
+use crate::intent::refusal::Refusal;
 use crate::intent::writer::{Place, Task, Version, Writer};
 
 /// The network's id.
@@ -20,11 +22,12 @@ pub const PLACES: [&str; 2] = ["a", "b"];
 /// A record; its step is the index of the job that it does.
 pub type Rec = Record<u8>;
 
-/// Something that is wanted: one step on one ledger, with effects in these member clusters.
+/// Something that is wanted: one step on one ledger.
 #[derive(Debug, Clone)]
 pub struct Job {
     pub ledger: usize,
-    pub places: Vec<usize>,
+    /// The member clusters its effects may happen in: one of these sets.
+    pub places: Vec<Vec<usize>>,
 }
 
 /// What is explored.
@@ -81,13 +84,16 @@ pub const ALL_FAULTS: &[Fault] = &[
 pub const LIVE_FAULTS: &[Fault] =
     &[Fault::Crash, Fault::Expiry, Fault::LostAnswer, Fault::LostRequest, Fault::LateRequest];
 
+/// What a store held, and the jobs that were settled when it was replaced.
+pub type Past = (Option<Rc<Rec>>, u8);
+
 /// A store with versions.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Store {
     pub version: u8,
     pub now: Option<Rc<Rec>>,
-    /// What it held before, with the jobs that were settled when that was written.
-    pub past: Rc<Vec<(Option<Rc<Rec>>, u8)>>,
+    /// What it held before.
+    pub past: Rc<Vec<Past>>,
 }
 
 /// A write that is under way although its sender gave it up.
@@ -108,10 +114,8 @@ pub struct Lead {
     pub writer: Writer<u8>,
     /// It works on a task.
     pub busy: bool,
-    /// It was refused, and this consent would help.
-    pub refused: Option<String>,
-    /// It found no record anywhere.
-    pub absent: bool,
+    /// It was refused, and a person could help.
+    pub refused: Option<Refusal>,
     /// Truth: epochs that this leader's writes put into the primary.
     pub stamped: BTreeSet<u64>,
     /// Truth: stores that were restored after this leader last read them.
@@ -134,8 +138,8 @@ pub enum Proc {
 pub struct Effect {
     pub number: u64,
     pub job: u8,
+    pub places: BTreeSet<String>,
     pub settled: bool,
-    pub by_hub: usize,
 }
 
 /// All there is.
@@ -147,7 +151,7 @@ pub struct World {
     /// Transitions of each hub's lease.
     pub transitions: [u8; 2],
     pub late: Option<Late>,
-    pub effects: Vec<Effect>,
+    pub effects: Rc<Vec<Effect>>,
     pub faults: u8,
     pub restores: u8,
     pub copy_restores: u8,
@@ -186,7 +190,7 @@ impl Scenario {
             procs: [Proc::Follower, if self.two_hubs { Proc::Gone } else { Proc::Follower }],
             transitions: [0; 2],
             late: None,
-            effects: Vec::new(),
+            effects: Rc::default(),
             faults: self.faults,
             restores: self.restores,
             copy_restores: self.copy_restores,
@@ -194,10 +198,6 @@ impl Scenario {
             consents: self.consents,
             rewound: false,
         }
-    }
-
-    pub fn places_of(&self, job: u8) -> BTreeSet<String> {
-        self.jobs[usize::from(job)].places.iter().map(|p| PLACES[*p].to_owned()).collect()
     }
 }
 
@@ -253,6 +253,44 @@ impl World {
     }
 }
 
+/// Keeps one of equal parts, so that millions of worlds fit into memory.
+#[derive(Default)]
+pub struct Pool {
+    records: HashSet<Rc<Rec>>,
+    leads: HashSet<Rc<Lead>>,
+    pasts: HashSet<Rc<Vec<Past>>>,
+    effects: HashSet<Rc<Vec<Effect>>>,
+}
+
+impl Pool {
+    pub fn share(&mut self, world: &mut World) {
+        for store in &mut world.stores {
+            if let Some(record) = &mut store.now {
+                one_of(&mut self.records, record);
+            }
+            one_of(&mut self.pasts, &mut store.past);
+        }
+        for proc in &mut world.procs {
+            if let Proc::Leader(lead) = proc {
+                one_of(&mut self.leads, lead);
+            }
+        }
+        if let Some(late) = &mut world.late {
+            one_of(&mut self.records, &mut late.record);
+        }
+        one_of(&mut self.effects, &mut world.effects);
+    }
+}
+
+fn one_of<T: Eq + Hash>(pool: &mut HashSet<Rc<T>>, part: &mut Rc<T>) {
+    match pool.get(part) {
+        Some(known) => *part = Rc::clone(known),
+        None => {
+            pool.insert(Rc::clone(part));
+        }
+    }
+}
+
 /// The version as the writer knows it.
 pub fn version(number: u8) -> Version {
     number.to_string()
@@ -296,7 +334,7 @@ impl fmt::Display for World {
         if let Some(late) = &self.late {
             write!(f, "late→{} [{}] ", late.store, Short(&Some(late.record.clone())))?;
         }
-        for effect in &self.effects {
+        for effect in self.effects.iter() {
             let state = if effect.settled { "settled" } else { "sent" };
             write!(f, "{{step {} = job {} {state}}} ", effect.number, effect.job)?;
         }
