@@ -229,21 +229,22 @@ pub async fn ensure_exists<K: Object>(
         }
     };
     if is_ours(&object, recorded_uid, network_id) {
-        let object = restore_marks(client, object, desired.meta()).await?;
-        Ok((object, outcome))
+        let restored = restore_marks(client, &object, desired.meta()).await?;
+        Ok((restored.unwrap_or(object), outcome))
     } else {
         Err(name_taken(&object))
     }
 }
 
 /// Puts back labels and finalizers of an object of ours that lacks some of `desired`'s: somebody took them
-/// away, or it came back from a backup without them. Its content is not touched.
+/// away, or it came back from a backup without them. Its content is not touched. Returns it as it is then;
+/// `None` = it lacked nothing, and nothing was written.
 pub async fn restore_marks<K: Object>(
     client: &kube::Client,
-    object: K,
+    object: &K,
     desired: &ObjectMeta,
-) -> Result<K, ApiError> {
-    let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(object) };
+) -> Result<Option<K>, ApiError> {
+    let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(None) };
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it has lost marks of ours; they are put back");
     let api = Api::<K>::namespaced(client.clone(), &namespace);
@@ -256,6 +257,7 @@ pub async fn restore_marks<K: Object>(
         api.patch(&name, &params, &Patch::Merge(&json!({ "metadata": marks }))),
     )
     .await
+    .map(Some)
 }
 
 /// The patch that gives `object` the labels and finalizers of `desired` that it lacks, if any.

@@ -6,6 +6,8 @@
 
 pub mod anchor;
 pub mod consent;
+#[cfg(test)]
+mod counterexample;
 pub mod engine;
 pub mod evidence;
 pub mod first_start;

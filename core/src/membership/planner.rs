@@ -178,17 +178,10 @@ impl<'a> Planner<'a> {
     /// gate of quorum or blocks stands before it: it is what a stalled chain waits for, and nothing is lost
     /// by it. One at a time, once for each description.
     fn cure(&self, closed: &mut Vec<Closed>) -> Option<Open> {
-        let restarting = self.restarting();
-        let mut down: Vec<_> = self
-            .observed
-            .nodes
-            .iter()
-            .filter(|(name, node)| self.is_down(name, node) && Some(*name) != restarting)
-            .collect();
-        // One at a time; no observer stands before a voter.
+        let nodes = &self.observed.nodes;
         let votes = |name: &NodeName| !self.seats.of(name).is_empty();
-        let nodes = self.observed.nodes.iter();
         let trying: Vec<_> = nodes
+            .iter()
             .filter(|(name, node)| node.cure == Cure::Trying && !self.seats.is_live(name))
             .map(|(name, _)| name)
             .collect();
@@ -196,11 +189,20 @@ impl<'a> Planner<'a> {
             let message = format!("{name} was restarted as a cure and is not back yet");
             closed.push(Closed::wait(Gate::NodeComesBack, message));
         }
-        down.retain(|(name, _)| {
+        // One at a time; no observer stands before a voter.
+        let has_turn = |name: &NodeName| {
             trying.is_empty() || (votes(name) && !trying.iter().any(|other| votes(other)))
-        });
-        let curable = |node: &Node| matches!(node.cure, Cure::Untried | Cure::Ordered);
-        down.retain(|(_, node)| curable(node) && !node.disk_lost);
+        };
+        let mut down: Vec<_> = nodes
+            .iter()
+            .filter(|(name, node)| {
+                self.is_down(name, node)
+                    && Some(*name) != self.restarting()
+                    && matches!(node.cure, Cure::Untried | Cure::Ordered)
+                    && !node.disk_lost
+                    && has_turn(name)
+            })
+            .collect();
         // What was begun first; then who gets another description, the likeliest to recover.
         down.sort_by_key(|(name, node)| {
             (node.cure != Cure::Ordered, !votes(name), node.inputs == Inputs::Current)
@@ -378,7 +380,7 @@ impl<'a> Planner<'a> {
             {
                 first.insert(0, add);
             }
-            if let Some(open) = self.first_open(name, &first, closed) {
+            if let Some(open) = self.first_open(name, first, closed) {
                 return Some(open);
             }
         }
@@ -394,23 +396,25 @@ impl<'a> Planner<'a> {
                 node.and_then(|node| Some((node, self.goals.power(node, name)?)))
                     .is_some_and(|(node, power)| self.is_entering(node, member, power))
             });
+            if enters {
+                continue;
+            }
             let changes = self.changes(name, ledger);
-            let all: Vec<&Change> = if enters { vec![] } else { changes.iter().collect() };
-            if let Some(open) = self.first_open(name, &all, closed) {
+            if let Some(open) = self.first_open(name, &changes, closed) {
                 return Some(open);
             }
         }
         None
     }
 
-    fn first_open(
+    fn first_open<'c>(
         &self,
         ledger: &'a LedgerName,
-        changes: &[&Change],
+        changes: impl IntoIterator<Item = &'c Change>,
         closed: &mut Vec<Closed>,
     ) -> Option<Open> {
-        changes.iter().find_map(|change| {
-            let step = Step::BeginChange { ledger: ledger.clone(), change: (*change).clone() };
+        changes.into_iter().find_map(|change| {
+            let step = Step::BeginChange { ledger: ledger.clone(), change: change.clone() };
             open_or(closed, step, self.check_change(ledger, change).map(|_| Granted::new()))
         })
     }

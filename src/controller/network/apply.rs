@@ -126,8 +126,8 @@ impl Pass<'_> {
     async fn ensure_anchor(&self) -> Step<Anchor> {
         if let (Some(anchor), Some(map)) = (&self.observed.anchor, &self.observed.map) {
             // The hub's own id inside proves whose it is; only its marks can be damaged.
-            let marks = build_anchor_map(&self.parts(anchor), anchor).metadata;
-            restore_marks(&self.ctx.client, map.clone(), &marks).await?;
+            let marks = self.parts(anchor).held(self.validated.desired.name.anchor());
+            restore_marks(&self.ctx.client, map, &marks).await?;
             return Ok(Ok(anchor.clone()));
         }
         let desired = &self.validated.desired;

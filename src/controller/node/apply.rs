@@ -186,7 +186,7 @@ impl Pass<'_> {
             Some(_) => {
                 // Its keys prove it: one that was restored from a backup has other marks, or none.
                 let marks = parts.held(name);
-                restore_marks(&self.ctx.client, secret, &marks).await?;
+                restore_marks(&self.ctx.client, &secret, &marks).await?;
                 Ok(Ok((keys, uid)))
             }
             None => Ok(match self.other_user(&keys) {

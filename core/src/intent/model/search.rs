@@ -1,12 +1,12 @@
 //! Breadth-first search over all that may happen, and what becomes of each state once faults stop.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 use super::defects::Defect;
 use super::moves::{Moves, Next, Violation};
 use super::world::{PLACES, Pool, Proc, Scenario, World};
+use crate::counterexample::Counterexample;
 use crate::intent::writer::Task;
 
 /// What a search found.
@@ -19,23 +19,6 @@ pub struct Report {
     /// Operations on the longest way to rest.
     pub longest: usize,
     pub counterexample: Option<Counterexample>,
-}
-
-/// The shortest way to something that must not happen.
-#[derive(Debug, Clone)]
-pub struct Counterexample {
-    pub rule: String,
-    pub path: Vec<String>,
-}
-
-impl fmt::Display for Counterexample {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  {}", self.rule)?;
-        for line in &self.path {
-            writeln!(f, "    {line}")?;
-        }
-        Ok(())
-    }
 }
 
 /// A fast hash; equality decides, so it need not be a good one.

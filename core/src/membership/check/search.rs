@@ -1,12 +1,12 @@
 //! Breadth-first search over all that may happen, and what becomes of each state once faults stop.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
 
 use super::defects::Defect;
 use super::moves::{self, Sight, Violation};
 use super::rules;
 use super::world::{B, BAD, C, NEW, OLD, Scenario, World};
+use crate::counterexample::Counterexample;
 use crate::membership::model::{Decision, Gate};
 
 /// What a search found.
@@ -17,23 +17,6 @@ pub struct Report {
     /// Refusals that needed a person on the way to the goal, and in how many states.
     pub refused: BTreeMap<String, usize>,
     pub counterexample: Option<Counterexample>,
-}
-
-/// The shortest way to something that must not happen.
-#[derive(Debug, Clone)]
-pub struct Counterexample {
-    pub rule: String,
-    pub path: Vec<String>,
-}
-
-impl fmt::Display for Counterexample {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  {}", self.rule)?;
-        for line in &self.path {
-            writeln!(f, "    {line}")?;
-        }
-        Ok(())
-    }
 }
 
 /// Explores a scenario. States beyond `limit` are a failure of the bound, not a success.
