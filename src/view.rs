@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bsn_core::evidence::GuardReport;
+use bsn_core::membership::{Decision, Desired, Observed, Policy};
+use bsn_core::names::NodeName;
 use serde::{Deserialize, Serialize};
 
 /// Namespace and name of a network.
@@ -97,6 +99,30 @@ pub struct NodeView {
     pub guard: Option<GuardReport>,
     /// When the certificate it serves ends (RFC 3339).
     pub certificate_ends: Option<String>,
+}
+
+/// What the planner was told of a network, and what it said: for `kubectl bsn plan` and `explain`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MembershipView {
+    /// What is described.
+    pub desired: Desired,
+    /// What is known.
+    pub observed: Observed,
+    /// How carefully, and the consents given.
+    pub policy: Policy,
+    /// The answer.
+    pub decision: Decision,
+    /// For how long it has been the same answer, in seconds.
+    pub for_seconds: u64,
+    /// Hash of what is described of how a node runs, by set.
+    pub described: BTreeMap<String, String>,
+    /// The same of what each node runs.
+    pub in_force: BTreeMap<NodeName, String>,
+    /// Index of each set's next node.
+    pub next_index: BTreeMap<String, u32>,
+    /// What is allowed, and not wise.
+    pub warnings: Vec<String>,
 }
 
 /// All networks' views, shared between the observer that writes them and those who show them.

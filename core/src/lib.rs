@@ -21,3 +21,4 @@ pub mod pki;
 pub mod quorum;
 pub mod restart;
 pub mod retention;
+pub mod steps;

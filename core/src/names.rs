@@ -113,6 +113,11 @@ impl NetworkName {
         format!("{}-anchor", self.0)
     }
 
+    /// The `ConfigMap` with the history of steps.
+    pub fn history(&self) -> String {
+        format!("{}-history", self.0)
+    }
+
     /// The `Secret` with the network CA's key, and the `ConfigMap` with its certificate for clients.
     pub fn ca(&self) -> String {
         format!("{}-ca", self.0)

@@ -6,11 +6,17 @@ use std::time::{Duration, Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bsn_core::engine::cometbft::signing::SignedAt;
+use bsn_core::names::NetworkName;
+use bsn_core::pki::{Role, client_names};
 use bsn_operator::api::conditions::find;
+use bsn_operator::build::secret::{TLS_CERT, TLS_KEY, entry};
 use bsn_operator::http::exchange;
+use bsn_operator::labels;
+use bsn_operator::pki::{Authority, new_key};
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
-use k8s_openapi::api::core::v1::Pod;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::ResourceExt;
 use serde_json::json;
 
@@ -43,6 +49,7 @@ async fn no_client_freezes_the_chain_and_a_frozen_one_is_recognised() {
             assert_eq!(status, StatusCode::FORBIDDEN, "{what} at {node}: {answer}");
         }
     }
+    nobody_else_gets_in(&world, &client).await;
     world.await_height_above(world.head().await + 3, Duration::from_mins(1)).await;
 
     // From inside a pod nobody is asked for a certificate.
@@ -71,6 +78,39 @@ async fn no_client_freezes_the_chain_and_a_frozen_one_is_recognised() {
     world.await_condition("Stalled", "True", Duration::from_secs(10)).await;
     bring_back(&world).await;
     world.remove();
+}
+
+/// Without a certificate, with one that has ended, with another authority's or another network's: refused at
+/// every gateway, although the network's own CA made two of them.
+async fn nobody_else_gets_in(world: &World, client: &Client) {
+    let ca = world.api::<Secret>().get(&format!("{}-ca", world.network)).await.unwrap();
+    let authority =
+        Authority::parse(entry(&ca, TLS_CERT).unwrap(), entry(&ca, TLS_KEY).unwrap()).unwrap();
+    let (cert, ca_key) =
+        Authority::make(&NetworkName::parse("stranger").unwrap(), Timestamp::now()).unwrap();
+    let stranger = Authority::parse(&cert, &ca_key).unwrap();
+    let own_id = &ca.labels()[labels::NETWORK_ID];
+    let hour = SignedDuration::from_hours(1);
+    let key = new_key().unwrap();
+    let issue = |authority: &Authority, network_id: &str, began: Timestamp| {
+        let names = client_names("someone", Role::Client, network_id);
+        authority.issue(&names, &key, hour, began, false).unwrap()
+    };
+    let now = Timestamp::now();
+    let status = json!({"jsonrpc": "2.0", "id": 1, "method": "status", "params": {}});
+    for node in client.nodes.keys() {
+        let valid = issue(&authority, own_id, now);
+        let (code, _) = client.send(node, Some((&valid, &key)), &status).await.unwrap();
+        assert_eq!(code, StatusCode::OK, "a valid one made in the same way");
+        let other = issue(&authority, "another", now);
+        let (code, _) = client.send(node, Some((&other, &key)), &status).await.unwrap();
+        assert_eq!(code, StatusCode::FORBIDDEN, "another network's at {node}");
+        let ended = issue(&authority, own_id, now - 3 * hour);
+        let strange = issue(&stranger, own_id, now);
+        for identity in [None, Some((&*ended, &*key)), Some((&*strange, &*key))] {
+            client.send(node, identity, &status).await.unwrap_err();
+        }
+    }
 }
 
 /// The way back that docs/recovery.md describes: every node stopped at once, then each rolled back by the
