@@ -13,7 +13,7 @@ use crate::engine::cometbft::signing::SignedAt;
 
 /// Version of the protocol between operator and gateway. The operator understands this one and the
 /// two before it.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// What an engine says about itself, in the same words for every engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,29 @@ pub struct EngineReport {
     /// chain; `None` = it could not be asked. At most [`SIGNED_WINDOW`]. New in protocol 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed: Option<BTreeMap<String, u64>>,
+    /// Who votes, and who does, as this node knows the chain; `None` = it could not be asked. New in
+    /// protocol 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<LedgerReport>,
+    /// Ids of the connected peers. New in protocol 3.
+    #[serde(default)]
+    pub peer_ids: Vec<String>,
+}
+
+/// The members of a ledger, as one node knows them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LedgerReport {
+    /// Voting power of each voter, by address, at the newest height the node can tell.
+    pub powers: BTreeMap<String, u64>,
+    /// Height of the newest final commit that was looked at; 0 = none.
+    pub final_height: u64,
+    /// Height of the newest of these commits that each voter signed.
+    pub last_signed: BTreeMap<String, u64>,
+    /// Transactions in the node's pool that would change the members, in standard base64. Only those of an
+    /// application whose transactions the gateway can read.
+    #[serde(default)]
+    pub pool_changes: Vec<String>,
 }
 
 /// Blocks looked at for signatures.
@@ -321,6 +344,8 @@ mod tests {
             peers: 3,
             voting_power: 1,
             signed: None,
+            ledger: None,
+            peer_ids: Vec::new(),
         };
         assert!(frozen(&[report(9, 9), report(9, 9)]));
         assert!(!frozen(&[report(9, 9), report(9, 10)]), "one could apply it: a stall");

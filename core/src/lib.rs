@@ -22,3 +22,4 @@ pub mod quorum;
 pub mod restart;
 pub mod retention;
 pub mod steps;
+pub mod watch;

@@ -8,7 +8,10 @@ use std::time::Duration;
 use bsn_core::engine::cometbft::signing::{
     SignedAt, parse_commit_vote, parse_round_vote, parse_signers,
 };
-use bsn_core::engine::cometbft::status::{AnswerError, Answers, parse_heights, parse_report};
+use bsn_core::engine::cometbft::requests::is_validator_transaction;
+use bsn_core::engine::cometbft::status::{
+    AnswerError, Answers, parse_heights, parse_powers, parse_report,
+};
 use bsn_core::evidence::{EngineReport, SIGNED_WINDOW};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http_body_util::Full;
@@ -124,13 +127,13 @@ pub async fn observe_engine(
 pub struct Signatures(Mutex<BTreeMap<u64, Vec<String>>>);
 
 impl Signatures {
-    /// Counts the signatures below `head` of each validator; asks the engine for blocks not seen yet.
+    /// Looks for the signatures below `head` of each validator; asks the engine for blocks not seen yet.
     pub async fn observe(
         &self,
         rpc: SocketAddr,
         head: u64,
         deadline: Duration,
-    ) -> Result<BTreeMap<String, u64>, EngineError> {
+    ) -> Result<Signed, EngineError> {
         let window = head.saturating_sub(SIGNED_WINDOW).max(1)..head;
         let missing: Vec<u64> = {
             let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -153,12 +156,62 @@ impl Signatures {
                 known.insert(height, signers);
             }
         }
-        let mut counts = BTreeMap::new();
-        for signer in known.values().flatten() {
-            *counts.entry(signer.clone()).or_insert(0) += 1;
+        let mut signed = Signed::default();
+        for (height, signers) in known.iter() {
+            signed.newest = *height;
+            for signer in signers {
+                *signed.counts.entry(signer.clone()).or_insert(0) += 1;
+                signed.last.insert(signer.clone(), *height);
+            }
         }
-        Ok(counts)
+        Ok(signed)
     }
+}
+
+/// Who signed, by address.
+#[derive(Debug, Default)]
+pub struct Signed {
+    /// How many of the newest final blocks.
+    pub counts: BTreeMap<String, u64>,
+    /// The newest of them.
+    pub last: BTreeMap<String, u64>,
+    /// Height of the newest final block; 0 = none.
+    pub newest: u64,
+}
+
+/// Most validators in one answer (`rpc/core/env.go`, `maxPerPage`); also the most transactions.
+const PER_PAGE: usize = 100;
+
+/// Who votes, as this engine knows the chain: powers by address.
+pub async fn observe_powers(
+    rpc: SocketAddr,
+    deadline: Duration,
+) -> Result<BTreeMap<String, u64>, EngineError> {
+    let reading = async {
+        let ask = |params: Value| call(rpc, "validators", params, deadline);
+        let first = ask(json!({"per_page": PER_PAGE.to_string()})).await?;
+        let (mut powers, total) = parse_powers(&first)?;
+        let height = first.get("block_height").cloned().unwrap_or_default();
+        for page in 2..=total.div_ceil(PER_PAGE) {
+            // At the same height, or two sets would be mixed.
+            let params = json!({"height": height, "page": page.to_string(), "per_page": PER_PAGE.to_string()});
+            powers.extend(parse_powers(&ask(params).await?)?.0);
+        }
+        Ok(powers)
+    };
+    tokio::time::timeout(deadline, reading).await.map_err(|_| EngineError::Deadline(deadline))?
+}
+
+/// Transactions in this engine's pool that would change the members of the built-in store's chain.
+pub async fn observe_pool_changes(
+    rpc: SocketAddr,
+    deadline: Duration,
+) -> Result<Vec<String>, EngineError> {
+    let params = json!({"limit": PER_PAGE.to_string()});
+    let pool = call(rpc, "unconfirmed_txs", params, deadline).await?;
+    let all = pool.get("txs").and_then(Value::as_array).into_iter().flatten();
+    let changes = all.filter_map(Value::as_str).filter(|text| is_validator_transaction(text));
+    Ok(changes.map(str::to_owned).collect())
 }
 
 /// Blocks searched for votes, above the height asked for and below the head. A key that signed beyond a

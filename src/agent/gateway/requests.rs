@@ -1,9 +1,12 @@
 //! One request to the gateway and its answer.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_core::engine::cometbft::requests::{Refusal, check_request};
-use bsn_core::evidence::{EngineAnswer, GuardReport, NodeEvidence, PROTOCOL, VotesAnswer};
+use bsn_core::evidence::{
+    EngineAnswer, GuardReport, LedgerReport, NodeEvidence, PROTOCOL, VotesAnswer,
+};
 use bsn_core::pki::Role;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -11,7 +14,9 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use super::Shared;
-use crate::engine::cometbft::{EngineError, forward, observe_engine, observe_votes};
+use crate::engine::cometbft::{
+    EngineError, forward, observe_engine, observe_pool_changes, observe_powers, observe_votes,
+};
 
 /// Time for the engine to describe itself, and again to show signatures: together less than those who
 /// ask for evidence wait.
@@ -64,10 +69,13 @@ pub async fn answer(shared: &Shared, role: Option<Role>, request: Request<Incomi
 async fn evidence(shared: &Shared) -> Answer {
     let engine = match observe_engine(shared.engine_rpc, EVIDENCE_DEADLINE).await {
         Ok(mut report) => {
-            let signed =
-                shared.signatures.observe(shared.engine_rpc, report.height, EVIDENCE_DEADLINE);
-            report.signed =
-                signed.await.inspect_err(|error| tracing::debug!(%error, "no signatures")).ok();
+            match observe_ledger(shared, report.height).await {
+                Ok((counts, ledger)) => {
+                    report.signed = Some(counts);
+                    report.ledger = Some(ledger);
+                }
+                Err(error) => tracing::debug!(%error, "the engine does not tell its members"),
+            }
             EngineAnswer::Report(report)
         }
         Err(error) => EngineAnswer::Silent(error.to_string()),
@@ -84,6 +92,33 @@ async fn evidence(shared: &Shared) -> Answer {
         Ok(body) => answer_json(StatusCode::OK, body),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
+}
+
+/// Who votes, and who signed the newest final blocks.
+async fn observe_ledger(
+    shared: &Shared,
+    head: u64,
+) -> Result<(BTreeMap<String, u64>, LedgerReport), EngineError> {
+    let (rpc, deadline) = (shared.engine_rpc, EVIDENCE_DEADLINE);
+    let pool = async {
+        match shared.guard_validators {
+            true => observe_pool_changes(rpc, deadline).await,
+            // A user's application alone can read its transactions.
+            false => Ok(Vec::new()),
+        }
+    };
+    let (signed, powers, pool_changes) = tokio::try_join!(
+        shared.signatures.observe(rpc, head, deadline),
+        observe_powers(rpc, deadline),
+        pool,
+    )?;
+    let ledger = LedgerReport {
+        powers,
+        final_height: signed.newest,
+        last_signed: signed.last,
+        pool_changes,
+    };
+    Ok((signed.counts, ledger))
 }
 
 /// The guard's word; none before it spoke.

@@ -123,6 +123,11 @@ pub fn check_request(body: &[u8], role: Role, guard_validators: bool) -> Result<
     Ok(Allowed { method, body: serde_json::to_string(&call).unwrap_or_default() })
 }
 
+/// Whether a transaction, in standard base64, would change the validators of the built-in store's chain.
+pub fn is_validator_transaction(text: &str) -> bool {
+    BASE64.decode(text).is_ok_and(|bytes| bytes.starts_with(VALIDATOR_PREFIX))
+}
+
 /// The transaction's bytes, from parameters by name or by position. The engine itself reads JSON
 /// parameters as standard base64 and nothing else, so what does not decode here is refused there.
 fn transaction(params: &Value) -> Option<Vec<u8>> {

@@ -1,5 +1,7 @@
 //! Reading a node's own answers (`rpc/core/types/responses.go`).
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
@@ -59,6 +61,18 @@ struct ValidatorInfo {
 struct NetInfo {
     #[serde(deserialize_with = "number")]
     n_peers: u64,
+    #[serde(default)]
+    peers: Vec<Peer>,
+}
+
+#[derive(Deserialize)]
+struct Peer {
+    node_info: PeerInfo,
+}
+
+#[derive(Deserialize)]
+struct PeerInfo {
+    id: String,
 }
 
 #[derive(Deserialize)]
@@ -134,7 +148,29 @@ pub fn parse_report(answers: Answers) -> Result<EngineReport, AnswerError> {
         peers: net.n_peers,
         voting_power: status.validator_info.voting_power,
         signed: None,
+        ledger: None,
+        peer_ids: net.peers.into_iter().map(|peer| peer.node_info.id).collect(),
     })
+}
+
+/// One page of a node's answer to `validators`: powers by address, and how many validators there are.
+pub fn parse_powers(page: &serde_json::Value) -> Result<(BTreeMap<String, u64>, usize), AnswerError> {
+    #[derive(Deserialize)]
+    struct Page {
+        validators: Vec<Validator>,
+        #[serde(deserialize_with = "number")]
+        total: u64,
+    }
+    #[derive(Deserialize)]
+    struct Validator {
+        address: String,
+        #[serde(deserialize_with = "number")]
+        voting_power: u64,
+    }
+    let Page { validators, total } =
+        Page::deserialize(page).map_err(|source| AnswerError { method: "validators", source })?;
+    let powers = validators.into_iter().map(|one| (one.address, one.voting_power)).collect();
+    Ok((powers, usize::try_from(total).unwrap_or(usize::MAX)))
 }
 
 #[cfg(test)]
@@ -150,7 +186,9 @@ mod tests {
                               "latest_block_time": "2026-11-23T04:00:41.5Z"},
                 "validator_info": {"address": "E038", "voting_power": "10"},
             }),
-            net_info: json!({"listening": true, "n_peers": "3", "peers": []}),
+            net_info: json!({"listening": true, "n_peers": "1", "peers": [
+                {"node_info": {"id": "c168"}, "is_outbound": true},
+            ]}),
             abci_info: json!({"response": {"data": "{}", "last_block_height": "41"}}),
             consensus_state: json!({"round_state": {"height/round/step": "42/0/3"}}),
         }
@@ -159,9 +197,20 @@ mod tests {
     #[test]
     fn reads_the_answers_of_a_running_node() {
         let report = parse_report(answers()).unwrap();
-        assert_eq!((report.height, report.applied_height, report.peers), (41, 41, 3));
+        assert_eq!((report.height, report.applied_height, report.peers), (41, 41, 1));
+        assert_eq!(report.peer_ids, ["c168"]);
         assert_eq!((report.voting_power, report.consensus_height), (10, 42));
         assert!(!report.catching_up);
+    }
+
+    #[test]
+    fn powers_are_read_page_by_page() {
+        let page = json!({"block_height": "42", "count": "1", "total": "2", "validators": [
+            {"address": "E038", "pub_key": {}, "voting_power": "10", "proposer_priority": "-3"},
+        ]});
+        let (powers, total) = parse_powers(&page).unwrap();
+        assert_eq!((powers, total), ([("E038".to_owned(), 10)].into(), 2));
+        assert!(parse_powers(&json!({})).is_err());
     }
 
     #[test]
