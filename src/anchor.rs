@@ -1,15 +1,18 @@
 //! The anchor's store: a `ConfigMap`, written by compare-and-swap on its resourceVersion.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bsn_core::anchor::{ANCHOR_KEY, Anchor, AnchorError};
 use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt;
 use kube::api::{Api, PostParams};
-use tokio::sync::Mutex;
+use kube::runtime::reflector::Store;
 
 use crate::apply::{ApiError, bounded, read};
+use crate::cluster::watches::cached;
 use crate::labels;
+use crate::turns::Turns;
 use crate::view::NetworkKey;
 
 /// How often a write is tried again when somebody else wrote in between.
@@ -51,13 +54,51 @@ pub fn parse_map(map: &ConfigMap, expected: &Expected) -> Result<Anchor, AnchorE
     Anchor::parse(text, &expected.hub_id, &expected.chain_id)
 }
 
-/// Writes anchors. Writers of one process take turns, so that they do not fail each other's swaps.
+/// Reads and writes anchors. Writers of one process take turns, so that they do not fail each other's swaps;
+/// and nobody is given an anchor from the cache that is older than what this process wrote.
 #[derive(Clone, Default)]
 pub struct AnchorStore {
-    turns: Arc<Mutex<BTreeMap<NetworkKey, Arc<Mutex<()>>>>>,
+    turns: Turns<NetworkKey>,
+    /// Version of each anchor that the cache must show before it is believed.
+    written: Arc<Mutex<BTreeMap<NetworkKey, String>>>,
 }
 
 impl AnchorStore {
+    /// This process wrote the anchor; `version` = its resourceVersion now.
+    pub fn note_written(&self, key: &NetworkKey, version: Option<String>) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        match version {
+            Some(version) => written.insert(key.clone(), version),
+            None => written.remove(key),
+        };
+    }
+
+    /// The anchor's `ConfigMap`: from the cache, unless that is behind or has none; then live.
+    pub async fn current(
+        &self,
+        client: &kube::Client,
+        maps: &Store<ConfigMap>,
+        key: &NetworkKey,
+        name: &str,
+    ) -> Result<Option<ConfigMap>, ApiError> {
+        let seen = cached(maps, &key.namespace, name);
+        let expected =
+            self.written.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
+        if let Some(map) = seen
+            && expected.as_ref().is_none_or(|version| map.resource_version().as_ref() == Some(version))
+        {
+            self.note_written(key, None);
+            return Ok(Some((*map).clone()));
+        }
+        // The cache may be behind, and it does not see an object that lost its labels.
+        let map: Option<ConfigMap> = read(client, &key.namespace, name).await?;
+        if expected.is_some() {
+            // Somebody else may have written since; the cache need not show what was in between.
+            self.note_written(key, map.as_ref().and_then(ResourceExt::resource_version));
+        }
+        Ok(map)
+    }
+
     /// Changes the anchor `name`: reads it live, lets `change` edit it, and writes it if it differs.
     /// `change` may run several times, each time on what is stored then.
     pub async fn update(
@@ -68,8 +109,7 @@ impl AnchorStore {
         expected: &Expected,
         mut change: impl FnMut(&mut Anchor),
     ) -> Result<Anchor, StoreError> {
-        let turn = self.turns.lock().await.entry(key.clone()).or_default().clone();
-        let _mine = turn.lock().await;
+        let _mine = self.turns.take(key.clone()).await;
         let full_name = format!("{}/{name}", key.namespace);
         let api = Api::<ConfigMap>::namespaced(client.clone(), &key.namespace);
         for _ in 0..MAX_CONFLICTS {
@@ -95,9 +135,16 @@ impl AnchorStore {
             )
             .await
             {
-                Ok(_) => return Ok(after),
+                Ok(stored) => {
+                    self.note_written(key, stored.resource_version());
+                    return Ok(after);
+                }
                 Err(error) if error.code() == Some(409) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    // It may have been written all the same: no version the cache shows is sure now.
+                    self.note_written(key, Some(String::new()));
+                    return Err(error.into());
+                }
             }
         }
         Err(StoreError::Contended(full_name))

@@ -174,14 +174,26 @@ impl MapStore {
     }
 }
 
-/// Does the writer's task to its end. `remaining` gives what is left of the lease; `effect` does a step's
-/// effects, within [`OPERATION_DEADLINE`] of its start or not at all, and what becomes of them is observed
-/// elsewhere.
+/// A step's effects.
+pub trait Effects<S>: Send {
+    /// Does them, within [`OPERATION_DEADLINE`] of its start or not at all. What becomes of them is observed
+    /// elsewhere.
+    fn act(&mut self, intent: &Intent<S>) -> impl Future<Output = ()> + Send;
+}
+
+/// Those that are done at once: none, or a note.
+impl<S: Sync, F: FnMut(&Intent<S>) + Send> Effects<S> for F {
+    async fn act(&mut self, intent: &Intent<S>) {
+        self(intent);
+    }
+}
+
+/// Does the writer's task to its end. `remaining` gives what is left of the lease.
 pub async fn drive<S>(
     writer: &mut Writer<S>,
     stores: &BTreeMap<Place, MapStore>,
     remaining: impl Fn() -> Duration,
-    mut effect: impl AsyncFnMut(&Intent<S>),
+    mut effects: impl Effects<S>,
 ) -> Result<(), DriveError>
 where
     S: Clone + Eq + Serialize + DeserializeOwned,
@@ -197,7 +209,7 @@ where
             }
             Op::Effect { intent, .. } => {
                 // Whether it was done or not, the world tells.
-                let _ = timeout(OPERATION_DEADLINE, effect(intent)).await;
+                let _ = timeout(OPERATION_DEADLINE, effects.act(intent)).await;
                 Answer::Unknown
             }
             Op::Wait(place) if pauses < MAX_PAUSES => {

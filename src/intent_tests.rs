@@ -118,7 +118,7 @@ impl Hub {
     ) -> Result<Vec<String>, DriveError> {
         let mut effects = Vec::new();
         writer.start(task);
-        drive(writer, &self.stores(), || PLENTY, async |intent| effects.push(intent.step.clone()))
+        drive(writer, &self.stores(), || PLENTY, |intent: &Intent<String>| effects.push(intent.step.clone()))
             .await?;
         Ok(effects)
     }
@@ -151,7 +151,7 @@ async fn a_step_is_in_the_primary_and_in_its_copy_before_its_effect() {
         &mut writer,
         &hub.stores(),
         || PLENTY,
-        async |intent| {
+        |intent: &Intent<String>| {
             assert_eq!(member.lock().unwrap().record().open["main"], *intent);
             seen.push(intent.step.clone());
         },
@@ -210,7 +210,7 @@ async fn nothing_is_asked_for_after_the_lease_and_a_store_that_is_away_is_said()
     let mut writer = Hub::writer(0);
     hub.run(&mut writer, Task::Create).await.unwrap();
     writer.start(begin("add", 0));
-    let ended = drive(&mut writer, &hub.stores(), || Duration::ZERO, async |_| {}).await;
+    let ended = drive(&mut writer, &hub.stores(), || Duration::ZERO, |_: &Intent<String>| {}).await;
     assert!(matches!(ended, Err(DriveError::Refused(Refusal::LeaseEnded))));
     hub.member.lock().unwrap().away = true;
     let away = hub.run(&mut writer, begin("add", 0)).await.unwrap_err();

@@ -114,9 +114,12 @@ impl<S: LeaseStore> LeaderElection<S> {
             () = stop => return None,
         };
         let (lost_sender, lost) = watch::channel(false);
+        let (renewed_sender, renewed) = watch::channel(began);
         let (release, released) = oneshot::channel();
-        let renewing = tokio::spawn(self.hold(lease, began, released, lost_sender));
-        Some(Leadership { lost, release, renewing })
+        let transitions = lease.spec.as_ref().and_then(|spec| spec.lease_transitions).unwrap_or(0);
+        let term = Term { transitions: u64::try_from(transitions).unwrap_or(0), renewed };
+        let renewing = tokio::spawn(self.hold(lease, renewed_sender, released, lost_sender));
+        Some(Leadership { lost, term, release, renewing })
     }
 
     async fn try_acquire(&self, seen: &mut Option<Seen>) -> Result<Option<Lease>, ApiError> {
@@ -159,7 +162,7 @@ impl<S: LeaseStore> LeaderElection<S> {
     async fn hold(
         self,
         mut lease: Lease,
-        mut renewed: Instant,
+        renewed: watch::Sender<Instant>,
         mut released: oneshot::Receiver<()>,
         lost: watch::Sender<bool>,
     ) {
@@ -169,11 +172,11 @@ impl<S: LeaseStore> LeaderElection<S> {
                 () = sleep(RETRY_PERIOD) => {}
             }
             let began = Instant::now();
-            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            let left = RENEW_DEADLINE.saturating_sub(renewed.borrow().elapsed());
             match timeout(left, self.try_renew(&lease)).await {
                 Ok(Ok(Some(fresh))) => {
                     lease = fresh;
-                    renewed = began;
+                    renewed.send_replace(began);
                 }
                 Ok(Ok(None)) => {
                     tracing::error!("another replica holds the Lease");
@@ -183,7 +186,7 @@ impl<S: LeaseStore> LeaderElection<S> {
                 Ok(Err(error)) => tracing::warn!(%error, "the Lease could not be renewed"),
                 Err(_) => tracing::warn!("the Lease could not be renewed in time"),
             }
-            if renewed.elapsed() >= RENEW_DEADLINE {
+            if renewed.borrow().elapsed() >= RENEW_DEADLINE {
                 lost.send_replace(true);
                 return;
             }
@@ -223,14 +226,39 @@ impl<S: LeaseStore> LeaderElection<S> {
     }
 }
 
+/// A leader's term, for those who must not act beyond its end.
+#[derive(Clone)]
+pub struct Term {
+    transitions: u64,
+    renewed: watch::Receiver<Instant>,
+}
+
+impl Term {
+    /// How often the Lease went from one holder to another before this term.
+    pub fn transitions(&self) -> u64 {
+        self.transitions
+    }
+
+    /// What is left of the Lease if it cannot be renewed any more.
+    pub fn remaining(&self) -> Duration {
+        RENEW_DEADLINE.saturating_sub(self.renewed.borrow().elapsed())
+    }
+}
+
 /// This replica leads, until the Lease is lost or released.
 pub struct Leadership {
     lost: watch::Receiver<bool>,
+    term: Term,
     release: oneshot::Sender<()>,
     renewing: JoinHandle<()>,
 }
 
 impl Leadership {
+    /// Its term.
+    pub fn term(&self) -> Term {
+        self.term.clone()
+    }
+
     /// Resolves when this replica must not act any more.
     pub fn lost(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut lost = self.lost.clone();

@@ -21,4 +21,5 @@ pub mod lease;
 pub mod pki;
 mod signals;
 pub mod telemetry;
+pub mod turns;
 pub mod view;

@@ -150,3 +150,24 @@ impl Views {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
+
+/// What was decided last about each network, shared between the controller and those who show it.
+#[derive(Debug, Clone, Default)]
+pub struct Memberships(Arc<RwLock<BTreeMap<NetworkKey, MembershipView>>>);
+
+impl Memberships {
+    /// Replaces a network's view.
+    pub fn put(&self, key: NetworkKey, view: MembershipView) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, view);
+    }
+
+    /// One network's view.
+    pub fn get(&self, key: &NetworkKey) -> Option<MembershipView> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Forgets a network.
+    pub fn remove(&self, key: &NetworkKey) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}

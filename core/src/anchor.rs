@@ -46,9 +46,9 @@ pub struct Anchor {
     /// The genesis is published: nodes may start. Never taken back.
     #[serde(default)]
     pub formed: bool,
-    /// The node that restarts now, if one does, so that a changed description takes effect on it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restarting: Option<String>,
+    /// Consents that were used, each with the number of the step it was used for: each works once.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub used_consents: BTreeMap<String, u64>,
     /// Next index per node set; a name is never used for a second identity.
     pub next_index: BTreeMap<String, u32>,
     /// Every identity the network ever had, by node name.
@@ -103,9 +103,64 @@ pub struct Identity {
     /// The permission to use an empty disk.
     #[serde(default)]
     pub first_start: FirstStart,
-    /// Consents that were used: each works once.
+    /// Consents to an empty disk that were used: each works once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub used_consents: Vec<String>,
+    /// What is known of its vote.
+    #[serde(default, skip_serializing_if = "Vote::is_default")]
+    pub vote: Vote,
+    /// It is to be replaced by another node. Never taken back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replaced: bool,
+    /// A restart as a cure, since it last worked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cure: Option<CureRecord>,
+}
+
+/// What is known of a node's vote on its ledger.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Vote {
+    /// Its power after the last change of ours that took effect; `None` = none did. The chain decides who
+    /// votes; this is for when no node answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<u64>,
+    /// Its entry as a voter.
+    #[serde(default)]
+    pub entry: EntryRecord,
+    /// Transactions about its key that were made: the next one differs from all of them.
+    #[serde(default)]
+    pub transactions: u32,
+}
+
+impl Vote {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A node's entry as a voter, as far as it must be remembered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EntryRecord {
+    /// Over, or not begun.
+    #[default]
+    Over,
+    /// It votes, and was not seen to sign yet.
+    Entering,
+    /// It never signed and was taken out again.
+    Failed,
+}
+
+/// A restart as a cure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CureRecord {
+    /// Short hash of what was described for it then.
+    pub described: String,
+    /// Uid of the pod that is to end; `None` = there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 /// What a node does on its chain.
@@ -227,6 +282,13 @@ impl Anchor {
             .map(|(name, identity)| (NodeName::from_object(name), identity))
     }
 
+    /// The power with which a node voted last, as far as this operator knows; 0 = it did not.
+    pub fn last_power(&self, node: &NodeName) -> u64 {
+        let known = self.identity(node).and_then(|identity| identity.vote.power);
+        let founder = || self.founders.iter().find(|founder| founder.name == node.as_str());
+        known.or_else(|| Some(founder()?.power)).unwrap_or(0)
+    }
+
     /// The identity of a node.
     pub fn identity(&self, node: &NodeName) -> Option<&Identity> {
         self.identities.get(node.as_str())
@@ -248,7 +310,7 @@ mod tests {
             ca: None,
             genesis_hash: None,
             formed: false,
-            restarting: None,
+            used_consents: BTreeMap::new(),
             next_index: BTreeMap::new(),
             identities: BTreeMap::new(),
         }

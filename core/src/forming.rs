@@ -1,4 +1,4 @@
-//! How a network comes to be, and which nodes it has.
+//! How a network comes to be. Which nodes it has later is a matter of [`crate::membership`].
 //!
 //! 1. The founders are written into the anchor before anything else exists. Later edits wait.
 //! 2. Keys, disk and Service of every founder are made and recorded.
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use crate::anchor::{ANCHOR_VERSION, Anchor, Founder, Identity, ObjectUids, Role};
+use crate::anchor::{ANCHOR_VERSION, Anchor, Founder, Identity, ObjectUids, Role, Vote};
 use crate::engine::cometbft::genesis::{Genesis, GenesisError, GenesisValidator, build_genesis};
 use crate::first_start::FirstStart;
 use crate::names::{NameError, NetworkName, NodeName, SetName};
@@ -76,7 +76,7 @@ pub fn build_anchor(
         ca: None,
         genesis_hash: None,
         formed: false,
-        restarting: None,
+        used_consents: BTreeMap::new(),
         next_index: BTreeMap::new(),
         identities: BTreeMap::new(),
     };
@@ -96,7 +96,13 @@ pub fn build_anchor(
     Ok(anchor)
 }
 
-fn add_identity(anchor: &mut Anchor, name: &NodeName, set: &DesiredSet, ids: &mut impl IdSource) {
+/// Records a new node of a set: a name and a random id, nothing more.
+pub fn add_identity(
+    anchor: &mut Anchor,
+    name: &NodeName,
+    set: &DesiredSet,
+    ids: &mut impl IdSource,
+) {
     anchor.identities.insert(
         name.to_string(),
         Identity {
@@ -110,6 +116,9 @@ fn add_identity(anchor: &mut Anchor, name: &NodeName, set: &DesiredSet, ids: &mu
             inputs_hash: None,
             first_start: FirstStart::NotIssued,
             used_consents: Vec::new(),
+            vote: Vote::default(),
+            replaced: false,
+            cure: None,
         },
     );
 }
@@ -182,112 +191,6 @@ pub fn next_forming_step(anchor: &Anchor) -> Result<FormingStep, FormingRefusal>
         }),
         Some(_) if anchor.formed => Ok(FormingStep::Formed(genesis)),
         Some(_) => Ok(FormingStep::PublishGenesis(genesis)),
-    }
-}
-
-/// A change of the list of nodes that does not touch consensus.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MemberChange {
-    /// Add a full node of this set.
-    Add(NodeName, DesiredSet),
-    /// Retire a full node.
-    Retire(NodeName),
-}
-
-/// What the description asks for and this version of the operator does not do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MemberRefusal {
-    /// The founders are fixed.
-    #[error(
-        "set {set:?} asks for {desired} validators and the chain was formed with {formed}; this version does not change \
-         the validators of a chain: set replicas back to {formed}"
-    )]
-    Validators {
-        /// The set.
-        set: String,
-        /// Replicas wanted.
-        desired: u32,
-        /// Validators there are.
-        formed: u32,
-    },
-    /// No name left.
-    #[error(transparent)]
-    Name(#[from] NameError),
-}
-
-/// Compares the description with the anchor. Full nodes come and go (newest first); validators stay.
-pub fn plan_members(
-    desired: &DesiredNetwork,
-    anchor: &Anchor,
-) -> (Vec<MemberChange>, Vec<MemberRefusal>) {
-    let mut changes = Vec::new();
-    let mut refusals = Vec::new();
-    let mut present: BTreeMap<&str, Vec<(NodeName, Role)>> = BTreeMap::new();
-    for (name, identity) in anchor.members() {
-        present.entry(&identity.set).or_default().push((name, identity.role));
-    }
-    for set in &desired.sets {
-        let members = present.remove(set.name.as_str()).unwrap_or_default();
-        let have = u32::try_from(members.len()).unwrap_or(u32::MAX);
-        let validators =
-            set.role == Role::Validator || members.iter().any(|(_, role)| *role == Role::Validator);
-        if validators {
-            if have != set.replicas {
-                refusals.push(MemberRefusal::Validators {
-                    set: set.name.to_string(),
-                    desired: set.replicas,
-                    formed: have,
-                });
-            }
-            continue;
-        }
-        let next = anchor.next_index.get(set.name.as_str()).copied().unwrap_or(0);
-        for offset in 0..set.replicas.saturating_sub(have) {
-            match desired.name.node(&set.name, next.saturating_add(offset)) {
-                Ok(name) => changes.push(MemberChange::Add(name, set.clone())),
-                Err(err) => refusals.push(err.into()),
-            }
-        }
-        changes.extend(newest_first(members).take(have.saturating_sub(set.replicas) as usize));
-    }
-    for (set, members) in present {
-        let validators = members.iter().filter(|(_, role)| *role == Role::Validator).count();
-        if validators > 0 {
-            refusals.push(MemberRefusal::Validators {
-                set: set.to_owned(),
-                desired: 0,
-                formed: u32::try_from(validators).unwrap_or(u32::MAX),
-            });
-        } else {
-            changes.extend(newest_first(members));
-        }
-    }
-    (changes, refusals)
-}
-
-fn newest_first(mut members: Vec<(NodeName, Role)>) -> impl Iterator<Item = MemberChange> {
-    let index = |name: &NodeName| -> u32 {
-        name.as_str().rsplit('-').next().and_then(|index| index.parse().ok()).unwrap_or(0)
-    };
-    members.sort_by_key(|(name, _)| std::cmp::Reverse(index(name)));
-    members.into_iter().map(|(name, _)| MemberChange::Retire(name))
-}
-
-/// Records changes in the anchor; the effects follow once it is stored.
-pub fn record_members(anchor: &mut Anchor, changes: &[MemberChange], ids: &mut impl IdSource) {
-    for change in changes {
-        match change {
-            MemberChange::Add(name, set) => {
-                add_identity(anchor, name, set, ids);
-                let next = anchor.next_index.entry(set.name.to_string()).or_insert(0);
-                *next = next.saturating_add(1);
-            }
-            MemberChange::Retire(name) => {
-                if let Some(identity) = anchor.identities.get_mut(name.as_str()) {
-                    identity.retired = true;
-                }
-            }
-        }
     }
 }
 
@@ -376,51 +279,6 @@ mod tests {
         let (_, mut anchor) = formed();
         anchor.founders[0].power += 1;
         assert!(matches!(next_forming_step(&anchor), Err(FormingRefusal::GenesisDiffers { .. })));
-    }
-
-    #[test]
-    fn the_founders_are_those_of_the_first_description() {
-        let (mut desired, anchor) = formed();
-        desired.sets[0].replicas = 4;
-        let (changes, refusals) = plan_members(&desired, &anchor);
-        assert!(changes.is_empty());
-        assert!(refusals[0].to_string().contains("set replicas back to 2"), "{refusals:?}");
-        desired.sets.remove(0);
-        let (changes, refusals) = plan_members(&desired, &anchor);
-        assert!(changes.is_empty());
-        assert_eq!(refusals.len(), 1);
-    }
-
-    #[test]
-    fn full_nodes_come_and_go_and_names_are_never_used_twice() {
-        let (mut desired, mut anchor) = formed();
-        let step = |desired: &DesiredNetwork, anchor: &mut Anchor| {
-            let (changes, refusals) = plan_members(desired, anchor);
-            assert!(refusals.is_empty());
-            record_members(anchor, &changes, &mut Counter(100));
-            let (again, _) = plan_members(desired, anchor);
-            assert!(again.is_empty(), "planning twice changes nothing more");
-            changes
-        };
-        desired.sets[1].replicas = 3;
-        assert_eq!(step(&desired, &mut anchor).len(), 2);
-        desired.sets[1].replicas = 1;
-        let changes = step(&desired, &mut anchor);
-        let gone: Vec<_> = changes
-            .iter()
-            .map(|change| match change {
-                MemberChange::Retire(name) => name.as_str(),
-                MemberChange::Add(..) => panic!("{change:?}"),
-            })
-            .collect();
-        assert_eq!(gone, ["net-full-2", "net-full-1"]);
-        desired.sets[1].replicas = 2;
-        let changes = step(&desired, &mut anchor);
-        assert!(
-            matches!(&changes[..], [MemberChange::Add(name, _)] if name.as_str() == "net-full-3")
-        );
-        desired.sets.pop();
-        assert_eq!(step(&desired, &mut anchor).len(), 2);
     }
 
     #[test]

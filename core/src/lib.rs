@@ -19,7 +19,6 @@ pub mod membership;
 pub mod names;
 pub mod pki;
 pub mod quorum;
-pub mod restart;
 pub mod retention;
 pub mod steps;
 pub mod watch;

@@ -65,8 +65,6 @@ reasons! {
     CertificatesCurrent,
     /// A certificate ends before it could be renewed in time, or has ended.
     CertificateExpiring,
-    /// The description asks for a change that this version does not make.
-    ChangeNotSupported,
     /// The description is not valid.
     InvalidSpec,
     /// The object does not parse as this version of the API.
@@ -91,8 +89,14 @@ reasons! {
     TemplateLost,
     /// Nodes restart one by one, so that a changed description takes effect.
     Restarting,
-    /// A node is to restart, and a gate is closed.
-    RestartWaiting,
+    /// The members of the chain are being changed, one step at a time.
+    Changing,
+    /// The next step waits: a gate is closed, and time or somebody's recovery opens it.
+    GateClosed,
+    /// The next step needs a person's consent.
+    ConsentNeeded,
+    /// The next step needs a person to do something.
+    StepRefused,
     /// The engine may not start on the disk it was given.
     DiskRefused,
     /// The network a node belongs to does not exist.

@@ -10,6 +10,7 @@ use bsn_core::engine::cometbft::config::{
 };
 use bsn_core::engine::cometbft::genesis::{GENESIS_FILE, Genesis};
 use bsn_core::hash::short_hash;
+use bsn_core::steps::{HISTORY_KEY, PastStep};
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::{NetworkParts, NodeParts};
@@ -28,6 +29,17 @@ pub fn build_anchor_map(network: &NetworkParts<'_>, anchor: &Anchor) -> ConfigMa
     ConfigMap {
         metadata: network.held(network.name.anchor()),
         data: data([(ANCHOR_KEY, anchor.to_json())]),
+        ..ConfigMap::default()
+    }
+}
+
+/// The history of steps, oldest first.
+pub fn build_history_map(network: &NetworkParts<'_>, history: &[PastStep]) -> ConfigMap {
+    // Plain structs: serialising them cannot fail.
+    let text = serde_json::to_string_pretty(history).unwrap_or_default();
+    ConfigMap {
+        metadata: network.kept(network.name.history()),
+        data: data([(HISTORY_KEY, text)]),
         ..ConfigMap::default()
     }
 }

@@ -13,15 +13,18 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use super::RunArgs;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
-use crate::cluster::{Watches, client, watches};
+use crate::cluster::{Watches as ClusterWatches, client, watches};
 use crate::controller::context::{Context, Credentials, RecentReads, Settings};
+use crate::controller::network::steps::memory::Memories;
 use crate::controller::{network, node, retention, run};
 use crate::evidence::poller::{Poller, Targets};
+use crate::evidence::watches::Watches;
 use crate::labels;
 use crate::lease::LeaderElection;
 use crate::pki::random_bytes;
 use crate::telemetry::{Events, Health, Metrics, server};
-use crate::view::Views;
+use crate::turns::Turns;
+use crate::view::{Memberships, Views};
 
 /// Secret with this hub's id; back it up.
 const HUB_SECRET: &str = "bsn-operator-hub";
@@ -96,7 +99,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     metrics.set_leader(true);
     health.set_leading(true);
 
-    let Watches { caches, triggers, network_queue, node_queue, tasks } =
+    let ClusterWatches { caches, triggers, network_queue, node_queue, tasks } =
         watches::watch_cluster(&client);
     let ctx = Arc::new(Context {
         client: client.clone(),
@@ -111,9 +114,15 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         settings: Settings { agent_image: args.agent_image, image_prefix: args.image_prefix },
         credentials: Credentials::default(),
         recent: RecentReads::default(),
+        watches: Watches::default(),
+        memories: Memories::default(),
+        memberships: Memberships::default(),
+        term: leadership.term(),
+        node_turns: Turns::default(),
     });
     let poller = Poller {
         targets: ctx.targets.clone(),
+        watches: ctx.watches.clone(),
         views,
         caches: caches.clone(),
         triggers,

@@ -10,12 +10,16 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Error;
+use super::network::steps::memory::Memories;
 use crate::anchor::AnchorStore;
 use crate::cluster::{Caches, Triggers};
 use crate::evidence::poller::Targets;
+use crate::evidence::watches::Watches;
+use crate::lease::Term;
 use crate::pki::random_bytes;
 use crate::telemetry::{Events, Metrics};
-use crate::view::{NetworkKey, Views};
+use crate::turns::Turns;
+use crate::view::{Memberships, NetworkKey, Views};
 
 /// Settings of the installation.
 #[derive(Debug, Clone)]
@@ -77,6 +81,16 @@ pub struct Context {
     pub credentials: Credentials,
     /// Secrets that were just read.
     pub recent: RecentReads,
+    /// What the nodes said, remembered.
+    pub watches: Watches,
+    /// What is remembered of each network's steps.
+    pub memories: Memories,
+    /// What was decided last, shown.
+    pub memberships: Memberships,
+    /// This leader's term.
+    pub term: Term,
+    /// Work on one node's workload, one after the other; by namespace and name.
+    pub node_turns: Turns<(String, String)>,
 }
 
 impl Context {

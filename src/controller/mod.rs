@@ -25,6 +25,9 @@ pub enum Error {
     /// A certificate or key could not be made.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// A step of the protocol was not done.
+    #[error(transparent)]
+    Steps(#[from] crate::intent::DriveError),
     /// A pass took too long.
     #[error("the pass did not end within {} s", .0.as_secs())]
     PassDeadline(std::time::Duration),
@@ -37,6 +40,7 @@ impl Error {
             Self::Api(error) | Self::Store(StoreError::Api(error)) => error.category(),
             Self::Store(_) => "anchor",
             Self::Pki(_) => "pki",
+            Self::Steps(_) => "steps",
             Self::PassDeadline(_) => "pass-deadline",
         }
     }

@@ -1,5 +1,7 @@
 //! `CometBFT`'s JSON-RPC, as the gateway in the same pod speaks it on loopback.
 
+pub mod driver;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};

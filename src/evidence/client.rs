@@ -7,6 +7,7 @@ use std::time::Duration;
 use bsn_core::evidence::{NodeEvidence, PROTOCOL, VotesAnswer};
 use http_body_util::Full;
 use hyper::body::Bytes;
+use hyper::http::request::Builder;
 use hyper::{Request, StatusCode};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -14,8 +15,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::http::{ExchangeError, exchange};
 
-/// Largest answer accepted, in bytes: an engine's report has a few hundred.
-const MAX_ANSWER: usize = 64 << 10;
+/// Largest evidence accepted, in bytes: an engine's report with a hundred voters has some ten thousand.
+const MAX_EVIDENCE: usize = 256 << 10;
+/// Largest answer to a call accepted, in bytes: a block of the engine's default limit, in base64.
+const MAX_ANSWER: usize = 16 << 20;
 
 /// Protocols this operator understands: its own and the two before it.
 const UNDERSTOOD: std::ops::RangeInclusive<u32> = PROTOCOL.saturating_sub(2)..=PROTOCOL;
@@ -77,7 +80,20 @@ pub async fn fetch_evidence(
     tls: Arc<rustls::ClientConfig>,
     deadline: Duration,
 ) -> Result<NodeEvidence, EvidenceError> {
-    parse_evidence(&fetch(address, server_name, tls, "/v1/evidence", deadline).await?)
+    let question = |request: Builder| request.method("GET").uri("/v1/evidence").body(Full::default());
+    parse_evidence(&ask(address, server_name, tls, question, MAX_EVIDENCE, deadline).await?)
+}
+
+/// Passes a JSON-RPC call through the gateway at `address` to its engine.
+pub async fn post_call(
+    address: SocketAddr,
+    server_name: &str,
+    tls: Arc<rustls::ClientConfig>,
+    call: String,
+    deadline: Duration,
+) -> Result<Bytes, EvidenceError> {
+    let question = |request: Builder| request.method("POST").uri("/").body(Full::from(call));
+    ask(address, server_name, tls, question, MAX_ANSWER, deadline).await
 }
 
 /// Asks the gateway at `address` what it has seen of a key; `path` names the key.
@@ -88,15 +104,17 @@ pub async fn fetch_votes(
     path: &str,
     deadline: Duration,
 ) -> Result<VotesAnswer, EvidenceError> {
-    let body = fetch(address, server_name, tls, path, deadline).await?;
+    let question = |request: Builder| request.method("GET").uri(path).body(Full::default());
+    let body = ask(address, server_name, tls, question, MAX_EVIDENCE, deadline).await?;
     serde_json::from_slice(&body).map_err(|error| EvidenceError::Body(Box::new(error)))
 }
 
-async fn fetch(
+async fn ask(
     address: SocketAddr,
     server_name: &str,
     tls: Arc<rustls::ClientConfig>,
-    path: &str,
+    question: impl FnOnce(Builder) -> Result<Request<Full<Bytes>>, hyper::http::Error>,
+    max_answer: usize,
     deadline: Duration,
 ) -> Result<Bytes, EvidenceError> {
     let answer = async {
@@ -104,12 +122,10 @@ async fn fetch(
             .map_err(|_| EvidenceError::Name(server_name.to_owned()))?;
         let stream = TcpStream::connect(address).await?;
         let stream = TlsConnector::from(tls).connect(name, stream).await?;
-        let request = Request::get(path)
-            .header("host", server_name)
-            .header("connection", "close")
-            .body(Full::default())
-            .map_err(|error| EvidenceError::Body(Box::new(error)))?;
-        Ok::<_, EvidenceError>(exchange(stream, request, MAX_ANSWER).await?)
+        let head =
+            Request::builder().header("host", server_name).header("connection", "close");
+        let request = question(head).map_err(|error| EvidenceError::Body(Box::new(error)))?;
+        Ok::<_, EvidenceError>(exchange(stream, request, max_answer).await?)
     };
     let (status, body) = tokio::time::timeout(deadline, answer)
         .await

@@ -1,4 +1,6 @@
 //! Evidence about nodes: asking their gateways, and keeping what they say.
 
 pub mod client;
+pub mod known;
 pub mod poller;
+pub mod watches;

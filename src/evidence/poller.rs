@@ -1,22 +1,30 @@
 //! Asks every node's gateway for evidence, again and again, and keeps what it says.
 //!
 //! It writes nothing to the API server. When something a status depends on has changed, it asks the
-//! controllers for a look.
+//! controllers for a look. A network in which a step is under way is asked more often.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bsn_core::anchor::Role;
+use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::evidence::{
-    ChainLiveness, EngineReport, GuardReport, GuardState, HeadTrack, MIN_WINDOW, NodeEvidence,
-    frozen, in_sync,
+    ChainLiveness, GuardReport, GuardState, MIN_WINDOW, NodeEvidence, frozen, in_sync,
 };
+use bsn_core::membership::Policy;
+use bsn_core::names::NodeName;
+use bsn_core::quorum::margin;
+use bsn_core::watch::{Known, Watch};
 use futures::StreamExt;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::client::{EvidenceError, fetch_evidence};
+use super::known::know;
+use super::watches::{Watched, Watches};
 use crate::build::role_text;
 use crate::cluster::watches::cached;
 use crate::cluster::{Caches, Triggers};
@@ -25,8 +33,12 @@ use crate::labels::GATEWAY_PORT;
 use crate::telemetry::Metrics;
 use crate::view::{Liveness, NetworkKey, NetworkView, NodeView, Views};
 
-/// Time between two rounds of questions.
+/// Time between two rounds of questions, while nothing happens.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// The same while a step is under way: the next effect follows soon after what it waits for.
+const BUSY_INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is looked whether a round is due.
+const TICK: Duration = Duration::from_millis(100);
 /// Longest a gateway may take to answer. Its engine is on the same machine.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// Questions under way at once; more gain nothing and make all of them late.
@@ -41,6 +53,10 @@ pub struct Target {
     pub role: Role,
     /// Address of its consensus key.
     pub address: String,
+    /// Its id in the peer-to-peer network.
+    pub node_id: String,
+    /// Power with which it voted last, as far as the anchor knows; 0 = it did not.
+    pub power: u64,
     /// The name in its certificate.
     pub server_name: String,
     /// The operator's certificate and the node's pinned key.
@@ -56,24 +72,54 @@ pub struct NetworkTargets {
     pub chain_id: String,
     /// Nodes may start.
     pub formed: bool,
-    /// Power that must agree on a block.
-    pub quorum_power: u64,
-    /// Sum of all powers.
-    pub total_power: u64,
-    /// How many validators may be down.
-    pub margin: usize,
+    /// How carefully its nodes are judged.
+    pub policy: Policy,
     /// Its nodes.
     pub nodes: Vec<Target>,
 }
 
+/// How closely a network is watched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Attention {
+    /// The controller looks when something changes.
+    #[default]
+    Calm,
+    /// It looks after each round: something is waited for.
+    Watchful,
+    /// Rounds follow each other quickly, too: a step is under way.
+    Busy,
+}
+
 /// All networks to watch.
 #[derive(Clone, Default)]
-pub struct Targets(Arc<RwLock<BTreeMap<NetworkKey, Arc<NetworkTargets>>>>);
+pub struct Targets(Arc<RwLock<BTreeMap<NetworkKey, Watching>>>);
+
+#[derive(Clone)]
+struct Watching {
+    network: Arc<NetworkTargets>,
+    attention: Attention,
+}
 
 impl Targets {
     /// Watches a network from now on, in this way.
     pub fn put(&self, key: NetworkKey, targets: NetworkTargets) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, Arc::new(targets));
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let attention = all.get(&key).map(|old| old.attention).unwrap_or_default();
+        all.insert(key, Watching { network: Arc::new(targets), attention });
+    }
+
+    /// Watches a network this closely from now on.
+    pub fn attend(&self, key: &NetworkKey, attention: Attention) {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watching) = all.get_mut(key) {
+            watching.attention = attention;
+        }
+    }
+
+    /// A network's nodes, as they are asked.
+    pub fn get(&self, key: &NetworkKey) -> Option<Arc<NetworkTargets>> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.get(key).map(|watching| watching.network.clone())
     }
 
     /// Stops watching a network.
@@ -86,7 +132,7 @@ impl Targets {
         self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
     }
 
-    fn all(&self) -> BTreeMap<NetworkKey, Arc<NetworkTargets>> {
+    fn all(&self) -> BTreeMap<NetworkKey, Watching> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -114,17 +160,17 @@ pub fn judge(view: Option<&NodeView>) -> Observation {
     }
 }
 
-struct NodeTrack {
+/// What is shown of a node beside its evidence.
+struct Note {
     began: Instant,
-    last: Option<(Instant, NodeEvidence)>,
     failure: Option<String>,
 }
 
 #[derive(Default)]
-struct NetworkTrack {
-    network_id: String,
-    head: HeadTrack,
-    nodes: BTreeMap<String, NodeTrack>,
+struct Notes {
+    summary: Option<Summary>,
+    nodes: BTreeMap<NodeName, Note>,
+    last_round: Option<Instant>,
 }
 
 /// What a node's status, and the next step of its network, depend on.
@@ -162,12 +208,15 @@ impl Summary {
 }
 
 /// The poller.
+#[derive(Clone)]
 pub struct Poller {
     /// What to watch.
     pub targets: Targets,
+    /// What is remembered of it.
+    pub watches: Watches,
     /// Where to show it.
     pub views: Views,
-    /// Addresses of the Services.
+    /// Addresses of the Services, and pods.
     pub caches: Caches,
     /// Whom to tell.
     pub triggers: Triggers,
@@ -179,81 +228,149 @@ pub struct Poller {
 
 type Answer = Result<NodeEvidence, EvidenceError>;
 
+/// A round of questions to one network's nodes.
+struct Round {
+    key: NetworkKey,
+    network: Arc<NetworkTargets>,
+    began: Duration,
+    answers: Vec<(NodeName, Answer)>,
+}
+
 impl Poller {
     /// Polls until the process ends.
     pub async fn run(self) {
-        let start = Instant::now();
-        let mut tracks: BTreeMap<NetworkKey, NetworkTrack> = BTreeMap::new();
-        let mut summaries: BTreeMap<NetworkKey, Summary> = BTreeMap::new();
-        let mut ticks = tokio::time::interval(INTERVAL);
+        let mut notes: BTreeMap<NetworkKey, Notes> = BTreeMap::new();
+        let mut rounds: JoinSet<Round> = JoinSet::new();
+        let mut under_way: BTreeSet<NetworkKey> = BTreeSet::new();
+        let places = Arc::new(Semaphore::new(CONCURRENCY));
+        let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            // A network that is gone causes no pass of a controller that could say so.
-            let exists = |key: &NetworkKey| {
-                cached(&self.caches.networks, &key.namespace, &key.name).is_some()
-            };
-            self.targets.retain(exists);
-            self.credentials.retain(exists);
-            let targets = self.targets.all();
-            tracks.retain(|key, _| targets.contains_key(key));
-            summaries.retain(|key, _| targets.contains_key(key));
-            self.views.retain(|key| targets.contains_key(key));
-            let answers = self.ask(&targets).await;
-            for (key, network) in targets {
-                let track = tracks.entry(key.clone()).or_default();
-                if track.network_id != network.network_id {
-                    // Another network of this name: what was seen of the old one is not its past.
-                    *track = NetworkTrack {
-                        network_id: network.network_id.clone(),
-                        ..NetworkTrack::default()
-                    };
+            tokio::select! {
+                _ = ticks.tick() => {
+                    for (key, watching) in self.due(&mut notes) {
+                        if under_way.insert(key.clone()) {
+                            let round = self.clone().ask(key, watching.network, places.clone());
+                            rounds.spawn(round);
+                        }
+                    }
                 }
-                let mut mine = answers.iter().filter(|(of, ..)| *of == key);
-                let view = track.record(&network, &mut mine, start);
-                let summary = Summary::of(&view);
-                self.views.put(key.clone(), view);
-                self.tell(&key, summaries.get(&key), &summary);
-                summaries.insert(key, summary);
+                Some(round) = rounds.join_next() => match round {
+                    Ok(round) => {
+                        under_way.remove(&round.key);
+                        let notes = notes.entry(round.key.clone()).or_default();
+                        self.take_in(&round, notes);
+                    }
+                    // A bug; the others' evidence must not suffer from it.
+                    Err(error) => {
+                        tracing::error!(%error, "a round of questions broke off");
+                        under_way.clear();
+                    }
+                },
             }
         }
     }
 
+    /// Networks whose next round is due.
+    fn due(&self, notes: &mut BTreeMap<NetworkKey, Notes>) -> Vec<(NetworkKey, Watching)> {
+        // A network that is gone causes no pass of a controller that could say so.
+        let exists =
+            |key: &NetworkKey| cached(&self.caches.networks, &key.namespace, &key.name).is_some();
+        self.targets.retain(exists);
+        self.credentials.retain(exists);
+        let targets = self.targets.all();
+        notes.retain(|key, _| targets.contains_key(key));
+        self.views.retain(|key| targets.contains_key(key));
+        self.watches.retain(|key| targets.contains_key(key));
+        let due = targets.into_iter().filter(|(key, watching)| {
+            let interval = match watching.attention {
+                Attention::Busy => BUSY_INTERVAL,
+                Attention::Calm | Attention::Watchful => INTERVAL,
+            };
+            let last = notes.entry(key.clone()).or_default().last_round;
+            last.is_none_or(|last| last.elapsed() >= interval)
+        });
+        let due: Vec<_> = due.collect();
+        for (key, _) in &due {
+            if let Some(notes) = notes.get_mut(key) {
+                notes.last_round = Some(Instant::now());
+            }
+        }
+        due
+    }
+
     async fn ask(
-        &self,
-        targets: &BTreeMap<NetworkKey, Arc<NetworkTargets>>,
-    ) -> Vec<(NetworkKey, String, Answer)> {
-        let questions =
-            targets.iter().filter(|(_, network)| network.formed).flat_map(|(key, network)| {
-                network.nodes.iter().map(move |node| (key.clone(), node.clone()))
-            });
-        futures::stream::iter(questions)
-            .map(|(key, node)| async move {
-                let answer = self.ask_node(&key, &node).await;
-                let outcome = answer.as_ref().map_or_else(EvidenceError::category, |_| "ok");
-                self.metrics.evidence_request(outcome);
-                (key, node.name, answer)
+        self,
+        key: NetworkKey,
+        network: Arc<NetworkTargets>,
+        places: Arc<Semaphore>,
+    ) -> Round {
+        let began = self.watches.now();
+        let asked = if network.formed { network.nodes.clone() } else { Vec::new() };
+        let (poller, of) = (&self, &key);
+        let answers = futures::stream::iter(asked)
+            .map(|node| {
+                let places = places.clone();
+                async move {
+                    // Never closed: the poller holds it.
+                    let _place = places.acquire_owned().await;
+                    let answer = poller.ask_node(of, &node).await;
+                    let outcome = answer.as_ref().map_or_else(EvidenceError::category, |_| "ok");
+                    poller.metrics.evidence_request(outcome);
+                    (NodeName::from_object(&node.name), answer)
+                }
             })
             .buffer_unordered(CONCURRENCY)
             .collect()
-            .await
+            .await;
+        Round { key, network, began, answers }
     }
 
     async fn ask_node(&self, key: &NetworkKey, node: &Target) -> Answer {
-        // The Service's own address rather than its name: one thing less that can fail, and the
-        // certificate is checked against the pinned key either way.
-        let address = cached(&self.caches.services, &key.namespace, &node.name)
-            .and_then(|service| service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok())
-            .map(|ip| SocketAddr::new(ip, GATEWAY_PORT))
-            .ok_or(EvidenceError::NoAddress)?;
+        let address = address_of(&self.caches, key, &node.name).ok_or(EvidenceError::NoAddress)?;
         fetch_evidence(address, &node.server_name, node.tls.clone(), DEADLINE).await
     }
 
-    fn tell(&self, key: &NetworkKey, before: Option<&Summary>, now: &Summary) {
-        if before == Some(now) {
-            return;
+    fn take_in(&self, round: &Round, notes: &mut Notes) {
+        let (key, network) = (&round.key, &round.network);
+        let now = Instant::now();
+        for (name, answer) in &round.answers {
+            let note = notes.nodes.entry(name.clone());
+            let note = note.or_insert_with(|| Note { began: now, failure: None });
+            note.failure = answer.as_ref().err().map(ToString::to_string);
         }
-        self.triggers.network(&key.namespace, &key.name);
+        let nodes: Vec<Known> =
+            network.nodes.iter().map(|node| know(node, &self.caches, &key.namespace)).collect();
+        notes.nodes.retain(|name, _| nodes.iter().any(|node| node.name == *name));
+        let answers = round.answers.iter();
+        let answers: BTreeMap<NodeName, NodeEvidence> = answers
+            .filter_map(|(name, answer)| Some((name.clone(), answer.as_ref().ok()?.clone())))
+            .collect();
+        let now = self.watches.now();
+        let view = self.watches.update(key, |watched| {
+            if watched.network_id != network.network_id {
+                // Another network of this name: what was seen of the old one is not its past.
+                *watched =
+                    Watched { network_id: network.network_id.clone(), ..Watched::default() };
+            }
+            watched.round_began = round.began;
+            if network.formed {
+                let chain = &network.chain_id;
+                watched.watch.record(chain, &nodes, &answers, &network.policy, now);
+            }
+            Shown { network, watch: &watched.watch, notes, now }.view(&nodes)
+        });
+        let summary = Summary::of(&view);
+        self.views.put(key.clone(), view);
+        self.tell(key, notes.summary.as_ref(), &summary);
+        notes.summary = Some(summary);
+    }
+
+    fn tell(&self, key: &NetworkKey, before: Option<&Summary>, now: &Summary) {
+        let attention = self.targets.all().get(key).map(|watching| watching.attention);
+        if before != Some(now) || attention.is_some_and(|attention| attention != Attention::Calm) {
+            self.triggers.network(&key.namespace, &key.name);
+        }
         for (node, observation) in &now.nodes {
             if before.and_then(|before| before.nodes.get(node)) != Some(observation) {
                 self.triggers.node(&key.namespace, node);
@@ -262,116 +379,71 @@ impl Poller {
     }
 }
 
-impl NetworkTrack {
-    fn record(
-        &mut self,
-        network: &NetworkTargets,
-        answers: &mut dyn Iterator<Item = &'_ (NetworkKey, String, Answer)>,
-        start: Instant,
-    ) -> NetworkView {
-        let now = Instant::now();
-        for (_, name, answer) in answers {
-            let node = self.nodes.entry(name.clone()).or_insert_with(|| NodeTrack {
-                began: now,
-                last: None,
-                failure: None,
-            });
-            match answer {
-                Ok(evidence) => {
-                    node.failure = None;
-                    node.last = Some((now, evidence.clone()));
-                }
-                Err(error) => node.failure = Some(error.to_string()),
-            }
-        }
-        self.nodes.retain(|name, _| network.nodes.iter().any(|node| node.name == *name));
+/// Where a node's gateway listens. The Service's own address rather than its name: one thing less that can
+/// fail, and the certificate is checked against the pinned key either way.
+pub fn address_of(caches: &Caches, key: &NetworkKey, node: &str) -> Option<SocketAddr> {
+    let service = cached(&caches.services, &key.namespace, node)?;
+    let ip = service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok()?;
+    Some(SocketAddr::new(ip, GATEWAY_PORT))
+}
 
-        let elapsed = now.duration_since(start);
-        let head = self
-            .nodes
-            .values()
-            .filter_map(|node| node.last.as_ref())
-            .filter_map(|(_, evidence)| evidence.engine.report())
-            // A node of another chain says nothing about this one.
-            .filter(|report| report.chain_id == network.chain_id)
-            .map(|report| report.height)
-            .max()
-            .unwrap_or(0);
-        if network.formed {
-            if head > 0 {
-                self.head.observe(head, elapsed);
-            } else {
-                self.head.observe_silence(elapsed);
-            }
-        }
-        let head = self.head.height();
+/// A network as it is shown at one moment.
+struct Shown<'a> {
+    network: &'a NetworkTargets,
+    watch: &'a Watch,
+    notes: &'a Notes,
+    now: Duration,
+}
+
+impl Shown<'_> {
+    fn view(&self, nodes: &[Known]) -> NetworkView {
+        let (network, now) = (self.network, self.now);
+        let chain = &network.chain_id;
+        let track = self.watch.head();
+        let sight = self.watch.sight(chain, nodes, None, now);
+        let powers: Vec<u64> = sight.ledger.members.values().map(|member| member.power).collect();
+        let total_power = powers.iter().sum();
+        let reports = || self.watch.reports(chain, now).map(|(_, report)| report);
         NetworkView {
-            chain_id: network.chain_id.clone(),
+            chain_id: chain.clone(),
             formed: network.formed,
-            head,
-            liveness: match self.head.liveness(elapsed) {
+            head: track.height(),
+            liveness: match track.liveness(now) {
                 ChainLiveness::Live => Liveness::Live,
-                ChainLiveness::Standing
-                    if self.reports(&network.chain_id, now).next().is_none() =>
-                {
-                    Liveness::Silent
-                }
-                ChainLiveness::Standing if frozen(self.reports(&network.chain_id, now)) => {
-                    Liveness::Frozen
-                }
+                ChainLiveness::Standing if reports().next().is_none() => Liveness::Silent,
+                ChainLiveness::Standing if frozen(reports()) => Liveness::Frozen,
                 ChainLiveness::Standing => Liveness::Standing,
                 ChainLiveness::Unknown => Liveness::Unknown,
             },
-            head_age_seconds: self.head.age(elapsed).as_secs_f64(),
-            block_interval_seconds: self.head.interval().map(|interval| interval.as_secs_f64()),
-            quorum_power: network.quorum_power,
-            total_power: network.total_power,
-            margin: network.margin,
+            head_age_seconds: track.age(now).as_secs_f64(),
+            block_interval_seconds: track.interval().map(|interval| interval.as_secs_f64()),
+            quorum_power: QUORUM.needed(total_power),
+            total_power,
+            margin: margin(QUORUM, &powers),
             nodes: network
                 .nodes
                 .iter()
-                .map(|target| self.node_view(target, &network.chain_id, head, now))
+                .map(|target| {
+                    let name = NodeName::from_object(&target.name);
+                    let mut members = sight.ledger.members.values();
+                    let member = members.find(|member| member.node.as_ref() == Some(&name));
+                    self.node_view(target, &name, member.map(|member| member.signed))
+                })
                 .collect(),
         }
     }
 
-    /// How many blocks a voter signed, by the reports of the others; of itself only if it is alone.
-    fn signed(&self, target: &Target, chain_id: &str, now: Instant) -> Option<u64> {
-        if target.role != Role::Validator {
-            return None;
-        }
-        let alone = self.nodes.len() == 1;
-        self.reports(chain_id, now)
-            .filter(|report| alone || report.address != target.address)
-            .filter_map(|report| report.signed.as_ref())
-            .map(|signed| signed.get(&target.address).copied().unwrap_or(0))
-            .max()
-    }
-
-    /// What nodes of this chain report at the moment.
-    fn reports<'a>(
-        &'a self,
-        chain_id: &'a str,
-        now: Instant,
-    ) -> impl Iterator<Item = &'a EngineReport> {
-        self.nodes
-            .values()
-            .filter_map(|node| node.last.as_ref())
-            .filter(move |(at, _)| now.duration_since(*at) < MIN_WINDOW)
-            .filter_map(|(_, evidence)| evidence.engine.report())
-            .filter(move |report| report.chain_id == chain_id)
-    }
-
-    fn node_view(&self, target: &Target, chain_id: &str, head: u64, now: Instant) -> NodeView {
-        let track = self.nodes.get(&target.name);
-        let last = track.and_then(|track| track.last.as_ref());
+    fn node_view(&self, target: &Target, name: &NodeName, signed: Option<u64>) -> NodeView {
+        let (chain_id, head) = (&self.network.chain_id, self.watch.head().height());
+        let note = self.notes.nodes.get(name);
+        let last = self.watch.last(name);
+        let age = last.map(|(at, _)| self.now.saturating_sub(at));
         let report = last.and_then(|(_, evidence)| evidence.engine.report());
         // A node that restarts is silent for a moment; only a longer silence is worth a word.
-        let silent_for =
-            track.map(|track| now.duration_since(last.map_or(track.began, |(at, _)| *at)));
+        let silent_for = age.or_else(|| Some(note?.began.elapsed()));
         let silence = silent_for
             .filter(|silence| *silence >= MIN_WINDOW)
-            .map(|_| track.and_then(|track| track.failure.clone()).unwrap_or_default());
+            .map(|_| note.and_then(|note| note.failure.clone()).unwrap_or_default());
         let engine_silence = last.and_then(|(_, evidence)| match &evidence.engine {
             bsn_core::evidence::EngineAnswer::Silent(why) => Some(match &evidence.guard {
                 Some(guard) if guard.state != GuardState::Passed => {
@@ -379,7 +451,7 @@ impl NetworkTrack {
                 }
                 _ => format!("the engine does not answer: {why}"),
             }),
-            bsn_core::evidence::EngineAnswer::Report(report) if report.chain_id != chain_id => {
+            bsn_core::evidence::EngineAnswer::Report(report) if report.chain_id != *chain_id => {
                 Some(format!("it runs chain {} instead of {chain_id}", report.chain_id))
             }
             bsn_core::evidence::EngineAnswer::Report(_) => None,
@@ -387,7 +459,7 @@ impl NetworkTrack {
         NodeView {
             name: target.name.clone(),
             role: role_text(target.role).to_owned(),
-            evidence_age_seconds: last.map(|(at, _)| now.duration_since(*at).as_secs_f64()),
+            evidence_age_seconds: age.map(|age| age.as_secs_f64()),
             height: report.map(|report| report.height),
             lag: report.map(|report| head.saturating_sub(report.height)),
             in_sync: silence.is_none()
@@ -395,7 +467,7 @@ impl NetworkTrack {
                 && report.is_some_and(|report| in_sync(report, head)),
             peers: report.map(|report| report.peers),
             voting_power: report.map(|report| report.voting_power),
-            signed: self.signed(target, chain_id, now),
+            signed,
             version: report.map(|report| report.version.clone()),
             template_hash: last.and_then(|(_, evidence)| evidence.template_hash.clone()),
             guard: last.and_then(|(_, evidence)| evidence.guard.clone()),

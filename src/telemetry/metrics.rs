@@ -48,6 +48,11 @@ struct Pass {
     controller: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepKind {
+    step: &'static str,
+}
+
 /// From a pass that only compares caches to one that waits for the API server. Seconds.
 const PASS_BUCKETS: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 60.0];
 
@@ -60,6 +65,7 @@ pub struct Metrics {
     errors: Family<Category, Counter>,
     passes: Family<Pass, Histogram>,
     evidence: Family<Evidence, Counter>,
+    steps: Family<StepKind, Counter>,
     leader: Gauge,
 }
 
@@ -79,6 +85,7 @@ impl Metrics {
             errors: Family::default(),
             passes: Family::new_with_constructor(|| Histogram::new(PASS_BUCKETS)),
             evidence: Family::default(),
+            steps: Family::default(),
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,6 +111,7 @@ impl Metrics {
             "Questions to the gateways of nodes",
             metrics.evidence.clone(),
         );
+        registry.register("steps", "Steps of the planner that were taken", metrics.steps.clone());
         registry.register("leader", "1 while this replica leads", metrics.leader.clone());
         drop(registry);
         metrics
@@ -129,6 +137,11 @@ impl Metrics {
     /// Counts a question to a node's gateway.
     pub fn evidence_request(&self, outcome: &'static str) {
         self.evidence.get_or_create(&Evidence { outcome }).inc();
+    }
+
+    /// Counts a step that was taken.
+    pub fn step_taken(&self, step: &'static str) {
+        self.steps.get_or_create(&StepKind { step }).inc();
     }
 
     /// Says whether this replica leads.

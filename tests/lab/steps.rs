@@ -48,7 +48,7 @@ impl Anchors {
     ) -> Result<Vec<String>, DriveError> {
         let mut effects = Vec::new();
         writer.start(task);
-        drive(writer, &self.stores, || LEASE, async |intent| effects.push(intent.step.clone()))
+        drive(writer, &self.stores, || LEASE, |intent: &Intent<String>| effects.push(intent.step.clone()))
             .await?;
         Ok(effects)
     }

@@ -23,6 +23,15 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// The operator changes members itself.
+    fn check_submits(&self) -> Check {
+        gate(Gate::AuthoritySubmits, self.policy.submits, |g| {
+            let message = "spec.membership.authority is External, or no transaction is described: the chain's own \
+                           governance has to do this; its nodes are ready";
+            Closed::wait(g, message)
+        })
+    }
+
     /// The user does not hold this node.
     pub(super) fn check_not_held(&self, node: &NodeName) -> Check {
         let held = self.observed.nodes.get(node).is_some_and(|node| node.held);
@@ -109,6 +118,7 @@ impl<'a> Planner<'a> {
     /// May this change be begun, or sent, now?
     pub(super) fn check_change(&self, name: &'a LedgerName, change: &Change) -> Check<Granted> {
         self.check_not_paused()?;
+        self.check_submits()?;
         let ledger = &self.observed.ledgers[name];
         self.check_at_rest(name, ledger)?;
         let node = match change {

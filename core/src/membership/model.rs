@@ -65,6 +65,8 @@ pub struct Policy {
     pub reserve: usize,
     /// A restart may stop the chain when no quorum could be left in any case.
     pub allow_downtime: bool,
+    /// The operator changes members itself; else the chain's own governance does, and it waits for that.
+    pub submits: bool,
     /// A voter that is down for good is replaced without asking.
     pub replace_dead: bool,
     /// A node that is down is restarted as a cure after this many seconds; before, its kubelet tries, and its
@@ -86,6 +88,7 @@ impl Default for Policy {
             signed_of_window: 10,
             reserve: 0,
             allow_downtime: false,
+            submits: true,
             replace_dead: false,
             cure_seconds: 180,
             grace_seconds: 600,
@@ -526,6 +529,8 @@ pub enum Gate {
     NotPaused,
     /// The user does not hold this node.
     NotHeld,
+    /// The operator may change members itself.
+    AuthoritySubmits,
     /// The step that was begun has ended.
     OneChangeAtATime,
     /// No other change of members is under way on the ledger.

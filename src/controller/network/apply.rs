@@ -1,24 +1,24 @@
 //! The effects of a network's pass, in their order. Each is crash-safe: the next pass sees what is
 //! recorded and goes on from there.
 
-use bsn_core::anchor::{Anchor, KeyRecord, Role};
+use bsn_core::anchor::{Anchor, KeyRecord};
 use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
 use bsn_core::engine::cometbft::genesis::Genesis;
-use bsn_core::forming::{
-    FormingStep, build_anchor, next_forming_step, plan_members, record_members,
-};
+use bsn_core::forming::{FormingStep, build_anchor, next_forming_step};
 use bsn_core::names::NodeName;
 use bsn_core::quorum::margin;
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Preconditions};
 use kube::{Resource, ResourceExt};
 
 use super::credentials;
 use super::observe::ObservedNetwork;
-use super::roll::Roll;
+use super::steps::Steps;
 use super::validate::ValidatedNetwork;
+use crate::anchor::Expected;
 use crate::api::conditions::Reason;
 use crate::api::{BsnNetwork, BsnNode};
 use crate::apply::{ApiError, bounded, ensure, ensure_exists, read, restore_marks};
@@ -44,8 +44,8 @@ pub struct Applied {
     pub refusals: Vec<Refusal>,
     /// Founders that are not provisioned yet.
     pub waiting: Vec<NodeName>,
-    /// Where the roll of a changed description is.
-    pub roll: Roll,
+    /// Where the steps are.
+    pub steps: Steps,
 }
 
 /// Takes all steps that can be taken now.
@@ -57,12 +57,13 @@ pub async fn apply_network(
     observed: &ObservedNetwork,
 ) -> Result<Applied, Error> {
     let owner = network.controller_owner_ref(&());
-    let pass = Pass { ctx, key, validated, observed, owner: owner.as_ref() };
+    let meta = &network.metadata;
+    let pass = Pass { ctx, key, meta, validated, observed, owner: owner.as_ref() };
     let mut applied = Applied {
         anchor: observed.anchor.clone(),
         refusals: vec![],
         waiting: vec![],
-        roll: Roll::default(),
+        steps: Steps::default(),
     };
     // A refusal ends the pass: what follows depends on what was refused.
     if let Err(refusal) = pass.run(&mut applied).await? {
@@ -75,8 +76,9 @@ pub async fn apply_network(
 pub(super) struct Pass<'a> {
     pub(super) ctx: &'a Context,
     pub(super) key: &'a NetworkKey,
+    pub(super) meta: &'a ObjectMeta,
     pub(super) validated: &'a ValidatedNetwork,
-    observed: &'a ObservedNetwork,
+    pub(super) observed: &'a ObservedNetwork,
     owner: Option<&'a OwnerReference>,
 }
 
@@ -91,14 +93,18 @@ macro_rules! or_refuse {
 }
 
 impl Pass<'_> {
-    fn parts<'b>(&'b self, anchor: &'b Anchor) -> NetworkParts<'b> {
+    /// What an anchor of this network must agree with.
+    pub(super) fn expected(&self) -> &Expected {
+        &self.observed.expected
+    }
+
+    pub(super) fn parts<'b>(&'b self, anchor: &'b Anchor) -> NetworkParts<'b> {
         NetworkParts::new(&self.key.namespace, &self.validated.desired.name, anchor, self.owner)
     }
 
     async fn run(&self, applied: &mut Applied) -> Step<()> {
         let mut anchor = or_refuse!(self.ensure_anchor().await?);
         applied.anchor = Some(anchor.clone());
-        anchor = or_refuse!(self.apply_members(anchor, applied).await?);
         anchor = or_refuse!(self.ensure_authority(anchor).await?);
         applied.anchor = Some(anchor.clone());
         or_refuse!(self.stamp_nodes(&anchor).await?);
@@ -106,9 +112,9 @@ impl Pass<'_> {
         applied.anchor = Some(anchor.clone());
         or_refuse!(self.publish(&anchor).await?);
         or_refuse!(self.watch_nodes(&anchor).await?);
-        let (anchor, roll) = or_refuse!(self.roll(anchor).await?);
+        let (anchor, steps) = or_refuse!(self.take_step(anchor).boxed().await?);
         applied.anchor = Some(anchor);
-        applied.roll = roll;
+        applied.steps = steps;
         Ok(Ok(()))
     }
 
@@ -142,27 +148,6 @@ impl Pass<'_> {
         let (map, _) = or_refuse!(refused(made)?);
         // What is stored counts: an earlier pass may have been here.
         Ok(crate::anchor::parse_map(&map, &self.observed.expected).map_err(Refusal::from))
-    }
-
-    /// Full nodes come and go; what asks for more is refused, the rest goes on.
-    async fn apply_members(&self, anchor: Anchor, applied: &mut Applied) -> Step<Anchor> {
-        let desired = &self.validated.desired;
-        let (changes, refusals) = plan_members(desired, &anchor);
-        applied.refusals.extend(
-            refusals
-                .into_iter()
-                .map(|refusal| Refusal::new(Reason::ChangeNotSupported, refusal.to_string())),
-        );
-        if changes.is_empty() {
-            return Ok(Ok(anchor));
-        }
-        let mut ids = RandomIds::draw()?;
-        // Planned again on what is stored: the cache may have been behind.
-        self.update(|stored| {
-            let (changes, _) = plan_members(desired, stored);
-            record_members(stored, &changes, &mut ids);
-        })
-        .await
     }
 
     /// The CA's key is made once. If it is missing later, that is a refusal.
@@ -303,7 +288,7 @@ impl Pass<'_> {
             let made = ensure(&self.ctx.client, known.as_deref(), peers, None, id).await;
             or_refuse!(refused(made)?);
         }
-        let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
+        let powers = self.powers(anchor);
         let budget = build_disruption_budget(&network, powers.len(), margin(QUORUM, &powers));
         let known = cached(&self.ctx.caches.budgets, &self.key.namespace, &budget.name_any());
         let made = ensure(&self.ctx.client, known.as_deref(), budget, None, id).await;
@@ -324,8 +309,6 @@ impl Pass<'_> {
         let made = ensure(&self.ctx.client, known.as_deref(), wish, None, id).await;
         or_refuse!(refused(made)?);
 
-        let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
-        let total_power = powers.iter().sum();
         let mut nodes = Vec::new();
         for (name, identity) in anchor.members() {
             let Some(keys) = &identity.keys else { continue };
@@ -333,6 +316,8 @@ impl Pass<'_> {
                 name: name.to_string(),
                 role: identity.role,
                 address: keys.consensus.validator_address(),
+                node_id: keys.p2p.node_id(),
+                power: anchor.last_power(&name),
                 server_name: name.service_dns(&self.key.namespace),
                 tls: std::sync::Arc::new(tls::client_config(
                     &keys.tls_spki_sha256,
@@ -347,13 +332,19 @@ impl Pass<'_> {
                 network_id: anchor.network_id.clone(),
                 chain_id: anchor.chain_id.clone(),
                 formed: anchor.formed,
-                quorum_power: QUORUM.needed(total_power),
-                total_power,
-                margin: margin(QUORUM, &powers),
+                policy: self.validated.policy.clone(),
                 nodes,
             },
         );
         Ok(Ok(()))
+    }
+}
+
+impl Pass<'_> {
+    /// Powers of the voters: as the anchor knows them. Those of other owners are theirs to protect.
+    fn powers(&self, anchor: &Anchor) -> Vec<u64> {
+        let powers = anchor.members().map(|(name, _)| anchor.last_power(&name));
+        powers.filter(|power| *power > 0).collect()
     }
 }
 
@@ -375,9 +366,4 @@ pub fn parse_authority(secret: &Secret, name: &str) -> Result<Authority, Refusal
             format!("Secret {name} lacks {TLS_CERT} or {TLS_KEY}; restore it from a backup"),
         )),
     }
-}
-
-/// Powers of the validators, for the report.
-pub fn voters(anchor: &Anchor) -> usize {
-    anchor.members().filter(|(_, identity)| identity.role == Role::Validator).count()
 }

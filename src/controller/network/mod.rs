@@ -4,7 +4,7 @@ mod apply;
 pub mod credentials;
 mod observe;
 pub mod report;
-pub mod roll;
+pub mod steps;
 pub mod validate;
 
 use std::sync::Arc;
@@ -41,6 +41,8 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
     if network.metadata.deletion_timestamp.is_some() {
         ctx.targets.remove(&key);
         ctx.credentials.remove(&key);
+        ctx.memories.remove(&key);
+        ctx.memberships.remove(&key);
         return Ok(Action::await_change());
     }
     let status = network.status.as_ref();
@@ -64,7 +66,7 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
             anchor: observed.anchor.clone(),
             refusals: Vec::new(),
             waiting: Vec::new(),
-            roll: roll::Roll::default(),
+            steps: steps::Steps::default(),
         }
     } else {
         apply::apply_network(&ctx, &key, network, &validated, &observed).await?

@@ -8,8 +8,6 @@ use super::validate::ValidatedNetwork;
 use crate::anchor::{Expected, parse_map};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
-use crate::apply::read;
-use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::{Refusal, Step};
 use crate::labels;
@@ -35,11 +33,7 @@ pub async fn observe_network(
     let expected =
         Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = validated.desired.name.anchor();
-    let map = match cached(&ctx.caches.config_maps, &key.namespace, &name) {
-        Some(map) => Some((*map).clone()),
-        // The cache may be behind, and it does not see an object that lost its labels.
-        None => read::<ConfigMap>(&ctx.client, &key.namespace, &name).await?,
-    };
+    let map = ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, key, &name).await?;
     let anchor = match &map {
         Some(map) => match parse_map(map, &expected) {
             Ok(anchor) => Some(anchor),

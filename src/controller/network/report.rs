@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use bsn_core::anchor::Anchor;
+use bsn_core::consent::CONSENT_ANNOTATION;
 use bsn_core::engine::cometbft::QUORUM;
+use bsn_core::membership::model::Step as PlannedStep;
+use bsn_core::membership::{Decision, Refusal as StepRefusal};
 use bsn_core::names::NodeName;
 use bsn_core::quorum::margin;
 use jiff::Timestamp;
@@ -13,8 +16,8 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use super::SLOW_LOOK;
-use super::apply::{Applied, voters};
-use super::roll::Roll;
+use super::apply::Applied;
+use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::{
     self, CERTIFICATES_VALID, CHAIN_LIVE, MEMBERSHIP_CONVERGED, PAUSED, PROGRESSING, READY, Reason,
@@ -67,7 +70,7 @@ pub async fn report_network(
         anchor: applied.anchor.as_ref(),
         refusals: &applied.refusals,
         waiting: &applied.waiting,
-        roll: &applied.roll,
+        steps: &applied.steps,
         nodes: &nodes,
         view: view.as_ref(),
     };
@@ -90,8 +93,8 @@ pub struct Input<'a> {
     pub refusals: &'a [Refusal],
     /// Founders not provisioned yet.
     pub waiting: &'a [NodeName],
-    /// Where the roll of a changed description is.
-    pub roll: &'a Roll,
+    /// Where the steps are.
+    pub steps: &'a Steps,
     /// The `BsnNode`s.
     pub nodes: &'a [BsnNode],
     /// Live numbers.
@@ -139,12 +142,14 @@ pub fn compute_status(
 
     let live = chain_live(old, input.view, formed);
     let certificates = certificates(&members, &condition);
-    let membership = membership(input, &members, &node);
+    let membership = membership(old, input, formed);
 
     let stalled = if let Some(first) = input.refusals.first() {
         let all: Vec<&str> =
             input.refusals.iter().map(|refusal| refusal.message.as_str()).collect();
         State::new(STALLED, true, first.reason, all.join("; "))
+    } else if membership.reason == Reason::StepRefused {
+        State::new(STALLED, true, membership.reason, membership.message.clone())
     } else if live.reason == Reason::ChainFrozen {
         State::new(STALLED, true, live.reason, live.message.clone())
     } else if let Some((name, reason, message)) = stalled_nodes.first() {
@@ -161,10 +166,8 @@ pub fn compute_status(
     } else if !formed {
         let message = forming_message(input.waiting);
         State::new(READY, false, Reason::Forming, message)
-    } else if let Some(message) = input.roll.message() {
-        let closed = input.roll.restarting.is_none() && input.roll.closed.is_some();
-        let reason = if closed { Reason::RestartWaiting } else { Reason::Restarting };
-        State::new(READY, false, reason, message)
+    } else if membership.status == Some(false) {
+        State::new(READY, false, membership.reason, membership.message.clone())
     } else if !not_ready.is_empty() {
         let message = format!("not ready: {}", not_ready.join(", "));
         State::new(READY, false, Reason::NodesStarting, message)
@@ -185,18 +188,17 @@ pub fn compute_status(
     };
 
     let states = [ready, progressing, stalled, live, membership, certificates, paused];
-    let powers: Option<Vec<u64>> =
-        input.anchor.map(|anchor| anchor.founders.iter().map(|founder| founder.power).collect());
+    // While the chain is not seen, what was known stays.
+    let powers = Some(&input.steps.powers).filter(|powers| !powers.is_empty());
+    let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     BsnNetworkStatus {
         observed_generation: generation,
         conditions: merge(&old.conditions, &states, generation, now),
         network_id: input.anchor.map(|anchor| anchor.network_id.clone()).or(old.network_id.clone()),
         genesis_hash: input.anchor.and_then(|anchor| anchor.genesis_hash.clone()),
         nodes: Some(format!("{}/{}", members.len() - not_ready.len(), members.len())),
-        validators: input.anchor.map(voters).and_then(|n| u32::try_from(n).ok()),
-        margin: powers
-            .map(|powers| margin(QUORUM, &powers))
-            .and_then(|margin| u32::try_from(margin).ok()),
+        validators: powers.map(|powers| small(powers.len())).or(old.validators),
+        margin: powers.map(|powers| small(margin(QUORUM, powers))).or(old.margin),
         certificates_end: members
             .iter()
             .filter_map(|name| node(name)?.status.as_ref()?.certificate_ends.clone())
@@ -287,29 +289,49 @@ fn certificates(
     }
 }
 
-fn membership<'a>(
-    input: &Input<'_>,
-    members: &[NodeName],
-    node: &impl Fn(&NodeName) -> Option<&'a BsnNode>,
-) -> State {
-    let unsupported =
-        input.refusals.iter().find(|refusal| refusal.reason == Reason::ChangeNotSupported);
-    if let Some(refusal) = unsupported {
-        return State::new(MEMBERSHIP_CONVERGED, false, refusal.reason, refusal.message.clone());
+/// Whether the members of the chain, and what its nodes run, are as described.
+fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool) -> State {
+    if !formed {
+        let message = "the chain is being formed";
+        return State::new(MEMBERSHIP_CONVERGED, false, Reason::Forming, message);
     }
-    if !input.anchor.is_some_and(|anchor| anchor.formed) {
-        return State::new(
-            MEMBERSHIP_CONVERGED,
-            false,
-            Reason::Forming,
-            "the chain is being formed",
-        );
+    let state = |reason, message| State::new(MEMBERSHIP_CONVERGED, false, reason, message);
+    let steps = input.steps;
+    if let Some(what) = &steps.under_way {
+        let reason = if steps.restarts { Reason::Restarting } else { Reason::Changing };
+        let why = match &steps.decision {
+            Some(Decision::NeedsConsent(refusal) | Decision::Stuck(refusal)) => {
+                format!("; {}: {}", refusal.gate, refusal.message)
+            }
+            _ => String::new(),
+        };
+        return state(reason, format!("under way: {what}{why}"));
     }
-    if members.iter().all(|name| node(name).is_some()) && input.nodes.len() == members.len() {
-        State::new(MEMBERSHIP_CONVERGED, true, Reason::AsDescribed, "")
-    } else {
-        let message = "nodes are being made or removed";
-        State::new(MEMBERSHIP_CONVERGED, false, Reason::NodesStarting, message)
+    let refused = |refusal: &StepRefusal| {
+        format!("next: {}; it waits for {}: {}", refusal.step, refusal.gate, refusal.message)
+    };
+    match &steps.decision {
+        Some(Decision::Converged) => {
+            State::new(MEMBERSHIP_CONVERGED, true, Reason::AsDescribed, "")
+        }
+        Some(Decision::Step { step, .. }) => {
+            let restart = matches!(step, PlannedStep::BeginRestart { .. } | PlannedStep::Cure { .. });
+            let reason = if restart { Reason::Restarting } else { Reason::Changing };
+            state(reason, format!("next: {step}"))
+        }
+        Some(Decision::Wait(refusal)) => state(Reason::GateClosed, refused(refusal)),
+        Some(Decision::NeedsConsent(refusal)) => {
+            let consent = refusal.consent.as_deref().unwrap_or_default();
+            let message =
+                format!("{}. To consent: {CONSENT_ANNOTATION}={consent}", refused(refusal));
+            state(Reason::ConsentNeeded, message)
+        }
+        Some(Decision::Stuck(refusal)) => state(Reason::StepRefused, refused(refusal)),
+        // An operator that has just started does not know yet: what was said stays.
+        None => keep(old, MEMBERSHIP_CONVERGED).unwrap_or_else(|| {
+            let message = "the chain has not been seen yet";
+            State::new(MEMBERSHIP_CONVERGED, None, Reason::NotYetObserved, message)
+        }),
     }
 }
 
@@ -336,7 +358,7 @@ async fn write(
         Err(error) if error.code() == Some(404) => return Ok(()),
         other => other.map(|_| ())?,
     }
-    for kind in [READY, STALLED, CHAIN_LIVE] {
+    for kind in [READY, STALLED, CHAIN_LIVE, MEMBERSHIP_CONVERGED] {
         if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
             ctx.events.condition::<BsnNetwork>(meta, change).await;
         }

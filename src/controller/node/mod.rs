@@ -4,6 +4,7 @@ mod apply;
 mod consent;
 mod keys;
 mod report;
+pub mod restart;
 mod token;
 mod workload;
 
@@ -57,8 +58,12 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     let name = NodeName::from_object(&node.name_any());
     // Without an anchor, or with one that is refused, nothing may be done to a node; the network says
     // why, and the anchor's next change wakes this controller.
-    let anchor = cached(&ctx.caches.config_maps, &key.namespace, &validated.desired.name.anchor())
-        .and_then(|map| parse_map(&map, &expected).ok());
+    // From here on, what is read of the anchor holds until the end of this pass: no restart comes between.
+    let _turn = ctx.node_turns.take((key.namespace.clone(), name.to_string())).await;
+    let anchor_name = validated.desired.name.anchor();
+    let map =
+        ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, &key, &anchor_name).await?;
+    let anchor = map.and_then(|map| parse_map(&map, &expected).ok());
     let Some(anchor) = anchor else {
         return Ok(Action::requeue(SLOW_LOOK));
     };

@@ -165,7 +165,7 @@ fn certificates(old: &BsnNodeStatus, applied: &Applied, now: Timestamp) -> State
 }
 
 /// Whether all containers of a pod answer their probes.
-pub(super) fn pod_ready(pod: &Pod) -> bool {
+fn pod_ready(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none()
         && pod
             .status

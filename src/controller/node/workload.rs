@@ -1,5 +1,5 @@
 //! The workload: the pod template in force, kept and re-applied; changed only as the first effect of this
-//! node's own restart.
+//! node's own restart (`restart`).
 //!
 //! The template in force is an immutable `ConfigMap`, its hash is in the anchor. A StatefulSet that was
 //! edited or deleted is made again from it, so that no pod ever comes back with a configuration nobody has
@@ -15,7 +15,6 @@ use kube::api::{Api, DeleteParams, Preconditions};
 use kube::{Resource, ResourceExt};
 
 use super::apply::Pass;
-use super::report::pod_ready;
 use crate::api::conditions::Reason;
 use crate::apply::{bounded, ensure, ensure_exists, read};
 use crate::build::NodeParts;
@@ -27,7 +26,6 @@ use crate::build::stateful_set::{
 use crate::cluster::watches::cached;
 use crate::controller::{Error, Refusal, Step, refused};
 use crate::labels;
-use crate::view::Liveness;
 
 macro_rules! or_refuse {
     ($step:expr) => {
@@ -47,11 +45,8 @@ impl Pass<'_> {
         anchor: &Anchor,
     ) -> Step<Anchor> {
         let Some(identity) = anchor.identity(self.name) else { return Ok(Ok(anchor.clone())) };
-        let wanted = self.validated.inputs_hash(&identity.set);
-        let restarting = anchor.restarting.as_deref() == Some(self.name.as_str());
-        let (template, anchor) = if identity.template_hash.is_none()
-            || (restarting && identity.inputs_hash.as_ref() != Some(&wanted))
-        {
+        let (template, anchor) = if identity.template_hash.is_none() {
+            let wanted = self.validated.inputs_hash(&identity.set);
             let template = self.build_new_template(parts, identity, pod, anchor).await?;
             let template = or_refuse!(template);
             or_refuse!(self.put_in_force(parts, template, Some(&wanted)).await?)
@@ -75,12 +70,12 @@ impl Pass<'_> {
         let made = ensure(&self.ctx.client, known.as_ref(), set, None, id).await;
         let (set, _) = or_refuse!(refused(made)?);
         let in_force = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
-        self.end_old_pod(&in_force, restarting).await?;
+        self.end_pod_of_other_disk(&in_force).await?;
         self.prune(&in_force).await?;
         Ok(Ok(anchor))
     }
 
-    async fn known_set(&self) -> Result<Option<StatefulSet>, Error> {
+    pub(super) async fn known_set(&self) -> Result<Option<StatefulSet>, Error> {
         let (namespace, name) = (&self.key.namespace, self.name.as_str());
         match cached(&self.ctx.caches.stateful_sets, namespace, name) {
             Some(set) => Ok(Some((*set).clone())),
@@ -89,7 +84,7 @@ impl Pass<'_> {
     }
 
     /// What is described now, with the configuration it mounts.
-    async fn build_new_template(
+    pub(super) async fn build_new_template(
         &self,
         parts: &NodeParts<'_>,
         identity: &Identity,
@@ -119,7 +114,7 @@ impl Pass<'_> {
     }
 
     /// Stores a template, then names it in the anchor: from here on it is the one.
-    async fn put_in_force(
+    pub(super) async fn put_in_force(
         &self,
         parts: &NodeParts<'_>,
         template: PodTemplateSpec,
@@ -149,7 +144,7 @@ impl Pass<'_> {
 
     /// Reads the template in force. If its `ConfigMap` is gone, it is made again only if exactly the
     /// same one follows from the description.
-    async fn template_in_force(
+    pub(super) async fn template_in_force(
         &self,
         parts: &NodeParts<'_>,
         identity: &Identity,
@@ -187,28 +182,18 @@ impl Pass<'_> {
         Ok(Err(Refusal::new(Reason::TemplateLost, message)))
     }
 
-    /// Ends a pod that does not run the template in force: in this node's own restart, while the chain
-    /// makes blocks; or if it was made for a disk that is gone, since its guard would refuse for ever.
-    async fn end_old_pod(&self, in_force: &PodTemplateSpec, restarting: bool) -> Result<(), Error> {
+    /// Ends a pod that was made for a disk that is gone: its guard would refuse for ever.
+    async fn end_pod_of_other_disk(&self, in_force: &PodTemplateSpec) -> Result<(), Error> {
         let namespace = &self.key.namespace;
         let running = cached(&self.ctx.caches.pods, namespace, &format!("{}-0", self.name));
         let Some(running) = running.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
             return Ok(());
         };
-        if template_hash_of(running.metadata.annotations.as_ref())
-            == template_hash_of(in_force.metadata.as_ref().and_then(|m| m.annotations.as_ref()))
-        {
-            return Ok(());
-        }
         let identity = |spec: Option<&_>| spec.and_then(identity_of);
-        let other_disk = identity(running.spec.as_ref()) != identity(in_force.spec.as_ref());
-        let live = self.ctx.views.get(self.key).is_some_and(|view| view.liveness == Liveness::Live);
-        // A pod that does not work, perhaps by its configuration, is missed by nobody.
-        let decided = restarting && (live || !pod_ready(&running));
-        if !(other_disk || decided) {
+        if identity(running.spec.as_ref()) == identity(in_force.spec.as_ref()) {
             return Ok(());
         }
-        tracing::info!(node = %self.name, other_disk, "ending the pod of the old template");
+        tracing::info!(node = %self.name, "ending the pod of another disk");
         let api = Api::<Pod>::namespaced(self.ctx.client.clone(), namespace);
         self.delete(&api, running.uid(), &running.name_any()).await
     }

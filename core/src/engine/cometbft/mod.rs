@@ -6,8 +6,11 @@ pub mod config;
 pub mod genesis;
 pub mod keys;
 pub mod requests;
+pub mod settle;
 pub mod signing;
 pub mod status;
+pub mod transaction;
+pub mod verify;
 
 use crate::quorum::Quorum;
 
@@ -24,6 +27,9 @@ pub const MAX_CHAIN_ID: usize = 50;
 pub const MAX_TOTAL_POWER: u64 = i64::MAX as u64 / 8;
 /// Voting power of a validator that names none.
 pub const DEFAULT_POWER: u64 = 1000;
+
+/// Name of the one ledger of such a network.
+pub const LEDGER: &str = "main";
 
 /// First patch release supported: earlier ones were retracted (0.38.0–4, 0.38.14) or have known
 /// consensus bugs.

@@ -1,0 +1,327 @@
+//! Steps: what the planner wants next, and doing it.
+//!
+//! One pass takes at most one step. It is decided on evidence that was asked for after the last write, so that
+//! nothing is judged by what was true before; and the protocol of [`bsn_core::intent`] sees to it that no step
+//! happens twice or is forgotten.
+
+mod act;
+mod history;
+pub mod memory;
+mod observe;
+
+use bsn_core::anchor::{Anchor, EntryRecord};
+use bsn_core::engine::cometbft::LEDGER;
+use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
+use bsn_core::intent::record::{Phase, Record};
+use bsn_core::membership::model::{Liveness, Step as PlannedStep};
+use bsn_core::membership::{Decision, Observed, Policy, next_step, warnings};
+use bsn_core::steps::{Effect, RecordedStep};
+use bsn_core::watch::{Known, Sight};
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use self::memory::Memory;
+use self::observe::World;
+use super::apply::Pass;
+use super::validate::Authority;
+use crate::api::conditions::Reason;
+use crate::controller::{Refusal, Step};
+use crate::engine::cometbft::driver::Chain;
+use crate::evidence::known::engine_start;
+use crate::evidence::poller::Attention;
+use crate::intent::STEPS_KEY;
+use crate::view::MembershipView;
+
+/// Where the steps of a network are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// The planner's answer; `None` = it was not asked: the chain is not formed, or not seen yet.
+    pub decision: Option<Decision>,
+    /// The step under way, in words.
+    pub under_way: Option<String>,
+    /// It restarts a node.
+    pub restarts: bool,
+    /// Nodes that do not run what is described.
+    pub pending: usize,
+    /// Powers of the voters, by the chain.
+    pub powers: Vec<u64>,
+}
+
+/// Reads the record of steps out of an anchor's `ConfigMap`.
+fn parse_record(map: Option<&ConfigMap>) -> Result<Option<Record<RecordedStep>>, Refusal> {
+    let text = map.and_then(|map| map.data.as_ref()?.get(STEPS_KEY));
+    let Some(text) = text else { return Ok(None) };
+    serde_json::from_str(text).map(Some).map_err(|error| {
+        let message = format!("{STEPS_KEY} in the anchor cannot be read: {error}; restore it from a backup");
+        Refusal::new(Reason::AnchorRefused, message)
+    })
+}
+
+impl Pass<'_> {
+    /// Takes the next step, if there is one.
+    pub(super) async fn take_step(&self, mut anchor: Anchor) -> Step<(Anchor, Steps)> {
+        if !anchor.formed {
+            return Ok(Ok((anchor, Steps::default())));
+        }
+        let record = match parse_record(self.observed.map.as_ref()) {
+            Ok(record) => record,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let Some(targets) = self.ctx.targets.get(self.key) else {
+            return Ok(Ok((anchor, Steps::default())));
+        };
+        let fresh = || {
+            let transitions = self.ctx.term.transitions();
+            Memory::new(&self.ctx.hub_id, &anchor.network_id, transitions)
+        };
+        let memory = self.ctx.memories.of(self.key, fresh);
+        let mut memory = memory.lock().await;
+        if memory.network_id != anchor.network_id {
+            *memory = fresh();
+        }
+        let world = World {
+            ctx: self.ctx,
+            key: self.key,
+            validated: self.validated,
+            anchor: &anchor,
+            record: record.as_ref(),
+            targets: &targets,
+        };
+        let known = world.known();
+        let sight = self.ctx.watches.sight(
+            self.key,
+            &anchor.network_id,
+            &anchor.chain_id,
+            &known,
+            world.own_transaction(),
+        );
+        let Some((sight, round_began)) = sight else {
+            return Ok(Ok((anchor, Steps::default())));
+        };
+        // What was asked before the last write may be the past of what was written.
+        if round_began < memory.not_before {
+            let decision = memory.decided.as_ref().map(|(decision, _)| decision.clone());
+            return Ok(Ok((anchor.clone(), steps(&world, &sight, decision, None))));
+        }
+        if self.keep_house(&anchor, &sight, &known) {
+            let recorded = self.clean(&sight, &known).await?;
+            memory.not_before = self.ctx.watches.now();
+            return Ok(recorded.map(|anchor| (anchor, Steps::default())));
+        }
+        let chain = Chain { targets: &targets, caches: &self.ctx.caches, key: self.key };
+        let verdict = self.verdict(&world, &chain, &known, &mut memory).await;
+        let policy = self.policy(&anchor);
+        let observed = world.observed(&sight, &known, verdict.as_ref(), &mut memory, &policy);
+        let decision = next_step(&self.validated.membership, &observed, &policy);
+        self.publish_decision(&anchor, &observed, &policy, &decision, &mut memory);
+        let told = memory.decided.as_ref().map(|(decision, _)| decision.clone());
+        let shown = steps(&world, &sight, told, Some(&observed));
+        let busy = matches!(decision, Decision::Step { .. }) || shown.under_way.is_some();
+        let attention = match &decision {
+            _ if busy => Attention::Busy,
+            Decision::Converged => Attention::Calm,
+            _ => Attention::Watchful,
+        };
+        self.ctx.targets.attend(self.key, attention);
+        if let Decision::Step { step, consents } = &decision {
+            let acting = act::Acting {
+                pass: self,
+                world: &world,
+                chain: &chain,
+                sight: &sight,
+                verdict: verdict.as_ref(),
+            };
+            let acted = acting.take(step, consents, &mut memory).await?;
+            match acted {
+                Ok(Some(changed)) => anchor = changed,
+                Ok(None) => {}
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+        } else if let Some(Verdict::Open { .. }) = &verdict {
+            let acting = act::Acting {
+                pass: self,
+                world: &world,
+                chain: &chain,
+                sight: &sight,
+                verdict: verdict.as_ref(),
+            };
+            acting.send_again_if_lost(&mut memory).await?;
+        }
+        Ok(Ok((anchor, shown)))
+    }
+
+    /// The user's policy, with the consents that were not used yet.
+    fn policy(&self, anchor: &Anchor) -> Policy {
+        let mut policy = self.validated.policy.clone();
+        policy.submits = match &self.validated.authority {
+            Authority::External => false,
+            // A user's application needs the user's own transaction.
+            Authority::Submit { template } => self.validated.app.is_none() || template.is_some(),
+        };
+        policy.consents.retain(|consent| !anchor.used_consents.contains_key(consent));
+        policy
+    }
+
+    /// Whether the anchor remembers something of a node that is over.
+    fn keep_house(&self, anchor: &Anchor, sight: &Sight, known: &[Known]) -> bool {
+        anchor.members().any(|(name, identity)| {
+            (identity.vote.entry == EntryRecord::Entering && has_signed(&name, sight))
+                || (identity.cure.is_some() && is_cured(&name, identity, sight, known))
+        })
+    }
+
+    async fn clean(&self, sight: &Sight, known: &[Known]) -> Step<Anchor> {
+        self.update(|stored| {
+            for (name, identity) in &mut stored.identities {
+                let name = bsn_core::names::NodeName::from_object(name);
+                if identity.vote.entry == EntryRecord::Entering && has_signed(&name, sight) {
+                    identity.vote.entry = EntryRecord::Over;
+                }
+                if identity.cure.is_some() && is_cured(&name, identity, sight, known) {
+                    identity.cure = None;
+                }
+            }
+        })
+        .await
+    }
+
+    /// What became of the transaction under way, if one was sent.
+    async fn verdict(
+        &self,
+        world: &World<'_>,
+        chain: &Chain<'_>,
+        known: &[Known],
+        memory: &mut Memory,
+    ) -> Option<Verdict> {
+        use bsn_core::membership::model::Engine;
+        let intent = world.intent().filter(|intent| intent.phase == Phase::Sent)?;
+        let Effect::Change(recorded) = &intent.step.effect else { return None };
+        let ended = known
+            .iter()
+            .filter(|known| known.engine == Engine::NotReady)
+            .filter(|known| world.pod(&known.name).is_none_or(|pod| engine_start(&pod).is_none()))
+            .map(|known| known.name.clone())
+            .collect();
+        let entry = world.pod(&recorded.entry);
+        let start = entry.as_deref().and_then(engine_start);
+        let entry_ended = start.as_ref() != Some(&recorded.entry_start);
+        let look = chain.look(recorded, &ended, entry_ended, &mut memory.scan).await;
+        memory.held = look.pools.values().any(|state| *state == PoolState::Holds);
+        Some(memory.settling.look(recorded, &look))
+    }
+
+    /// Shows what was decided, to `kubectl bsn plan` and `explain`.
+    fn publish_decision(
+        &self,
+        anchor: &Anchor,
+        observed: &Observed,
+        policy: &Policy,
+        decision: &Decision,
+        memory: &mut Memory,
+    ) {
+        let now = self.ctx.watches.now();
+        let since = match &memory.decided {
+            Some((before, since)) if same(before, decision) => *since,
+            _ => {
+                if *decision != Decision::Converged {
+                    tracing::info!(network = %self.key, decision = %words(decision), "decided");
+                }
+                now
+            }
+        };
+        // The first of answers that are the same for people: a status is not written for a number in it.
+        if memory.decided.as_ref().is_none_or(|(before, _)| !same(before, decision)) {
+            memory.decided = Some((decision.clone(), since));
+        }
+        let sets = &self.validated.desired.sets;
+        let described =
+            sets.iter().map(|set| (set.name.to_string(), self.validated.inputs_hash(set.name.as_str())));
+        let in_force = anchor
+            .members()
+            .filter_map(|(name, identity)| Some((name, identity.inputs_hash.clone()?)))
+            .collect();
+        let view = MembershipView {
+            desired: self.validated.membership.clone(),
+            observed: observed.clone(),
+            policy: policy.clone(),
+            decision: decision.clone(),
+            for_seconds: now.saturating_sub(since).as_secs(),
+            described: described.collect(),
+            in_force,
+            next_index: anchor.next_index.clone(),
+            warnings: warnings(observed, policy).into_iter().map(|(_, text)| text).collect(),
+        };
+        self.ctx.memberships.put(self.key.clone(), view);
+    }
+}
+
+/// Others saw it sign, as a voter.
+fn has_signed(name: &bsn_core::names::NodeName, sight: &Sight) -> bool {
+    let mut members = sight.ledger.members.values();
+    members.any(|member| {
+        member.node.as_ref() == Some(name) && member.liveness == Liveness::Live && member.signed > 0
+    })
+}
+
+/// It works again, in another pod than the one that was to end.
+fn is_cured(
+    name: &bsn_core::names::NodeName,
+    identity: &bsn_core::anchor::Identity,
+    sight: &Sight,
+    known: &[Known],
+) -> bool {
+    let pod = known.iter().find(|known| known.name == *name).and_then(|known| known.pod.as_ref());
+    let other = identity.cure.as_ref().is_some_and(|cure| cure.pod.as_ref() != pod);
+    other && sight.nodes.get(name).is_some_and(|node| node.back)
+}
+
+fn steps(
+    world: &World<'_>,
+    sight: &Sight,
+    decision: Option<Decision>,
+    observed: Option<&Observed>,
+) -> Steps {
+    use bsn_core::membership::model::Inputs;
+    let intent = world.intent();
+    let pending = observed.map_or(0, |observed| {
+        observed.nodes.values().filter(|node| node.inputs == Inputs::Pending).count()
+    });
+    Steps {
+        decision,
+        under_way: intent.map(|intent| intent.step.what.clone()),
+        restarts: intent.is_some_and(|i| matches!(i.step.effect, Effect::Restart(_))),
+        pending,
+        powers: sight.ledger.members.values().map(|member| member.power).collect(),
+    }
+}
+
+/// Whether two answers are the same for people: numbers in a message change without meaning anything new.
+fn same(a: &Decision, b: &Decision) -> bool {
+    match (a, b) {
+        (Decision::Wait(a), Decision::Wait(b))
+        | (Decision::NeedsConsent(a), Decision::NeedsConsent(b))
+        | (Decision::Stuck(a), Decision::Stuck(b)) => a.gate == b.gate && a.step == b.step,
+        _ => a == b,
+    }
+}
+
+/// A decision for the log.
+fn words(decision: &Decision) -> String {
+    match decision {
+        Decision::Converged => "all is as described".to_owned(),
+        Decision::Step { step, .. } => step.to_string(),
+        Decision::Wait(refusal) => format!("waiting: {}: {}", refusal.gate, refusal.message),
+        Decision::NeedsConsent(refusal) => format!("asking: {}: {}", refusal.gate, refusal.message),
+        Decision::Stuck(refusal) => format!("stuck: {}: {}", refusal.gate, refusal.message),
+    }
+}
+
+/// A step in words, with nodes by name instead of by key.
+fn describe(step: &PlannedStep, world: &World<'_>) -> String {
+    let mut text = step.to_string();
+    for (name, identity) in world.anchor.members() {
+        if let Some(keys) = &identity.keys {
+            text = text.replace(&keys.consensus.validator_address(), name.as_str());
+        }
+    }
+    text.replace(&format!(" (ledger {LEDGER})"), "")
+}

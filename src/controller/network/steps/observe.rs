@@ -1,0 +1,241 @@
+//! Puts together what the planner is told: the anchor, the record of steps, the nodes' evidence, their pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bsn_core::anchor::{Anchor, EntryRecord, Identity};
+use bsn_core::engine::cometbft::LEDGER;
+use bsn_core::engine::cometbft::settle::Verdict;
+use bsn_core::intent::record::{Intent, Phase, Record};
+use bsn_core::membership::model::{
+    Begun, Cure, Engine, Entry, Fate, Hub, Inputs, Node, Progress, Replacement,
+};
+use bsn_core::membership::{Observed, Policy};
+use bsn_core::names::NodeName;
+use bsn_core::steps::{Effect, RecordedRestart, RecordedStep};
+use bsn_core::watch::{Known, Sight};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use super::memory::Memory;
+use crate::api::conditions::{READY, Reason, STALLED, find};
+use crate::build::stateful_set::template_hash_of;
+use crate::cluster::watches::cached;
+use crate::controller::context::Context;
+use crate::controller::network::validate::ValidatedNetwork;
+use crate::evidence::known::know;
+use crate::evidence::poller::NetworkTargets;
+use crate::view::NetworkKey;
+
+/// The intent of a step.
+pub type StepIntent = Intent<RecordedStep>;
+
+/// Everything a decision rests on.
+pub struct World<'a> {
+    pub ctx: &'a Context,
+    pub key: &'a NetworkKey,
+    pub validated: &'a ValidatedNetwork,
+    pub anchor: &'a Anchor,
+    pub record: Option<&'a Record<RecordedStep>>,
+    pub targets: &'a NetworkTargets,
+}
+
+impl<'a> World<'a> {
+    /// The step under way.
+    pub fn intent(&self) -> Option<&'a StepIntent> {
+        self.record?.open.get(LEDGER)
+    }
+
+    /// The nodes as their API server knows them.
+    pub fn known(&self) -> Vec<Known> {
+        let nodes = self.targets.nodes.iter();
+        nodes.map(|node| know(node, &self.ctx.caches, &self.key.namespace)).collect()
+    }
+
+    /// The transaction under way, in base64.
+    pub fn own_transaction(&self) -> Option<&'a str> {
+        match &self.intent()?.step.effect {
+            Effect::Change(change) => Some(&change.transaction),
+            Effect::Restart(_) => None,
+        }
+    }
+
+    /// A node's pod, by the cache.
+    pub fn pod(&self, node: &NodeName) -> Option<std::sync::Arc<Pod>> {
+        cached(&self.ctx.caches.pods, &self.key.namespace, &format!("{node}-0"))
+    }
+
+    /// What is told to the planner.
+    pub fn observed(
+        &self,
+        sight: &Sight,
+        known: &[Known],
+        verdict: Option<&Verdict>,
+        memory: &mut Memory,
+        policy: &Policy,
+    ) -> Observed {
+        let now = self.ctx.watches.now();
+        let mut nodes = BTreeMap::new();
+        for (name, identity) in self.anchor.members() {
+            // One whose keys are not made yet is not asked.
+            let known = known.iter().find(|known| known.name == name);
+            nodes.insert(name.clone(), self.node(&name, identity, known, sight, memory, policy, now));
+        }
+        memory.trying.retain(|name, _| nodes.contains_key(name));
+        Observed {
+            nodes,
+            ledgers: [(LEDGER.to_owned(), sight.ledger.clone())].into(),
+            begun: self.begun(sight, verdict),
+            hub: Hub::Current,
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "all that is known of one node")]
+    fn node(
+        &self,
+        name: &NodeName,
+        identity: &Identity,
+        known: Option<&Known>,
+        sight: &Sight,
+        memory: &mut Memory,
+        policy: &Policy,
+        now: Duration,
+    ) -> Node {
+        let pod = self.pod(name);
+        let described = self.validated.inputs_hash(&identity.set);
+        let machine = pod.as_ref().and_then(|pod| pod.spec.as_ref()?.node_name.clone());
+        let (asked_to_go, disk_lost) = self.said_by_object(name);
+        Node {
+            domain: machine.unwrap_or_default(),
+            engine: known.map_or(Engine::NotReady, |known| known.engine),
+            inputs: self.inputs(identity, pod.as_deref(), &described),
+            disk_lost,
+            replacement: match (identity.replaced, asked_to_go) {
+                (true, _) => Replacement::Recorded,
+                (false, true) => Replacement::Asked,
+                (false, false) => Replacement::No,
+            },
+            held: self.validated.holds.contains(name),
+            cure: cure(name, identity, pod.as_deref(), &described, memory, policy, now),
+            entry: match identity.vote.entry {
+                EntryRecord::Over => Entry::Over,
+                EntryRecord::Entering => Entry::Entering,
+                EntryRecord::Failed => Entry::Failed,
+            },
+            down_seconds: sight.nodes.get(name).map_or(0, |node| node.down_seconds),
+            described,
+            ..Node::new(&identity.set)
+        }
+    }
+
+    /// Whether the user deleted the node's object, and whether it says that its disk is lost.
+    fn said_by_object(&self, name: &NodeName) -> (bool, bool) {
+        let object = cached(&self.ctx.caches.nodes, &self.key.namespace, name.as_str());
+        let Some(Ok(node)) = object.as_ref().map(|guarded| guarded.0.as_ref()) else {
+            return (false, false);
+        };
+        let conditions = node.status.as_ref().map(|status| status.conditions.as_slice());
+        let conditions = conditions.unwrap_or_default();
+        let lost = [Reason::DiskLost, Reason::DiskRefused, Reason::KeyLost];
+        let disk_lost = find(conditions, STALLED).is_some_and(|stalled| {
+            stalled.status == "True" && lost.iter().any(|reason| reason.as_str() == stalled.reason)
+        });
+        let ready = find(conditions, READY).is_some_and(|ready| ready.status == "True");
+        (node.metadata.deletion_timestamp.is_some(), disk_lost && !ready)
+    }
+
+    /// Whether a node runs what is described.
+    fn inputs(&self, identity: &Identity, pod: Option<&Pod>, described: &str) -> Inputs {
+        // One that was never started gets what is described when it is.
+        let Some(in_force) = &identity.template_hash else { return Inputs::Current };
+        let runs = pod.and_then(|pod| template_hash_of(pod.metadata.annotations.as_ref()));
+        let behind = runs.is_some_and(|runs| runs != *in_force);
+        if identity.inputs_hash.as_deref() == Some(described) && !behind {
+            Inputs::Current
+        } else {
+            Inputs::Pending
+        }
+    }
+
+    fn begun(&self, sight: &Sight, verdict: Option<&Verdict>) -> Option<Begun> {
+        let intent = self.intent()?;
+        Some(match &intent.step.effect {
+            Effect::Change(recorded) => Begun::Change {
+                ledger: recorded.ledger.clone(),
+                change: recorded.change.clone(),
+                fate: match (intent.phase, verdict) {
+                    (Phase::Begun, _) => Fate::Recorded,
+                    (Phase::Sent, Some(Verdict::Confirmed { .. })) => Fate::Confirmed,
+                    (Phase::Sent, Some(Verdict::WithoutEffect { .. } | Verdict::Impossible)) => {
+                        Fate::Impossible
+                    }
+                    (Phase::Sent, _) => Fate::Sent,
+                },
+            },
+            Effect::Restart(restart) => Begun::Restart {
+                node: restart.node.clone(),
+                progress: self.progress(intent, restart, sight),
+                consents: self.consents_of(intent.number),
+            },
+        })
+    }
+
+    fn consents_of(&self, number: u64) -> BTreeSet<String> {
+        let used = self.anchor.used_consents.iter().filter(|(_, step)| **step == number);
+        used.map(|(consent, _)| consent.clone()).collect()
+    }
+
+    fn progress(
+        &self,
+        intent: &StepIntent,
+        restart: &RecordedRestart,
+        sight: &Sight,
+    ) -> Progress {
+        if intent.phase == Phase::Begun {
+            return Progress::Untouched;
+        }
+        let identity = self.anchor.identity(&restart.node);
+        let in_force = identity.and_then(|identity| identity.template_hash.as_ref());
+        let put = identity.and_then(|identity| identity.inputs_hash.as_ref());
+        let pod = self.pod(&restart.node);
+        let runs = pod.as_ref().and_then(|pod| template_hash_of(pod.metadata.annotations.as_ref()));
+        let back = sight.nodes.get(&restart.node).is_some_and(|node| node.back);
+        match &runs {
+            Some(runs) if Some(runs) == in_force && back => Progress::Back,
+            Some(runs) if Some(runs) == in_force => Progress::Down,
+            // The old pod, which is not being ended yet.
+            Some(_) if pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_none()) => {
+                Progress::Ordered
+            }
+            // Gone, before the new template was in force: what is described is put there first.
+            None if put != Some(&restart.described) => Progress::Ordered,
+            _ => Progress::Down,
+        }
+    }
+}
+
+/// How far a restart as a cure is.
+fn cure(
+    name: &NodeName,
+    identity: &Identity,
+    pod: Option<&Pod>,
+    described: &str,
+    memory: &mut Memory,
+    policy: &Policy,
+    now: Duration,
+) -> Cure {
+    let Some(cure) = identity.cure.as_ref().filter(|cure| cure.described == described) else {
+        memory.trying.remove(name);
+        return Cure::Untried;
+    };
+    let running = pod.and_then(ResourceExt::uid);
+    if running.is_some() && running == cure.pod {
+        return Cure::Ordered;
+    }
+    let since = *memory.trying.entry(name.clone()).or_insert(now);
+    if now.saturating_sub(since).as_secs() >= policy.cure_seconds {
+        Cure::Failed
+    } else {
+        Cure::Trying
+    }
+}
