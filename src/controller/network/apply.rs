@@ -1,7 +1,7 @@
 //! The effects of a network's pass, in their order. Each is crash-safe: the next pass sees what is
 //! recorded and goes on from there.
 
-use bsn_core::anchor::{Anchor, KeyRecord, Role};
+use bsn_core::anchor::{Anchor, KeyRecord};
 use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
 use bsn_core::engine::cometbft::genesis::Genesis;
@@ -377,7 +377,7 @@ pub fn parse_authority(secret: &Secret, name: &str) -> Result<Authority, Refusal
     }
 }
 
-/// Powers of the validators, for the report.
+/// Number of validators the chain was formed with, for the report.
 pub fn voters(anchor: &Anchor) -> usize {
-    anchor.members().filter(|(_, identity)| identity.role == Role::Validator).count()
+    anchor.founders.len()
 }

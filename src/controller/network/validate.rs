@@ -126,6 +126,7 @@ pub fn validate_network(
                 NodeRole::Validator => Role::Validator,
                 NodeRole::FullNode => Role::FullNode,
             },
+            voting: true,
             replicas: set.replicas,
             power: set.voting_power.unwrap_or(DEFAULT_POWER),
         };
