@@ -25,6 +25,9 @@ pub const MAX_TOTAL_POWER: u64 = i64::MAX as u64 / 8;
 /// Voting power of a validator that names none.
 pub const DEFAULT_POWER: u64 = 1000;
 
+/// Name of a network's one ledger, where ledgers are named.
+pub const LEDGER: &str = "main";
+
 /// First patch release supported: earlier ones were retracted (0.38.0–4, 0.38.14) or have known
 /// consensus bugs.
 pub const OLDEST_PATCH: u32 = 15;
