@@ -3,6 +3,7 @@
 //! A consent names exactly the step, so that it fits nothing else, and works once: the anchor records its
 //! use. It is given as an annotation of the `BsnNetwork`; several are separated by commas.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// The annotation.
@@ -30,18 +31,32 @@ impl fmt::Display for Consent {
     }
 }
 
+/// All consents that `annotation` gives, used or not.
+pub fn given(annotation: Option<&str>) -> BTreeSet<String> {
+    let all = annotation.unwrap_or_default().split(',').map(str::trim);
+    all.filter(|one| !one.is_empty()).map(str::to_owned).collect()
+}
+
 impl Consent {
     /// Whether `annotation` gives this consent and it was not `used` before.
     pub fn given(&self, annotation: Option<&str>, used: &[String]) -> bool {
         let text = self.to_string();
-        let named = annotation.unwrap_or_default().split(',').any(|one| one.trim() == text);
-        named && !used.contains(&text)
+        given(annotation).contains(&text) && !used.contains(&text)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn consents_are_separated_by_commas() {
+        let read = |text| given(text).into_iter().collect::<Vec<_>>();
+        assert_eq!(read(Some(" b/2 , a/1,, b/2")), ["a/1", "b/2"]);
+        for none in [None, Some(""), Some(" , ")] {
+            assert!(read(none).is_empty(), "{none:?}");
+        }
+    }
 
     #[test]
     fn a_consent_fits_one_step_and_works_once() {

@@ -24,10 +24,19 @@ pub struct DesiredSet {
     pub name: SetName,
     /// Role of its nodes.
     pub role: Role,
+    /// Its validators vote; false = they only follow. Means nothing with another role.
+    pub voting: bool,
     /// How many.
     pub replicas: u32,
     /// Voting power of each validator.
     pub power: u64,
+}
+
+impl DesiredSet {
+    /// Whether its nodes vote.
+    pub fn votes(&self) -> bool {
+        self.role == Role::Validator && self.voting
+    }
 }
 
 /// A network as the user wants it.
@@ -58,7 +67,8 @@ pub enum FormingError {
     Genesis(#[from] GenesisError),
 }
 
-/// Makes the anchor of a network that has none: founders, ids and names, nothing more.
+/// Makes the anchor of a network that has none: founders, ids and names, nothing more. Founders are the
+/// validators that vote; the others are nodes only.
 pub fn build_anchor(
     desired: &DesiredNetwork,
     hub_id: &str,
@@ -83,7 +93,7 @@ pub fn build_anchor(
     for set in &desired.sets {
         for index in 0..set.replicas {
             let name = desired.name.node(&set.name, index)?;
-            if set.role == Role::Validator {
+            if set.votes() {
                 anchor.founders.push(Founder { name: name.to_string(), power: set.power });
             }
             add_identity(&mut anchor, &name, set, ids);
@@ -209,7 +219,8 @@ mod tests {
     }
 
     fn set(name: &str, role: Role, replicas: u32) -> DesiredSet {
-        DesiredSet { name: SetName::parse(name).unwrap(), role, replicas, power: 1000 }
+        let name = SetName::parse(name).unwrap();
+        DesiredSet { name, role, voting: true, replicas, power: 1000 }
     }
 
     fn network(sets: Vec<DesiredSet>) -> DesiredNetwork {
@@ -283,8 +294,22 @@ mod tests {
 
     #[test]
     fn a_network_without_validators_is_not_begun() {
-        let desired = network(vec![set("full", Role::FullNode, 3)]);
+        let mut mute = set("v", Role::Validator, 2);
+        mute.voting = false;
         let now = Timestamp::UNIX_EPOCH;
-        assert!(build_anchor(&desired, "hub", now, &mut Counter(0)).is_err());
+        for sets in [vec![set("full", Role::FullNode, 3)], vec![mute]] {
+            assert!(build_anchor(&network(sets), "hub", now, &mut Counter(0)).is_err());
+        }
+    }
+
+    #[test]
+    fn a_validator_that_does_not_vote_is_a_node_and_no_founder() {
+        let mut later = set("later", Role::Validator, 1);
+        later.voting = false;
+        let desired = network(vec![set("v", Role::Validator, 2), later]);
+        let anchor = build_anchor(&desired, "hub", Timestamp::UNIX_EPOCH, &mut Counter(0)).unwrap();
+        let founders: Vec<_> = anchor.founders.iter().map(|founder| &founder.name).collect();
+        assert_eq!(founders, ["net-v-0", "net-v-1"]);
+        assert_eq!(anchor.identities["net-later-0"].role, Role::Validator);
     }
 }

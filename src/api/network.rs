@@ -30,10 +30,8 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.nodeSets.exists(s, s.role == 'Validator' && s.replicas > 0)")
-        .message("a chain needs a validator: add a node set with role: Validator and replicas of at least 1"),
-    validation = Rule::new("self.nodeSets.all(s, s.role == 'Validator' ? oldSelf.nodeSets.exists(o, o.name == s.name && o.role == s.role) : true) && oldSelf.nodeSets.all(o, o.role == 'Validator' ? self.nodeSets.exists(s, s.name == o.name && s.role == o.role) : true)")
-        .message("this version does not change the validators of a chain: keep the node sets with role Validator as they were"),
+    validation = Rule::new("self.nodeSets.exists(s, s.role == 'Validator' && s.replicas > 0 && (!has(s.voting) || s.voting))")
+        .message("a chain needs a validator that votes: add a node set with role: Validator and replicas of at least 1, and without voting: false"),
 )]
 pub struct BsnNetworkSpec {
     /// The chain family that the network runs. Exactly one of its keys is set.
@@ -146,10 +144,12 @@ pub struct AppContainer {
 #[x_kube(
     validation = Rule::new("self.role == 'Validator' || !has(self.votingPower)")
         .message("votingPower is for validators: remove it from sets with another role"),
+    validation = Rule::new("self.role == 'Validator' || !has(self.voting)")
+        .message("voting is for validators: remove it from sets with another role"),
+    validation = Rule::new("(!has(self.retire) || self.retire.all(n, n.contains('-' + self.name + '-'))) && (!has(self.hold) || self.hold.all(n, n.contains('-' + self.name + '-')))")
+        .message("retire and hold take names of this set's nodes, <network>-<set>-<index>: correct the names, or move them to the set they belong to"),
     validation = Rule::new("self.role == oldSelf.role")
         .message("the role of a node set is immutable: add another set"),
-    validation = Rule::new("self.role != 'Validator' || (self.replicas == oldSelf.replicas && has(self.votingPower) == has(oldSelf.votingPower) && (!has(self.votingPower) || self.votingPower == oldSelf.votingPower))")
-        .message("this version does not change the validators of a chain: keep replicas and votingPower as they were"),
     validation = Rule::new("self.storage == oldSelf.storage")
         .message("this version does not change the disks of existing nodes: keep storage as it was, or add another set"),
 )]
@@ -161,15 +161,35 @@ pub struct NodeSet {
     /// What the nodes do on the chain.
     pub role: NodeRole,
 
-    /// How many nodes, at most 100.
+    /// How many nodes, at most 100. It may change at any time, for validators too.
     #[schemars(range(min = 0, max = 100))]
     pub replicas: u32,
 
+    /// Whether the validators of this set vote; true if left out, and only for role Validator. It may
+    /// change at any time. A validator can be demoted and kept: its nodes follow without voting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub voting: Option<bool>,
+
     /// Voting power of each validator; 1000 if left out. Powers count relative to each other: more
-    /// than two thirds of the sum must agree on a block.
+    /// than two thirds of the sum must agree on a block. It may change at any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub voting_power: Option<u64>,
+
+    /// Names of nodes of this set that must go, whatever the count; at most 100. As long as `replicas`
+    /// asks for as many, new nodes with new names take their places. A name may stay in the list: it
+    /// is never used again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 52)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub retire: Vec<String>,
+
+    /// Names of nodes of this set that are left as they are: not restarted, not removed, no power
+    /// changed, until taken from the list; at most 100. It goes before `retire`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), inner(length(min = 1, max = 52)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub hold: Vec<String>,
 
     /// Resources of the engine's container, as in a pod. Left out: requests of 100m and 256Mi, and no
     /// limit.
@@ -184,7 +204,7 @@ pub struct NodeSet {
 /// What a node does on its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NodeRole {
-    /// Votes on blocks.
+    /// Votes on blocks, unless its set says `voting: false`.
     Validator,
     /// Follows the chain without voting.
     FullNode,

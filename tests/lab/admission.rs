@@ -81,7 +81,19 @@ async fn wrong_input_is_refused_with_an_instruction() {
                 with("/nodeSets", json!([{"name": "r", "role": "FullNode", "replicas": 1}])),
                 "add a node set with role: Validator",
             ),
-            (with("/nodeSets/1/votingPower", json!(5)), "votingPower"),
+            (with("/nodeSets/0/replicas", json!(0)), "a chain needs a validator that votes"),
+            (with("/nodeSets/0/voting", json!(false)), "a chain needs a validator that votes"),
+            (with("/nodeSets/1/votingPower", json!(5)), "votingPower is for validators"),
+            (with("/nodeSets/1/voting", json!(true)), "voting is for validators"),
+            (
+                with("/nodeSets/0/retire", json!(["admission-reader-0"])),
+                "names of this set's nodes",
+            ),
+            (with("/nodeSets/0/hold", json!(["voter0"])), "names of this set's nodes"),
+            (
+                with("/nodeSets/0/retire", json!(["admission-voter-1", "admission-voter-1"])),
+                "Duplicate",
+            ),
             (with("/nodeSets/0/name", json!("Voter")), "name"),
             (with("/nodeSets/0/replica", json!(3)), "unknown field"),
             (
@@ -109,11 +121,26 @@ async fn wrong_input_is_refused_with_an_instruction() {
                 "does not change the application",
             ),
             (with(&format!("{cometbft}/timeoutCommit"), json!("fast")), "timeoutCommit"),
-            (with("/nodeSets/0/replicas", json!(2)), "does not change the validators"),
-            (with("/nodeSets/0/name", json!("other")), "keep the node sets with role Validator"),
+            (with("/nodeSets/1/role", json!("Validator")), "role of a node set is immutable"),
+            (
+                with("/nodeSets/0/storage", json!({"size": "1Gi"})),
+                "does not change the disks of existing nodes",
+            ),
         ],
     );
-    answer(&world, "admission", &with("/nodeSets/1/replicas", json!(3)), true).unwrap();
+    // Its members can: full nodes and validators, their powers, and whole sets.
+    let second = json!({"name": "later", "role": "Validator", "replicas": 2, "voting": false});
+    for spec in [
+        with("/nodeSets/1/replicas", json!(3)),
+        with("/nodeSets/0/replicas", json!(4)),
+        with("/nodeSets/0/votingPower", json!(5)),
+        with("/nodeSets/0/retire", json!(["admission-voter-0"])),
+        with("/nodeSets/0/hold", json!(["admission-voter-0"])),
+        with("/nodeSets/0/name", json!("other")),
+        with("/nodeSets/1", second),
+    ] {
+        answer(&world, "admission", &spec, true).unwrap_or_else(|error| panic!("{error}: {spec}"));
+    }
     assert!(world.pods().await.is_empty() && world.fingerprint().await.is_empty());
     world.remove();
 }

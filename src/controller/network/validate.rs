@@ -1,20 +1,21 @@
 //! Turns a description into typed values. The schema has refused most wrong input at admission; what
 //! it cannot say, or an older schema let through, is refused here with an instruction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bsn_core::anchor::Role;
 use bsn_core::consent::CONSENT_ANNOTATION;
-use bsn_core::engine::cometbft::{DEFAULT_POWER, MAX_CHAIN_ID, Version, VersionError};
+use bsn_core::engine::cometbft::{DEFAULT_POWER, LEDGER, MAX_CHAIN_ID, Version, VersionError};
 use bsn_core::forming::{DesiredNetwork, DesiredSet};
 use bsn_core::hash::short_hash;
-use bsn_core::names::{NameError, NetworkName, SetName};
+use bsn_core::membership;
+use bsn_core::names::{NameError, NetworkName, NodeName, SetName};
 use bsn_core::pki::LeafPolicy;
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
-use crate::api::{App, BsnNetwork, NodeRole, Storage};
+use crate::api::{App, BsnNetwork, NodeRole, NodeSet, Storage};
 use crate::build::stateful_set::AppWorkload;
 
 /// A description that makes sense.
@@ -24,6 +25,10 @@ pub struct ValidatedNetwork {
     pub namespace: String,
     /// Name, chain and node sets.
     pub desired: DesiredNetwork,
+    /// The same node sets as the planner wants them.
+    pub membership: membership::Desired,
+    /// Nodes that are left as they are.
+    pub holds: BTreeSet<NodeName>,
     /// The engine's image.
     pub engine_image: String,
     /// A user's application, or the built-in store.
@@ -78,8 +83,26 @@ pub enum InvalidSpec {
     #[error("two node sets are named {0:?}; give each its own name")]
     DuplicateSet(String),
     /// No validator.
-    #[error("no node set has role Validator and replicas of at least 1; a chain needs a validator")]
+    #[error(
+        "a chain needs a validator that votes; add a node set with role Validator and replicas of at least 1, and \
+         without voting: false"
+    )]
     NoValidators,
+    /// A name that no node of the set can have.
+    #[error(
+        "spec.nodeSets: {list} of set {set:?} holds {name:?}; nodes of this set are named {network}-{set}-<index>, \
+         for example {network}-{set}-0: correct the name, or move it to the set it belongs to"
+    )]
+    NotOfSet {
+        /// `retire` or `hold`.
+        list: &'static str,
+        /// The network.
+        network: NetworkName,
+        /// The set.
+        set: SetName,
+        /// The name given.
+        name: String,
+    },
     /// A duration.
     #[error(
         "spec.pki.leaf.{field}: {value:?} is not a duration; write hours, minutes and seconds, for example 2160h"
@@ -116,6 +139,9 @@ pub fn validate_network(
     if id_length == 0 || id_length > MAX_CHAIN_ID {
         return Err(InvalidSpec::ChainId(id_length));
     }
+    let name = NetworkName::parse(&network.name_any())?;
+    let mut membership = membership::Desired { sets: Vec::new(), paused: spec.paused };
+    let mut holds = BTreeSet::new();
     let mut sets: Vec<DesiredSet> = Vec::with_capacity(spec.node_sets.len());
     let mut storage = BTreeMap::new();
     let mut resources = BTreeMap::new();
@@ -126,6 +152,7 @@ pub fn validate_network(
                 NodeRole::Validator => Role::Validator,
                 NodeRole::FullNode => Role::FullNode,
             },
+            voting: set.voting.unwrap_or(true),
             replicas: set.replicas,
             power: set.voting_power.unwrap_or(DEFAULT_POWER),
         };
@@ -133,9 +160,11 @@ pub fn validate_network(
             return Err(InvalidSpec::DuplicateSet(set.name.clone()));
         }
         resources.insert(set.name.clone(), set.resources.clone());
+        holds.extend(validate_names("hold", &name, &desired.name, &set.hold)?);
+        membership.sets.push(validate_membership(&name, set, &desired)?);
         sets.push(desired);
     }
-    if !sets.iter().any(|set| set.role == Role::Validator && set.replicas > 0) {
+    if !sets.iter().any(|set| set.votes() && set.replicas > 0) {
         return Err(InvalidSpec::NoValidators);
     }
     let leaf = LeafPolicy {
@@ -147,11 +176,9 @@ pub fn validate_network(
     }
     Ok(ValidatedNetwork {
         namespace: network.namespace().unwrap_or_default(),
-        desired: DesiredNetwork {
-            name: NetworkName::parse(&network.name_any())?,
-            chain_id: spec.chain_id.clone(),
-            sets,
-        },
+        desired: DesiredNetwork { name, chain_id: spec.chain_id.clone(), sets },
+        membership,
+        holds,
         engine_image: cometbft
             .image
             .clone()
@@ -164,6 +191,45 @@ pub fn validate_network(
         paused: spec.paused,
         consent: network.annotations().get(CONSENT_ANNOTATION).cloned(),
     })
+}
+
+/// A node set as the planner wants it.
+fn validate_membership(
+    network: &NetworkName,
+    set: &NodeSet,
+    desired: &DesiredSet,
+) -> Result<membership::model::DesiredSet, InvalidSpec> {
+    Ok(membership::model::DesiredSet {
+        name: desired.name.to_string(),
+        replicas: desired.replicas,
+        votes_on: desired.votes().then(|| LEDGER.to_owned()).into_iter().collect(),
+        power: desired.power,
+        retire: validate_names("retire", network, &desired.name, &set.retire)?,
+    })
+}
+
+/// Checks that a node of the set can have these names. Whether there is one is not asked: it may be gone
+/// already.
+fn validate_names(
+    list: &'static str,
+    network: &NetworkName,
+    set: &SetName,
+    names: &[String],
+) -> Result<BTreeSet<NodeName>, InvalidSpec> {
+    let fits = |name: &str| {
+        let index = name.rsplit('-').next().and_then(|index| index.parse().ok());
+        // Made again and compared: an index is written in one way only.
+        index.is_some_and(|index| network.node(set, index).is_ok_and(|node| node.as_str() == name))
+    };
+    match names.iter().find(|name| !fits(name)) {
+        Some(name) => Err(InvalidSpec::NotOfSet {
+            list,
+            network: network.clone(),
+            set: set.clone(),
+            name: name.clone(),
+        }),
+        None => Ok(names.iter().map(|name| NodeName::from_object(name)).collect()),
+    }
 }
 
 fn default_image(version: Version, prefix: &str) -> String {
@@ -199,7 +265,83 @@ fn parse_duration(field: &'static str, text: &str) -> Result<SignedDuration, Inv
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn validated(spec: Value) -> Result<ValidatedNetwork, InvalidSpec> {
+        let mut network = BsnNetwork::new("net", serde_json::from_value(spec).unwrap());
+        network.metadata.namespace = Some("ledger".to_owned());
+        validate_network(&network, "")
+    }
+
+    fn with_sets(sets: &Value) -> Value {
+        json!({
+            "chainId": "net-1",
+            "engine": {"cometbft": {"version": "0.38.25", "app": {"persistentKvstore": {}}}},
+            "nodeSets": sets,
+        })
+    }
+
+    #[test]
+    fn the_planner_is_told_who_votes_who_goes_and_who_is_held() {
+        let network = validated(with_sets(&json!([
+            {"name": "v", "role": "Validator", "replicas": 4, "votingPower": 7,
+             "retire": ["net-v-1"], "hold": ["net-v-0"]},
+            {"name": "was", "role": "Validator", "replicas": 2, "voting": false},
+            {"name": "full", "role": "FullNode", "replicas": 1, "hold": ["net-full-3"]},
+        ])))
+        .unwrap();
+        let set = |name: &str, replicas, votes: bool, power, retire: &[&str]| {
+            membership::model::DesiredSet {
+                name: name.to_owned(),
+                replicas,
+                votes_on: votes.then(|| LEDGER.to_owned()).into_iter().collect(),
+                power,
+                retire: retire.iter().map(|name| NodeName::from_object(name)).collect(),
+            }
+        };
+        assert_eq!(
+            network.membership.sets,
+            [
+                set("v", 4, true, 7, &["net-v-1"]),
+                set("was", 2, false, DEFAULT_POWER, &[]),
+                set("full", 1, false, DEFAULT_POWER, &[]),
+            ]
+        );
+        let held: Vec<&str> = network.holds.iter().map(NodeName::as_str).collect();
+        assert_eq!(held, ["net-full-3", "net-v-0"]);
+        let votes: Vec<bool> = network.desired.sets.iter().map(DesiredSet::votes).collect();
+        assert_eq!(votes, [true, false, false]);
+    }
+
+    #[test]
+    fn a_chain_needs_a_validator_that_votes() {
+        for sets in [
+            json!([{"name": "full", "role": "FullNode", "replicas": 1}]),
+            json!([{"name": "v", "role": "Validator", "replicas": 0}]),
+            json!([{"name": "v", "role": "Validator", "replicas": 4, "voting": false}]),
+        ] {
+            assert_eq!(validated(with_sets(&sets)), Err(InvalidSpec::NoValidators), "{sets}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_node_of_the_set_can_have_is_refused_with_one_that_fits() {
+        for name in ["v-0", "other-v-0", "net-w-0", "net-v-x", "net-v-01", "net-v-10000", "net-v-"]
+        {
+            for list in ["retire", "hold"] {
+                let mut set = json!({"name": "v", "role": "Validator", "replicas": 1});
+                set[list] = json!([name]);
+                let error = validated(with_sets(&json!([set]))).unwrap_err().to_string();
+                assert!(error.contains(list) && error.contains("net-v-0"), "{error}");
+            }
+        }
+        // A set whose name begins with another's.
+        let set =
+            json!({"name": "v-1", "role": "Validator", "replicas": 1, "retire": ["net-v-1-0"]});
+        assert!(validated(with_sets(&json!([set]))).is_ok());
+    }
 
     #[test]
     fn durations_read_as_in_go() {

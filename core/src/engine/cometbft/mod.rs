@@ -28,7 +28,7 @@ pub const MAX_TOTAL_POWER: u64 = i64::MAX as u64 / 8;
 /// Voting power of a validator that names none.
 pub const DEFAULT_POWER: u64 = 1000;
 
-/// Name of the one ledger of such a network.
+/// Name of a network's one ledger, where ledgers are named.
 pub const LEDGER: &str = "main";
 
 /// First patch release supported: earlier ones were retracted (0.38.0–4, 0.38.14) or have known
