@@ -260,6 +260,32 @@ pub async fn restore_marks<K: Object>(
     .map(Some)
 }
 
+/// Takes a finalizer from an object; others stay.
+pub async fn drop_finalizer<K: Object>(
+    client: &kube::Client,
+    object: &K,
+    finalizer: &str,
+) -> Result<(), ApiError> {
+    if !object.finalizers().iter().any(|one| one == finalizer) {
+        return Ok(());
+    }
+    let others: Vec<_> = object.finalizers().iter().filter(|one| *one != finalizer).collect();
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    // The version it was read at: somebody else's finalizer is not lost.
+    let patch = json!({"metadata": {
+        "finalizers": others,
+        "uid": object.uid(),
+        "resourceVersion": object.resource_version(),
+    }});
+    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    let what = || describe::<K>("patch", &namespace, &name);
+    match bounded(what, api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await {
+        // Gone meanwhile.
+        Err(error) if error.code() == Some(404) => Ok(()),
+        result => result.map(|_| ()),
+    }
+}
+
 /// The patch that gives `object` the labels and finalizers of `desired` that it lacks, if any.
 fn missing_marks(object: &ObjectMeta, desired: &ObjectMeta) -> Option<Value> {
     // The API server lets nobody add a finalizer to an object that is being deleted.

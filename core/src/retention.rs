@@ -9,6 +9,8 @@ use crate::names::NodeName;
 
 /// Finalizer of keys, disks and anchors.
 pub const KEEP_FINALIZER: &str = "bsn-operator.io/keep";
+/// Finalizer of a `BsnNode`: one that a user deletes is replaced first, and goes when no ledger counts it.
+pub const NODE_FINALIZER: &str = "bsn-operator.io/replaced-first";
 /// Annotation of the anchor: ids of identities, or the network's id; separated by commas.
 pub const RELEASE_ANNOTATION: &str = "bsn-operator.io/release";
 
@@ -60,7 +62,7 @@ pub fn plan_release(anchor: &Anchor, annotation: &str, network_exists: bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::anchor::{ANCHOR_VERSION, Identity, ObjectUids, Role};
+    use crate::anchor::{ANCHOR_VERSION, Identity, ObjectUids, Role, Vote};
     use crate::first_start::FirstStart;
 
     fn identity(id: &str, retired: bool) -> Identity {
@@ -75,6 +77,9 @@ mod tests {
             inputs_hash: None,
             first_start: FirstStart::NotIssued,
             used_consents: Vec::new(),
+            vote: Vote::default(),
+            replaced: false,
+            cure: None,
         }
     }
 
@@ -89,7 +94,7 @@ mod tests {
             ca: None,
             genesis_hash: None,
             formed: true,
-            restarting: None,
+            used_consents: [].into(),
             next_index: [].into(),
             identities: [
                 ("net-a-0".to_owned(), identity("i0", false)),

@@ -103,3 +103,34 @@ pub enum Outcome {
 pub const HISTORY_KEY: &str = "history.json";
 /// Steps kept; older ones are dropped.
 pub const HISTORY_LENGTH: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorded_step_reads_as_it_was_written() {
+        let node = NodeName::from_object("net-a-0");
+        let step = |effect| RecordedStep {
+            begun_at: Timestamp::UNIX_EPOCH,
+            what: "do it".to_owned(),
+            effect,
+        };
+        let restart = RecordedRestart { node: node.clone(), described: "d1".into() };
+        let change = RecordedChange {
+            ledger: "main".into(),
+            change: Change::Add { node: node.clone(), power: 10 },
+            address: "A0".into(),
+            power: 10,
+            transaction: "dmFsPQ==".into(),
+            entry: node,
+            entry_start: "containerd://1".into(),
+            after_height: 7,
+        };
+        for effect in [Effect::Restart(restart), Effect::Change(change)] {
+            let step = step(effect);
+            let text = serde_json::to_string(&step).unwrap();
+            assert_eq!(serde_json::from_str::<RecordedStep>(&text).unwrap(), step, "{text}");
+        }
+    }
+}

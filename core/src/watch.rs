@@ -17,6 +17,9 @@ use crate::names::NodeName;
 
 /// A voter counts as alive if it signed one of this many newest final blocks: one it may miss by being slow.
 const RECENT_BLOCKS: u64 = 3;
+/// What a block may be late before the signatures in the last ones say nothing about now, beside
+/// [`RECENT_BLOCKS`] intervals.
+const LATE: Duration = Duration::from_secs(2);
 /// On a chain that stands still, a node is back when others have listed it as a peer for this long.
 const LISTED: Duration = Duration::from_secs(15);
 
@@ -150,6 +153,13 @@ impl Watch {
         }
     }
 
+    /// The newest block came when it was to be expected.
+    fn is_prompt(&self, now: Duration) -> bool {
+        let interval = self.head.interval().unwrap_or_default();
+        let blocks = u32::try_from(RECENT_BLOCKS).unwrap_or(u32::MAX);
+        self.head.age(now) <= interval * blocks + LATE
+    }
+
     fn remember(&mut self, chain_id: &str, nodes: &[Known], policy: &Policy, now: Duration) {
         let seen = self.look(chain_id, nodes, now);
         let (head, alone) = (self.head.height(), self.nodes.len());
@@ -207,7 +217,7 @@ impl Watch {
             let known = own.get(address.as_str()).copied();
             let liveness = match known {
                 Some(known) => self.liveness(&seen, known, head, now),
-                None if seen.signed_recently_by(address, None) => Liveness::Live,
+                None if self.is_prompt(now) && seen.signed_recently_by(address) => Liveness::Live,
                 None => Liveness::Unknown,
             };
             let signed = seen.count(address, known, self.nodes.len());
@@ -279,7 +289,7 @@ impl Watch {
 
     fn liveness(&self, seen: &Seen<'_>, known: &Known, head: u64, now: Duration) -> Liveness {
         let signs = match seen.head {
-            Head::Producing => seen.signed_recently(known, self.nodes.len()),
+            Head::Producing => self.is_prompt(now) && seen.signed_recently(known, self.nodes.len()),
             // No blocks, no signatures: then it counts who is there, for a while.
             Head::Standing => {
                 let listed = self.nodes.get(&known.name).and_then(|track| track.listed);
@@ -371,8 +381,8 @@ impl Seen<'_> {
         self.witnesses(Some(known), nodes).any(|ledger| recently(ledger, &known.address))
     }
 
-    fn signed_recently_by(&self, address: &str, about: Option<&Known>) -> bool {
-        self.witnesses(about, usize::MAX).any(|ledger| recently(ledger, address))
+    fn signed_recently_by(&self, address: &str) -> bool {
+        self.current.values().any(|ledger| recently(ledger, address))
     }
 
     fn last_signed(&self, address: &str, about: Option<&Known>, nodes: usize) -> Option<u64> {

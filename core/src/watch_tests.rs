@@ -215,6 +215,16 @@ fn one_witness_is_not_enough_where_two_run_and_a_different_word_is_none() {
 }
 
 #[test]
+fn signatures_on_a_chain_that_has_just_stopped_say_nothing_about_now() {
+    let mut play = Play::new(4);
+    play.down(0);
+    play.down(1);
+    play.run(7);
+    assert_eq!(play.sight().ledger.head, Head::Producing, "not late enough to be called standing");
+    assert_eq!(play.liveness()[2..], [Liveness::Unknown; 2]);
+}
+
+#[test]
 fn a_single_voter_bears_witness_for_itself() {
     let play = Play::new(1);
     assert_eq!(play.liveness(), [Liveness::Live]);

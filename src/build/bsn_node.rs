@@ -1,5 +1,7 @@
 //! The `BsnNode` stamped from a node set.
 
+use bsn_core::retention::NODE_FINALIZER;
+
 use crate::api::{BsnNode, BsnNodeSpec, NetworkRef, Storage};
 
 use super::{NodeParts, api_role};
@@ -16,5 +18,6 @@ pub fn build_bsn_node(node: &NodeParts<'_>, storage: &Storage) -> BsnNode {
     // Owned by the network: a network that is deleted stops its nodes.
     object.metadata = node.network.owned(node.name.to_string());
     object.metadata.labels = Some(node.labels());
+    object.metadata.finalizers = Some(vec![NODE_FINALIZER.to_owned()]);
     object
 }

@@ -10,13 +10,11 @@ use bsn_core::anchor::{ANCHOR_KEY, Anchor};
 use bsn_core::names::NodeName;
 use bsn_core::retention::{KEEP_FINALIZER, RELEASE_ANNOTATION, plan_release};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
-use kube::api::{Api, Patch, PatchParams};
-use kube::{Resource, ResourceExt};
-use serde_json::json;
+use kube::ResourceExt;
 
 use super::context::Context;
 use crate::api::BsnNetwork;
-use crate::apply::{ApiError, bounded, read};
+use crate::apply::{ApiError, drop_finalizer, read};
 use crate::labels;
 
 /// Time between two looks at the anchors in the cache. Without an annotation a look costs no request.
@@ -77,7 +75,7 @@ async fn release(
     }
     if plan.anchor {
         tell(ctx, map, true, "this anchor goes when it is deleted".to_owned()).await;
-        drop_finalizer(ctx, map).await?;
+        drop_finalizer(&ctx.client, map, KEEP_FINALIZER).await?;
     }
     for why in &plan.refused {
         if settled.insert((uid.clone(), why.clone())) {
@@ -107,39 +105,10 @@ async fn release_node(
 ) -> Result<(), ApiError> {
     tracing::warn!(namespace, %node, network_id, "releasing its keys and its disk");
     if let Some(keys) = read::<Secret>(&ctx.client, namespace, &node.keys()).await? {
-        drop_finalizer(ctx, &keys).await?;
+        drop_finalizer(&ctx.client, &keys, KEEP_FINALIZER).await?;
     }
     if let Some(disk) = read::<PersistentVolumeClaim>(&ctx.client, namespace, &node.disk()).await? {
-        drop_finalizer(ctx, &disk).await?;
+        drop_finalizer(&ctx.client, &disk, KEEP_FINALIZER).await?;
     }
     Ok(())
-}
-
-async fn drop_finalizer<K>(ctx: &Context, object: &K) -> Result<(), ApiError>
-where
-    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned,
-{
-    if !object.finalizers().iter().any(|finalizer| finalizer == KEEP_FINALIZER) {
-        return Ok(());
-    }
-    let others: Vec<_> =
-        object.finalizers().iter().filter(|finalizer| *finalizer != KEEP_FINALIZER).collect();
-    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    // The version it was read at: somebody else's finalizer is not lost.
-    let patch = json!({"metadata": {
-        "finalizers": others,
-        "uid": object.uid(),
-        "resourceVersion": object.resource_version(),
-    }});
-    let api = Api::<K>::namespaced(ctx.client.clone(), &namespace);
-    let what = || format!("patch {} {namespace}/{name}", K::kind(&()));
-    let params = PatchParams::default();
-    match bounded(what, api.patch(&name, &params, &Patch::Merge(&patch))).await {
-        // Gone meanwhile.
-        Err(error) if error.code() == Some(404) => Ok(()),
-        result => result.map(|_| ()),
-    }
 }

@@ -427,7 +427,9 @@ impl Shown<'_> {
                     let name = NodeName::from_object(&target.name);
                     let mut members = sight.ledger.members.values();
                     let member = members.find(|member| member.node.as_ref() == Some(&name));
-                    self.node_view(target, &name, member.map(|member| member.signed))
+                    // Nobody's word is not "none".
+                    let told = member.filter(|_| reports().next().is_some());
+                    self.node_view(target, &name, told.map(|member| member.signed))
                 })
                 .collect(),
         }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bsn_core::names::NodeName;
+use bsn_core::retention::NODE_FINALIZER;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
@@ -20,6 +21,8 @@ use super::network::validate::validate_network;
 use super::{Error, Refusal};
 use crate::anchor::{Expected, parse_map};
 use crate::api::conditions::Reason;
+use crate::api::{BsnNetwork, BsnNode};
+use crate::apply::{drop_finalizer, read};
 use crate::cluster::watches::{GuardedNode, cached};
 use crate::view::NetworkKey;
 
@@ -37,10 +40,11 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
             return Ok(Action::await_change());
         }
     };
-    if node.metadata.deletion_timestamp.is_some() {
+    let key = NetworkKey { namespace, name: node.spec.network_ref.name.clone() };
+    if node.metadata.deletion_timestamp.is_some() && !stays_for_now(&ctx, &key, node).await? {
+        drop_finalizer(&ctx.client, node, NODE_FINALIZER).await?;
         return Ok(Action::await_change());
     }
-    let key = NetworkKey { namespace, name: node.spec.network_ref.name.clone() };
     let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
     let Some(Ok(network)) = network.as_ref().map(|guarded| guarded.0.as_ref()) else {
         let message =
@@ -68,6 +72,10 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
         return Ok(Action::requeue(SLOW_LOOK));
     };
     let Some(identity) = anchor.identity(&name).filter(|identity| !identity.retired) else {
+        // No ledger counts it any more: its end was a step of its network.
+        if node.metadata.deletion_timestamp.is_some() {
+            drop_finalizer(&ctx.client, node, NODE_FINALIZER).await?;
+        }
         return Ok(Action::requeue(SLOW_LOOK));
     };
     let pass = apply::Pass {
@@ -85,4 +93,22 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     };
     let wake = report::report_node(&ctx, &key, node, &name, &applied).await?;
     Ok(Action::requeue(wake.min(SLOW_LOOK)))
+}
+
+/// Whether a node whose object was deleted runs on: its network exists, and replaces it first. Live, since
+/// a network that goes takes its nodes with it, and must not be seen as one that loses them.
+async fn stays_for_now(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> Result<bool, Error> {
+    let network = read::<BsnNetwork>(&ctx.client, &key.namespace, &key.name).await?;
+    let Some(network) = network.filter(|network| network.metadata.deletion_timestamp.is_none())
+    else {
+        return Ok(false);
+    };
+    // Of a network that was deleted and applied again, it is the old object's node: stamped anew.
+    Ok(is_stamped_by(node, network.uid().as_deref()))
+}
+
+/// Whether a node's object was stamped by the network object of this uid.
+pub fn is_stamped_by(node: &BsnNode, network_uid: Option<&str>) -> bool {
+    let mut owners = node.owner_references().iter();
+    owners.any(|owner| owner.controller == Some(true) && Some(owner.uid.as_str()) == network_uid)
 }

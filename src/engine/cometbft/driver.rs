@@ -215,7 +215,7 @@ impl Chain<'_> {
         (!answers.is_empty()).then_some(votes)
     }
 
-    async fn ask_all<'b, T: Send>(
+    async fn ask_all<'b, T: Send + 'b>(
         &'b self,
         ask: impl Fn(NodeName) -> BoxFuture<'b, Result<T, CallError>>,
     ) -> BTreeMap<NodeName, Result<T, CallError>> {

@@ -135,7 +135,10 @@ impl Acting<'_> {
         // Live: while a network is being deleted its nodes go, and nobody replaces them.
         let (namespace, name) = (&self.pass.key.namespace, &self.pass.key.name);
         let network = read::<BsnNetwork>(&self.pass.ctx.client, namespace, name).await?;
-        if network.is_none_or(|network| network.metadata.deletion_timestamp.is_some()) {
+        let stays = |network: &BsnNetwork| {
+            network.metadata.deletion_timestamp.is_none() && network.uid() == self.pass.meta.uid
+        };
+        if !network.as_ref().is_some_and(stays) {
             return Ok(Ok(None));
         }
         let recorded = self.change_identity(node, |identity| identity.replaced = true).await?;

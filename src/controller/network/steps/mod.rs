@@ -85,6 +85,7 @@ impl Pass<'_> {
             anchor: &anchor,
             record: record.as_ref(),
             targets: &targets,
+            network_uid: self.meta.uid.clone(),
         };
         let known = world.known();
         let sight = self.ctx.watches.sight(

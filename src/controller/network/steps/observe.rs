@@ -23,6 +23,7 @@ use crate::build::stateful_set::template_hash_of;
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::validate::ValidatedNetwork;
+use crate::controller::node::is_stamped_by;
 use crate::evidence::known::know;
 use crate::evidence::poller::NetworkTargets;
 use crate::view::NetworkKey;
@@ -38,6 +39,8 @@ pub struct World<'a> {
     pub anchor: &'a Anchor,
     pub record: Option<&'a Record<RecordedStep>>,
     pub targets: &'a NetworkTargets,
+    /// Uid of the `BsnNetwork`.
+    pub network_uid: Option<String>,
 }
 
 impl<'a> World<'a> {
@@ -141,7 +144,10 @@ impl<'a> World<'a> {
             stalled.status == "True" && lost.iter().any(|reason| reason.as_str() == stalled.reason)
         });
         let ready = find(conditions, READY).is_some_and(|ready| ready.status == "True");
-        (node.metadata.deletion_timestamp.is_some(), disk_lost && !ready)
+        // One that was stamped by a network object that is gone is stamped anew.
+        let asked = node.metadata.deletion_timestamp.is_some()
+            && is_stamped_by(node, self.network_uid.as_deref());
+        (asked, disk_lost && !ready)
     }
 
     /// Whether a node runs what is described.
