@@ -4,9 +4,11 @@
 //! admission, with messages that say what to do.
 
 pub mod conditions;
+mod membership;
 mod network;
 mod node;
 
+pub use membership::*;
 pub use network::*;
 pub use node::*;
 

@@ -4,6 +4,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{Disruption, Membership, Repair};
+
 /// A permissioned blockchain network: one chain and the nodes that run it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -32,6 +34,8 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("self.nodeSets.exists(s, s.role == 'Validator' && s.replicas > 0 && (!has(s.voting) || s.voting))")
         .message("a chain needs a validator that votes: add a node set with role: Validator and replicas of at least 1, and without voting: false"),
+    validation = Rule::new("!has(self.membership) || !has(self.membership.submit) || !has(self.engine.cometbft) || has(self.engine.cometbft.app.container)")
+        .message("membership.submit is for an application of your own: remove it, the operator knows the transactions of the built-in store"),
 )]
 pub struct BsnNetworkSpec {
     /// The chain family that the network runs. Exactly one of its keys is set.
@@ -53,6 +57,18 @@ pub struct BsnNetworkSpec {
     #[schemars(length(min = 1, max = 20))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub node_sets: Vec<NodeSet>,
+
+    /// Who changes the members of the chain, and how.
+    #[serde(default)]
+    pub membership: Membership,
+
+    /// How much of the chain's margin the operator may use up.
+    #[serde(default)]
+    pub disruption: Disruption,
+
+    /// What is done about a node that is down for good.
+    #[serde(default)]
+    pub repair: Repair,
 
     /// Certificates.
     #[serde(default)]

@@ -27,6 +27,17 @@ fn with(pointer: &str, value: Value) -> Value {
     spec
 }
 
+fn submit(template: &str) -> Value {
+    json!({"submit": {"txTemplate": template}})
+}
+
+/// A network whose validators are changed by such transactions.
+fn own_application(template: &str) -> Value {
+    let mut spec = with("/engine/cometbft/app", json!({"container": {"image": "x"}}));
+    spec["membership"] = submit(template);
+    spec
+}
+
 /// What kubectl says to this object.
 fn answer(world: &World, name: &str, spec: &Value, dry: bool) -> Result<(), String> {
     let object = json!({
@@ -104,8 +115,28 @@ async fn wrong_input_is_refused_with_an_instruction() {
                 with("/pki", json!({"leaf": {"validity": "1s", "renewBefore": "0s"}})),
                 "validity must be between",
             ),
+            (with("/membership", json!({"authority": "Nobody"})), "authority"),
+            (with("/membership", json!({"catchUp": {"maxLagBlocks": 0}})), "maxLagBlocks"),
+            (
+                with("/membership", submit("{address} {power} {serial}")),
+                "membership.submit is for an application of your own",
+            ),
+            (with("/disruption", json!({"reserve": 31})), "reserve"),
+            (with("/repair", json!({"mode": "Never"})), "mode"),
+            (with("/repair", json!({"cureAfter": "0s"})), "cureAfter must be at least 1s"),
+            (with("/repair", json!({"gracePeriod": "1m"})), "make gracePeriod longer"),
+            (
+                own_application("{power} {serial}"),
+                "txTemplate must hold {power}, {serial} and one of",
+            ),
+            (
+                own_application("{address} {power}"),
+                "txTemplate must hold {power}, {serial} and one of",
+            ),
         ],
     );
+    let template = r#"{"key":"{pubKeyBase64}","power":{power},"serial":{serial}}"#;
+    answer(&world, "admission", &own_application(template), true).unwrap();
     let long = "n".repeat(31);
     let message = answer(&world, &long, &good(), true).unwrap_err();
     assert!(message.contains("use a name of at most 30 characters"), "{message}");
@@ -128,7 +159,7 @@ async fn wrong_input_is_refused_with_an_instruction() {
             ),
         ],
     );
-    // Its members can: full nodes and validators, their powers, and whole sets.
+    // Its members can: full nodes and validators, their powers, whole sets. So can the care that is taken.
     let second = json!({"name": "later", "role": "Validator", "replicas": 2, "voting": false});
     for spec in [
         with("/nodeSets/1/replicas", json!(3)),
@@ -138,6 +169,9 @@ async fn wrong_input_is_refused_with_an_instruction() {
         with("/nodeSets/0/hold", json!(["admission-voter-0"])),
         with("/nodeSets/0/name", json!("other")),
         with("/nodeSets/1", second),
+        with("/membership", json!({"authority": "External"})),
+        with("/disruption", json!({"reserve": 1, "allowDowntime": true})),
+        with("/repair", json!({"mode": "Automatic", "gracePeriod": "1h", "cureAfter": "1m"})),
     ] {
         answer(&world, "admission", &spec, true).unwrap_or_else(|error| panic!("{error}: {spec}"));
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bsn_core::anchor::Role;
-use bsn_core::consent::CONSENT_ANNOTATION;
+use bsn_core::consent::{self, CONSENT_ANNOTATION};
 use bsn_core::engine::cometbft::{DEFAULT_POWER, LEDGER, MAX_CHAIN_ID, Version, VersionError};
 use bsn_core::forming::{DesiredNetwork, DesiredSet};
 use bsn_core::hash::short_hash;
@@ -15,7 +15,9 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
-use crate::api::{App, BsnNetwork, NodeRole, NodeSet, Storage};
+use crate::api::{
+    App, BsnNetwork, BsnNetworkSpec, MembershipAuthority, NodeRole, NodeSet, RepairMode, Storage,
+};
 use crate::build::stateful_set::AppWorkload;
 
 /// A description that makes sense.
@@ -27,6 +29,10 @@ pub struct ValidatedNetwork {
     pub desired: DesiredNetwork,
     /// The same node sets as the planner wants them.
     pub membership: membership::Desired,
+    /// Who changes the chain's validators.
+    pub authority: Authority,
+    /// How carefully the planner goes, and the consents given.
+    pub policy: membership::Policy,
     /// Nodes that are left as they are.
     pub holds: BTreeSet<NodeName>,
     /// The engine's image.
@@ -45,6 +51,18 @@ pub struct ValidatedNetwork {
     pub paused: bool,
     /// Consents, as annotated.
     pub consent: Option<String>,
+}
+
+/// Who changes a chain's validators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Authority {
+    /// The operator, by transactions.
+    Submit {
+        /// How the user's application reads them; `None` = as the built-in store does.
+        template: Option<String>,
+    },
+    /// The chain's own governance.
+    External,
 }
 
 impl ValidatedNetwork {
@@ -105,7 +123,7 @@ pub enum InvalidSpec {
     },
     /// A duration.
     #[error(
-        "spec.pki.leaf.{field}: {value:?} is not a duration; write hours, minutes and seconds, for example 2160h"
+        "spec.{field}: {value:?} is not a duration; write hours, minutes and seconds, for example 2160h"
     )]
     Duration {
         /// The field.
@@ -116,6 +134,17 @@ pub enum InvalidSpec {
     /// Renewed before it is issued.
     #[error("spec.pki.leaf.renewBefore must be shorter than validity")]
     RenewBefore,
+    /// Replaced before it is restarted.
+    #[error(
+        "spec.repair.cureAfter must not be longer than gracePeriod; a node is restarted before it is replaced"
+    )]
+    CureAfter,
+    /// A template that nothing would be made from.
+    #[error(
+        "spec.membership.submit is for an application of your own; remove it, the operator knows the transactions of \
+         the built-in store"
+    )]
+    SubmitToStore,
 }
 
 /// Checks a description.
@@ -168,16 +197,21 @@ pub fn validate_network(
         return Err(InvalidSpec::NoValidators);
     }
     let leaf = LeafPolicy {
-        validity: parse_duration("validity", &spec.pki.leaf.validity)?,
-        renew_before: parse_duration("renewBefore", &spec.pki.leaf.renew_before)?,
+        validity: parse_duration("pki.leaf.validity", &spec.pki.leaf.validity)?,
+        renew_before: parse_duration("pki.leaf.renewBefore", &spec.pki.leaf.renew_before)?,
     };
     if leaf.renew_before >= leaf.validity {
         return Err(InvalidSpec::RenewBefore);
     }
+    let authority = validate_authority(spec, app.is_some())?;
+    let policy =
+        validate_policy(spec, network.annotations().get(CONSENT_ANNOTATION).map(String::as_str))?;
     Ok(ValidatedNetwork {
         namespace: network.namespace().unwrap_or_default(),
         desired: DesiredNetwork { name, chain_id: spec.chain_id.clone(), sets },
         membership,
+        authority,
+        policy,
         holds,
         engine_image: cometbft
             .image
@@ -205,6 +239,46 @@ fn validate_membership(
         votes_on: desired.votes().then(|| LEDGER.to_owned()).into_iter().collect(),
         power: desired.power,
         retire: validate_names("retire", network, &desired.name, &set.retire)?,
+    })
+}
+
+fn validate_authority(spec: &BsnNetworkSpec, own_app: bool) -> Result<Authority, InvalidSpec> {
+    let template = spec.membership.submit.as_ref().map(|submit| submit.tx_template.clone());
+    if template.is_some() && !own_app {
+        return Err(InvalidSpec::SubmitToStore);
+    }
+    Ok(match spec.membership.authority {
+        MembershipAuthority::External => Authority::External,
+        // How such an application is told is not known, so its owners have to do it.
+        MembershipAuthority::Submit if own_app && template.is_none() => Authority::External,
+        MembershipAuthority::Submit => Authority::Submit { template },
+    })
+}
+
+fn validate_policy(
+    spec: &BsnNetworkSpec,
+    consents: Option<&str>,
+) -> Result<membership::Policy, InvalidSpec> {
+    let seconds = |field, text: &str| -> Result<u64, InvalidSpec> {
+        // What was read is never negative.
+        parse_duration(field, text).map(|time| time.as_secs().unsigned_abs())
+    };
+    let catch_up = &spec.membership.catch_up;
+    let cure_seconds = seconds("repair.cureAfter", &spec.repair.cure_after)?;
+    let grace_seconds = seconds("repair.gracePeriod", &spec.repair.grace_period)?;
+    if cure_seconds > grace_seconds {
+        return Err(InvalidSpec::CureAfter);
+    }
+    Ok(membership::Policy {
+        max_lag_blocks: catch_up.max_lag_blocks.into(),
+        stable_seconds: catch_up.stable_seconds.into(),
+        reserve: usize::try_from(spec.disruption.reserve).unwrap_or(usize::MAX),
+        allow_downtime: spec.disruption.allow_downtime,
+        replace_dead: spec.repair.mode == RepairMode::Automatic,
+        cure_seconds,
+        grace_seconds,
+        consents: consent::given(consents),
+        ..membership::Policy::default()
     })
 }
 
@@ -341,6 +415,80 @@ mod tests {
         let set =
             json!({"name": "v-1", "role": "Validator", "replicas": 1, "retire": ["net-v-1-0"]});
         assert!(validated(with_sets(&json!([set]))).is_ok());
+    }
+
+    /// A network of one voter with `extra` in its description.
+    fn with(extra: &Value) -> Value {
+        let mut spec = with_sets(&json!([{"name": "v", "role": "Validator", "replicas": 1}]));
+        for (field, value) in extra.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        spec
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_the_planner_has_it() {
+        let network = validated(with(&json!({}))).unwrap();
+        assert_eq!(network.policy, membership::Policy::default());
+        assert_eq!(network.authority, Authority::Submit { template: None });
+        assert!(network.holds.is_empty());
+    }
+
+    #[test]
+    fn the_planner_is_as_careful_as_described() {
+        let network = validated(with(&json!({
+            "membership": {"catchUp": {"maxLagBlocks": 20}},
+            "disruption": {"reserve": 1, "allowDowntime": true},
+            "repair": {"mode": "Automatic", "gracePeriod": "1h", "cureAfter": "90s"},
+        })));
+        let expected = membership::Policy {
+            max_lag_blocks: 20,
+            reserve: 1,
+            allow_downtime: true,
+            replace_dead: true,
+            cure_seconds: 90,
+            grace_seconds: 3600,
+            ..membership::Policy::default()
+        };
+        assert_eq!(network.unwrap().policy, expected);
+        for (repair, instruction) in [
+            (json!({"gracePeriod": "1m"}), "cureAfter must not be longer"),
+            (json!({"cureAfter": "1d"}), "spec.repair.cureAfter: \"1d\" is not a duration"),
+        ] {
+            let error = validated(with(&json!({"repair": repair}))).unwrap_err().to_string();
+            assert!(error.contains(instruction), "{error}");
+        }
+    }
+
+    #[test]
+    fn consents_come_from_the_annotation() {
+        let spec = serde_json::from_value(with(&json!({}))).unwrap();
+        let mut network = BsnNetwork::new("net", spec);
+        network.annotations_mut().insert(CONSENT_ANNOTATION.to_owned(), "a/1, b/2,".to_owned());
+        let policy = validate_network(&network, "").unwrap().policy;
+        assert_eq!(policy.consents, ["a/1".to_owned(), "b/2".to_owned()].into());
+    }
+
+    #[test]
+    fn an_application_whose_transactions_are_not_known_governs_itself() {
+        let authority = |app: Value, membership: Value| {
+            let cometbft = json!({"version": "0.38.25", "app": app});
+            let spec = json!({"engine": {"cometbft": cometbft}, "membership": membership});
+            validated(with(&spec)).map(|network| network.authority)
+        };
+        let store = || json!({"persistentKvstore": {}});
+        let own = || json!({"container": {"image": "x"}});
+        let submit = json!({"submit": {"txTemplate": "t"}});
+        let template = Some("t".to_owned());
+        assert_eq!(authority(own(), json!({})), Ok(Authority::External));
+        assert_eq!(authority(own(), submit.clone()), Ok(Authority::Submit { template }));
+        for app in [own(), store()] {
+            assert_eq!(authority(app, json!({"authority": "External"})), Ok(Authority::External));
+        }
+        assert_eq!(authority(store(), submit), Err(InvalidSpec::SubmitToStore));
+        // Who votes is wanted all the same.
+        let governed = validated(with(&json!({"membership": {"authority": "External"}}))).unwrap();
+        assert!(governed.membership.sets[0].votes_on.contains(LEDGER));
     }
 
     #[test]
