@@ -39,10 +39,21 @@ impl PublicKey {
         &self.0
     }
 
+    /// Reads standard base64 of exactly 32 bytes.
+    pub fn from_base64(text: &str) -> Option<Self> {
+        let key = Self(text.to_owned());
+        key.bytes().is_some().then_some(key)
+    }
+
+    /// The 32 bytes; `None` where the value was read from a damaged record and is something else.
+    pub fn bytes(&self) -> Option<[u8; 32]> {
+        BASE64.decode(&self.0).ok()?.try_into().ok()
+    }
+
     /// The engine's address of this key: the first 20 bytes of its SHA-256.
     fn address_bytes(&self) -> [u8; 20] {
-        // Only made from 32 bytes by this module, so decoding gives them back; a value read from a
-        // damaged anchor hashes to an address no chain knows, which every comparison then refuses.
+        // A value read from a damaged anchor hashes to an address no chain knows, which every
+        // comparison then refuses.
         let bytes = BASE64.decode(&self.0).unwrap_or_default();
         let digest = Sha256::digest(&bytes);
         std::array::from_fn(|i| digest[i])

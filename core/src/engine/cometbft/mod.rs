@@ -8,6 +8,7 @@ pub mod keys;
 pub mod requests;
 pub mod signing;
 pub mod status;
+pub mod transaction;
 
 use crate::quorum::Quorum;
 
