@@ -16,7 +16,7 @@ pub const CONSENSUS_KEY_FILE: &str = "priv_validator_key.json";
 /// File name of the peer-to-peer key.
 pub const NODE_KEY_FILE: &str = "node_key.json";
 
-const PUBLIC_KEY_TYPE: &str = "tendermint/PubKeyEd25519";
+pub(super) const PUBLIC_KEY_TYPE: &str = "tendermint/PubKeyEd25519";
 const PRIVATE_KEY_TYPE: &str = "tendermint/PrivKeyEd25519";
 
 /// An Ed25519 private key. It has no `Debug` output, so that it never reaches a log.

@@ -2,6 +2,7 @@
 //!
 //! Sources are named by path in github.com/cometbft/cometbft at v0.38.25.
 
+mod block;
 pub mod config;
 pub mod genesis;
 pub mod keys;
@@ -9,6 +10,7 @@ pub mod requests;
 pub mod signing;
 pub mod status;
 pub mod transaction;
+pub mod verify;
 
 use crate::quorum::Quorum;
 
