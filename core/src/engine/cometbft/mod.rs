@@ -7,6 +7,7 @@ pub mod config;
 pub mod genesis;
 pub mod keys;
 pub mod requests;
+pub mod settle;
 pub mod signing;
 pub mod status;
 pub mod transaction;

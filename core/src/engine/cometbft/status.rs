@@ -22,8 +22,8 @@ pub struct Answers {
 #[derive(Debug, thiserror::Error)]
 #[error("the engine's answer to {method} is not as expected: {source}")]
 pub struct AnswerError {
-    method: &'static str,
-    source: serde_json::Error,
+    pub(super) method: &'static str,
+    pub(super) source: serde_json::Error,
 }
 
 #[derive(Deserialize)]

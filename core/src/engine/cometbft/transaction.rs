@@ -76,7 +76,7 @@ pub fn validator_transaction(key: &PublicKey, power: u64, serial: u32) -> Vec<u8
 /// length, a key of an unknown type, one of a type that consensus does not take (the type is always `ed25519`),
 /// a power beyond the bound. The sixth, two transactions for one key in one block, is the caller's: one
 /// change is under way at a time on a chain, and the next one begins when it is proved what became of the
-/// last. Evidence of a double vote changes a power as well, by the store itself; against
+/// last ([`super::settle`]). Evidence of a double vote changes a power as well, by the store itself; against
 /// both in one block nothing can be done from outside.
 pub fn check_change(set: &BTreeMap<String, u64>, key: &PublicKey, power: u64) -> Result<(), Guard> {
     if key.bytes().is_none() {
