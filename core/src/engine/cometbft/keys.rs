@@ -16,7 +16,7 @@ pub const CONSENSUS_KEY_FILE: &str = "priv_validator_key.json";
 /// File name of the peer-to-peer key.
 pub const NODE_KEY_FILE: &str = "node_key.json";
 
-const PUBLIC_KEY_TYPE: &str = "tendermint/PubKeyEd25519";
+pub(super) const PUBLIC_KEY_TYPE: &str = "tendermint/PubKeyEd25519";
 const PRIVATE_KEY_TYPE: &str = "tendermint/PrivKeyEd25519";
 
 /// An Ed25519 private key. It has no `Debug` output, so that it never reaches a log.
@@ -39,10 +39,21 @@ impl PublicKey {
         &self.0
     }
 
+    /// Reads standard base64 of exactly 32 bytes.
+    pub fn from_base64(text: &str) -> Option<Self> {
+        let key = Self(text.to_owned());
+        key.bytes().is_some().then_some(key)
+    }
+
+    /// The 32 bytes; `None` where the value was read from a damaged record and is something else.
+    pub fn bytes(&self) -> Option<[u8; 32]> {
+        BASE64.decode(&self.0).ok()?.try_into().ok()
+    }
+
     /// The engine's address of this key: the first 20 bytes of its SHA-256.
     fn address_bytes(&self) -> [u8; 20] {
-        // Only made from 32 bytes by this module, so decoding gives them back; a value read from a
-        // damaged anchor hashes to an address no chain knows, which every comparison then refuses.
+        // A value read from a damaged anchor hashes to an address no chain knows, which every
+        // comparison then refuses.
         let bytes = BASE64.decode(&self.0).unwrap_or_default();
         let digest = Sha256::digest(&bytes);
         std::array::from_fn(|i| digest[i])

@@ -2,6 +2,7 @@
 //!
 //! Sources are named by path in github.com/cometbft/cometbft at v0.38.25.
 
+mod block;
 pub mod config;
 pub mod genesis;
 pub mod keys;

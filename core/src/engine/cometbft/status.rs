@@ -24,8 +24,8 @@ pub struct Answers {
 #[derive(Debug, thiserror::Error)]
 #[error("the engine's answer to {method} is not as expected: {source}")]
 pub struct AnswerError {
-    method: &'static str,
-    source: serde_json::Error,
+    pub(super) method: &'static str,
+    pub(super) source: serde_json::Error,
 }
 
 #[derive(Deserialize)]
@@ -105,7 +105,7 @@ struct AbciResponse {
 }
 
 /// 64-bit numbers come as JSON strings.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+pub(super) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
 }
 
