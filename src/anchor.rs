@@ -85,7 +85,9 @@ impl AnchorStore {
         let expected =
             self.written.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned();
         if let Some(map) = seen
-            && expected.as_ref().is_none_or(|version| map.resource_version().as_ref() == Some(version))
+            && expected
+                .as_ref()
+                .is_none_or(|version| map.resource_version().as_ref() == Some(version))
         {
             self.note_written(key, None);
             return Ok(Some((*map).clone()));

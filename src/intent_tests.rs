@@ -118,8 +118,13 @@ impl Hub {
     ) -> Result<Vec<String>, DriveError> {
         let mut effects = Vec::new();
         writer.start(task);
-        drive(writer, &self.stores(), || PLENTY, |intent: &Intent<String>| effects.push(intent.step.clone()))
-            .await?;
+        drive(
+            writer,
+            &self.stores(),
+            || PLENTY,
+            |intent: &Intent<String>| effects.push(intent.step.clone()),
+        )
+        .await?;
         Ok(effects)
     }
 }

@@ -139,7 +139,7 @@ pub enum VotesAnswer {
 #[serde(rename_all = "camelCase")]
 pub enum EngineAnswer {
     /// It answered all questions.
-    Report(EngineReport),
+    Report(Box<EngineReport>),
     /// It did not: not started, starting, stopped, or stuck. Not proof of any of them.
     Silent(String),
 }

@@ -372,9 +372,16 @@ struct Seen<'a> {
 
 impl Seen<'_> {
     /// Who may bear witness about a node: the others, or itself where it is alone.
-    fn witnesses(&self, about: Option<&Known>, nodes: usize) -> impl Iterator<Item = &LedgerReport> {
+    fn witnesses(
+        &self,
+        about: Option<&Known>,
+        nodes: usize,
+    ) -> impl Iterator<Item = &LedgerReport> {
         let about = about.filter(|_| nodes > 1).map(|known| &known.name);
-        self.current.iter().filter(move |(name, _)| Some(**name) != about).map(|(_, ledger)| *ledger)
+        self.current
+            .iter()
+            .filter(move |(name, _)| Some(**name) != about)
+            .map(|(_, ledger)| *ledger)
     }
 
     fn signed_recently(&self, known: &Known, nodes: usize) -> bool {

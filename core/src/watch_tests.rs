@@ -84,7 +84,7 @@ impl Play {
         NodeEvidence {
             protocol: PROTOCOL,
             identity_id: String::new(),
-            engine: EngineAnswer::Report(report),
+            engine: EngineAnswer::Report(Box::new(report)),
             guard: None,
             template_hash: None,
             certificate_not_after: String::new(),

@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bsn_core::engine::cometbft::requests::is_validator_transaction;
 use bsn_core::engine::cometbft::signing::{
     SignedAt, parse_commit_vote, parse_round_vote, parse_signers,
 };
-use bsn_core::engine::cometbft::requests::is_validator_transaction;
 use bsn_core::engine::cometbft::status::{
     AnswerError, Answers, parse_heights, parse_powers, parse_report,
 };

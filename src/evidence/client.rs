@@ -80,7 +80,8 @@ pub async fn fetch_evidence(
     tls: Arc<rustls::ClientConfig>,
     deadline: Duration,
 ) -> Result<NodeEvidence, EvidenceError> {
-    let question = |request: Builder| request.method("GET").uri("/v1/evidence").body(Full::default());
+    let question =
+        |request: Builder| request.method("GET").uri("/v1/evidence").body(Full::default());
     parse_evidence(&ask(address, server_name, tls, question, MAX_EVIDENCE, deadline).await?)
 }
 
@@ -122,8 +123,7 @@ async fn ask(
             .map_err(|_| EvidenceError::Name(server_name.to_owned()))?;
         let stream = TcpStream::connect(address).await?;
         let stream = TlsConnector::from(tls).connect(name, stream).await?;
-        let head =
-            Request::builder().header("host", server_name).header("connection", "close");
+        let head = Request::builder().header("host", server_name).header("connection", "close");
         let request = question(head).map_err(|error| EvidenceError::Body(Box::new(error)))?;
         Ok::<_, EvidenceError>(exchange(stream, request, max_answer).await?)
     };

@@ -350,8 +350,7 @@ impl Poller {
         let view = self.watches.update(key, |watched| {
             if watched.network_id != network.network_id {
                 // Another network of this name: what was seen of the old one is not its past.
-                *watched =
-                    Watched { network_id: network.network_id.clone(), ..Watched::default() };
+                *watched = Watched { network_id: network.network_id.clone(), ..Watched::default() };
             }
             watched.round_began = round.began;
             if network.formed {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bsn_core::intent::record::NewStep;
+use bsn_core::intent::record::{Intent, NewStep};
 use bsn_core::intent::refusal::Refusal;
 use bsn_core::intent::writer::{Place, Task, Writer};
 use bsn_operator::intent::{DriveError, MapStore, STEPS_KEY, drive};
@@ -48,8 +48,13 @@ impl Anchors {
     ) -> Result<Vec<String>, DriveError> {
         let mut effects = Vec::new();
         writer.start(task);
-        drive(writer, &self.stores, || LEASE, |intent: &Intent<String>| effects.push(intent.step.clone()))
-            .await?;
+        drive(
+            writer,
+            &self.stores,
+            || LEASE,
+            |intent: &Intent<String>| effects.push(intent.step.clone()),
+        )
+        .await?;
         Ok(effects)
     }
 

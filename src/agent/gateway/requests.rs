@@ -76,7 +76,7 @@ async fn evidence(shared: &Shared) -> Answer {
                 }
                 Err(error) => tracing::debug!(%error, "the engine does not tell its members"),
             }
-            EngineAnswer::Report(report)
+            EngineAnswer::Report(Box::new(report))
         }
         Err(error) => EngineAnswer::Silent(error.to_string()),
     };
@@ -101,10 +101,11 @@ async fn observe_ledger(
 ) -> Result<(BTreeMap<String, u64>, LedgerReport), EngineError> {
     let (rpc, deadline) = (shared.engine_rpc, EVIDENCE_DEADLINE);
     let pool = async {
-        match shared.guard_validators {
-            true => observe_pool_changes(rpc, deadline).await,
+        if shared.guard_validators {
+            observe_pool_changes(rpc, deadline).await
+        } else {
             // A user's application alone can read its transactions.
-            false => Ok(Vec::new()),
+            Ok(Vec::new())
         }
     };
     let (signed, powers, pool_changes) = tokio::try_join!(

@@ -288,7 +288,7 @@ impl Pass<'_> {
             let made = ensure(&self.ctx.client, known.as_deref(), peers, None, id).await;
             or_refuse!(refused(made)?);
         }
-        let powers = self.powers(anchor);
+        let powers = powers_of(anchor);
         let budget = build_disruption_budget(&network, powers.len(), margin(QUORUM, &powers));
         let known = cached(&self.ctx.caches.budgets, &self.key.namespace, &budget.name_any());
         let made = ensure(&self.ctx.client, known.as_deref(), budget, None, id).await;
@@ -340,12 +340,10 @@ impl Pass<'_> {
     }
 }
 
-impl Pass<'_> {
-    /// Powers of the voters: as the anchor knows them. Those of other owners are theirs to protect.
-    fn powers(&self, anchor: &Anchor) -> Vec<u64> {
-        let powers = anchor.members().map(|(name, _)| anchor.last_power(&name));
-        powers.filter(|power| *power > 0).collect()
-    }
+/// Powers of the voters, as the anchor knows them. Those of other owners are theirs to protect.
+fn powers_of(anchor: &Anchor) -> Vec<u64> {
+    let powers = anchor.members().map(|(name, _)| anchor.last_power(&name));
+    powers.filter(|power| *power > 0).collect()
 }
 
 /// Reads a CA out of its Secret.

@@ -315,7 +315,8 @@ fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool) -> State 
             State::new(MEMBERSHIP_CONVERGED, true, Reason::AsDescribed, "")
         }
         Some(Decision::Step { step, .. }) => {
-            let restart = matches!(step, PlannedStep::BeginRestart { .. } | PlannedStep::Cure { .. });
+            let restart =
+                matches!(step, PlannedStep::BeginRestart { .. } | PlannedStep::Cure { .. });
             let reason = if restart { Reason::Restarting } else { Reason::Changing };
             state(reason, format!("next: {step}"))
         }

@@ -20,10 +20,15 @@ use crate::view::NetworkKey;
 
 /// What a restart needs.
 pub struct Restarting<'a> {
+    /// What every pass may use.
     pub ctx: &'a Context,
+    /// The network.
     pub key: &'a NetworkKey,
+    /// What is described.
     pub validated: &'a ValidatedNetwork,
+    /// What its anchor must agree with.
     pub expected: &'a Expected,
+    /// Its anchor, as it is now.
     pub anchor: &'a Anchor,
 }
 
@@ -66,8 +71,7 @@ pub async fn restart_node(
     let template = if identity.inputs_hash.as_ref() == Some(&wanted) {
         or_refuse!(pass.template_in_force(&parts, identity, &pod, anchor).await?)
     } else {
-        let template =
-            or_refuse!(pass.build_new_template(&parts, identity, &pod, anchor).await?);
+        let template = or_refuse!(pass.build_new_template(&parts, identity, &pod, anchor).await?);
         or_refuse!(pass.put_in_force(&parts, template, Some(&wanted)).await?).0
     };
     let set = build_stateful_set(&parts, template);

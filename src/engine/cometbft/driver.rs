@@ -209,7 +209,8 @@ impl Chain<'_> {
     /// Whether a node still counts a key among the voters, by a live read of every node that answers. `None` =
     /// nobody answered.
     pub async fn still_votes(&self, address: &str) -> Option<bool> {
-        let answers = self.ask_all(|node| async move { self.powers(&node, None).await }.boxed()).await;
+        let answers =
+            self.ask_all(|node| async move { self.powers(&node, None).await }.boxed()).await;
         let answers: Vec<_> = answers.into_values().filter_map(Result::ok).collect();
         let votes = answers.iter().any(|powers| powers.contains_key(address));
         (!answers.is_empty()).then_some(votes)
@@ -245,13 +246,7 @@ impl Chain<'_> {
             let state = match read {
                 Ok((pool, height)) => {
                     heights.insert(node, *height);
-                    if pool.transactions.iter().any(|one| one == transaction) {
-                        PoolState::Holds
-                    } else if pool.complete {
-                        PoolState::Clear
-                    } else {
-                        PoolState::Unreadable
-                    }
+                    pool.state(transaction)
                 }
                 Err(_) if ended.contains(node) => PoolState::Ended,
                 Err(error) => {
@@ -273,7 +268,8 @@ impl Chain<'_> {
             }
             _ => None,
         };
-        Look { head, included_at: scan.included_at, set, pools, entry_ended }
+        // Pools were read before blocks, and a block is searched before it counts as the head.
+        Look { head: scan.upto, included_at: scan.included_at, set, pools, entry_ended }
     }
 
     /// A node's pool, and its height.
@@ -304,7 +300,7 @@ impl Chain<'_> {
                 tracing::debug!(%node, height, "the block cannot be read; tried again");
                 return;
             };
-            if transactions.iter().any(|one| *one == recorded.transaction) {
+            if transactions.contains(&recorded.transaction) {
                 scan.included_at = Some(height);
             }
             scan.upto = height;

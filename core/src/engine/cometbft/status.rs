@@ -154,7 +154,9 @@ pub fn parse_report(answers: Answers) -> Result<EngineReport, AnswerError> {
 }
 
 /// One page of a node's answer to `validators`: powers by address, and how many validators there are.
-pub fn parse_powers(page: &serde_json::Value) -> Result<(BTreeMap<String, u64>, usize), AnswerError> {
+pub fn parse_powers(
+    page: &serde_json::Value,
+) -> Result<(BTreeMap<String, u64>, usize), AnswerError> {
     #[derive(Deserialize)]
     struct Page {
         validators: Vec<Validator>,

@@ -197,9 +197,8 @@ impl Acting<'_> {
             return Ok(Ok(None));
         };
         // Counted before it is used: bytes that were made once are never made again.
-        let counted = self
-            .change_identity(&node, |identity| identity.vote.transactions += 1)
-            .await?;
+        let counted =
+            self.change_identity(&node, |identity| identity.vote.transactions += 1).await?;
         let anchor = match counted {
             Ok(anchor) => anchor,
             Err(refusal) => return Ok(Err(refusal)),
@@ -237,7 +236,12 @@ impl Acting<'_> {
         self.sight.ledger.members.get(member)?.node.clone()
     }
 
-    fn transaction(&self, keys: &IdentityKeys, power: u64, serial: u32) -> Result<Vec<u8>, Refusal> {
+    fn transaction(
+        &self,
+        keys: &IdentityKeys,
+        power: u64,
+        serial: u32,
+    ) -> Result<Vec<u8>, Refusal> {
         let template = match &self.pass.validated.authority {
             Authority::Submit { template } => template.as_deref(),
             Authority::External => None,
@@ -288,9 +292,7 @@ impl Acting<'_> {
             let Some((node, power)) = self.subject(&recorded.change) else { return Ok(Ok(None)) };
             let Some(keys) = self.keys(&node) else { return Ok(Ok(None)) };
             let key = &keys.consensus;
-            if let Err(why) =
-                self.chain.check_before_sending(&recorded.entry, key, power).await
-            {
+            if let Err(why) = self.chain.check_before_sending(&recorded.entry, key, power).await {
                 tracing::info!(network = %self.pass.key, %why, "not sent now");
                 return Ok(Ok(None));
             }
@@ -373,7 +375,9 @@ impl Acting<'_> {
         let done = self.drive(task, memory, &mut end).await?;
         match end.ended {
             // It may have been done all the same; the pod tells.
-            Some(Err(error)) => tracing::warn!(node = %recorded.node, %error, "the restart was not ended"),
+            Some(Err(error)) => {
+                tracing::warn!(node = %recorded.node, %error, "the restart was not ended")
+            }
             Some(Ok(Err(refusal))) => return Ok(Err(refusal)),
             Some(Ok(Ok(()))) | None => {}
         }
@@ -513,8 +517,7 @@ impl Acting<'_> {
         };
         let stores = BTreeMap::from([(Place::Primary, store)]);
         memory.writer.start(task);
-        let done =
-            drive(&mut memory.writer, &stores, || pass.ctx.term.remaining(), effects).await;
+        let done = drive(&mut memory.writer, &stores, || pass.ctx.term.remaining(), effects).await;
         // Whatever it was, the cache is behind it.
         pass.ctx.anchors.note_written(pass.key, Some(String::new()));
         match done {
@@ -603,7 +606,10 @@ impl Acting<'_> {
             Outcome::Abandoned => ("StepAbandoned", false),
         };
         tracing::info!(network = %pass.key, step = past.number, what = past.what, reason, "step ended");
-        pass.ctx.events.tell::<BsnNetwork>(pass.meta, good, reason, "Step", past.what.clone()).await;
+        pass.ctx
+            .events
+            .tell::<BsnNetwork>(pass.meta, good, reason, "Step", past.what.clone())
+            .await;
         let parts = pass.parts(self.world.anchor);
         if let Err(error) = history::append(pass.ctx, &parts, past).await {
             tracing::warn!(network = %pass.key, %error, "the history was not written");

@@ -10,11 +10,7 @@ use crate::controller::Error;
 use crate::controller::context::Context;
 
 /// Appends a step.
-pub async fn append(
-    ctx: &Context,
-    parts: &NetworkParts<'_>,
-    past: PastStep,
-) -> Result<(), Error> {
+pub async fn append(ctx: &Context, parts: &NetworkParts<'_>, past: PastStep) -> Result<(), Error> {
     let (namespace, name) = (parts.namespace, parts.name.history());
     let stored = read::<ConfigMap>(&ctx.client, namespace, &name).await?;
     let text = stored.as_ref().and_then(|map| map.data.as_ref()?.get(HISTORY_KEY));

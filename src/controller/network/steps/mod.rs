@@ -51,7 +51,8 @@ fn parse_record(map: Option<&ConfigMap>) -> Result<Option<Record<RecordedStep>>,
     let text = map.and_then(|map| map.data.as_ref()?.get(STEPS_KEY));
     let Some(text) = text else { return Ok(None) };
     serde_json::from_str(text).map(Some).map_err(|error| {
-        let message = format!("{STEPS_KEY} in the anchor cannot be read: {error}; restore it from a backup");
+        let message =
+            format!("{STEPS_KEY} in the anchor cannot be read: {error}; restore it from a backup");
         Refusal::new(Reason::AnchorRefused, message)
     })
 }
@@ -103,8 +104,8 @@ impl Pass<'_> {
             let decision = memory.decided.as_ref().map(|(decision, _)| decision.clone());
             return Ok(Ok((anchor.clone(), steps(&world, &sight, decision, None))));
         }
-        if self.keep_house(&anchor, &sight, &known) {
-            let recorded = self.clean(&sight, &known).await?;
+        if is_outdated(&anchor, &sight, &known) {
+            let recorded = self.forget(&sight, &known).await?;
             memory.not_before = self.ctx.watches.now();
             return Ok(recorded.map(|anchor| (anchor, Steps::default())));
         }
@@ -153,24 +154,13 @@ impl Pass<'_> {
     /// The user's policy, with the consents that were not used yet.
     fn policy(&self, anchor: &Anchor) -> Policy {
         let mut policy = self.validated.policy.clone();
-        policy.submits = match &self.validated.authority {
-            Authority::External => false,
-            // A user's application needs the user's own transaction.
-            Authority::Submit { template } => self.validated.app.is_none() || template.is_some(),
-        };
+        policy.submits = self.validated.authority != Authority::External;
         policy.consents.retain(|consent| !anchor.used_consents.contains_key(consent));
         policy
     }
 
-    /// Whether the anchor remembers something of a node that is over.
-    fn keep_house(&self, anchor: &Anchor, sight: &Sight, known: &[Known]) -> bool {
-        anchor.members().any(|(name, identity)| {
-            (identity.vote.entry == EntryRecord::Entering && has_signed(&name, sight))
-                || (identity.cure.is_some() && is_cured(&name, identity, sight, known))
-        })
-    }
-
-    async fn clean(&self, sight: &Sight, known: &[Known]) -> Step<Anchor> {
+    /// Forgets what is over.
+    async fn forget(&self, sight: &Sight, known: &[Known]) -> Step<Anchor> {
         self.update(|stored| {
             for (name, identity) in &mut stored.identities {
                 let name = bsn_core::names::NodeName::from_object(name);
@@ -234,8 +224,9 @@ impl Pass<'_> {
             memory.decided = Some((decision.clone(), since));
         }
         let sets = &self.validated.desired.sets;
-        let described =
-            sets.iter().map(|set| (set.name.to_string(), self.validated.inputs_hash(set.name.as_str())));
+        let described = sets
+            .iter()
+            .map(|set| (set.name.to_string(), self.validated.inputs_hash(set.name.as_str())));
         let in_force = anchor
             .members()
             .filter_map(|(name, identity)| Some((name, identity.inputs_hash.clone()?)))
@@ -253,6 +244,14 @@ impl Pass<'_> {
         };
         self.ctx.memberships.put(self.key.clone(), view);
     }
+}
+
+/// Whether the anchor remembers something of a node that is over.
+fn is_outdated(anchor: &Anchor, sight: &Sight, known: &[Known]) -> bool {
+    anchor.members().any(|(name, identity)| {
+        (identity.vote.entry == EntryRecord::Entering && has_signed(&name, sight))
+            || (identity.cure.is_some() && is_cured(&name, identity, sight, known))
+    })
 }
 
 /// Others saw it sign, as a voter.

@@ -82,7 +82,10 @@ impl<'a> World<'a> {
         for (name, identity) in self.anchor.members() {
             // One whose keys are not made yet is not asked.
             let known = known.iter().find(|known| known.name == name);
-            nodes.insert(name.clone(), self.node(&name, identity, known, sight, memory, policy, now));
+            nodes.insert(
+                name.clone(),
+                self.node(&name, identity, known, sight, memory, policy, now),
+            );
         }
         memory.trying.retain(|name, _| nodes.contains_key(name));
         Observed {
@@ -111,7 +114,7 @@ impl<'a> World<'a> {
         Node {
             domain: machine.unwrap_or_default(),
             engine: known.map_or(Engine::NotReady, |known| known.engine),
-            inputs: self.inputs(identity, pod.as_deref(), &described),
+            inputs: inputs(identity, pod.as_deref(), &described),
             disk_lost,
             replacement: match (identity.replaced, asked_to_go) {
                 (true, _) => Replacement::Recorded,
@@ -150,19 +153,6 @@ impl<'a> World<'a> {
         (asked, disk_lost && !ready)
     }
 
-    /// Whether a node runs what is described.
-    fn inputs(&self, identity: &Identity, pod: Option<&Pod>, described: &str) -> Inputs {
-        // One that was never started gets what is described when it is.
-        let Some(in_force) = &identity.template_hash else { return Inputs::Current };
-        let runs = pod.and_then(|pod| template_hash_of(pod.metadata.annotations.as_ref()));
-        let behind = runs.is_some_and(|runs| runs != *in_force);
-        if identity.inputs_hash.as_deref() == Some(described) && !behind {
-            Inputs::Current
-        } else {
-            Inputs::Pending
-        }
-    }
-
     fn begun(&self, sight: &Sight, verdict: Option<&Verdict>) -> Option<Begun> {
         let intent = self.intent()?;
         Some(match &intent.step.effect {
@@ -191,12 +181,7 @@ impl<'a> World<'a> {
         used.map(|(consent, _)| consent.clone()).collect()
     }
 
-    fn progress(
-        &self,
-        intent: &StepIntent,
-        restart: &RecordedRestart,
-        sight: &Sight,
-    ) -> Progress {
+    fn progress(&self, intent: &StepIntent, restart: &RecordedRestart, sight: &Sight) -> Progress {
         if intent.phase == Phase::Begun {
             return Progress::Untouched;
         }
@@ -217,6 +202,19 @@ impl<'a> World<'a> {
             None if put != Some(&restart.described) => Progress::Ordered,
             _ => Progress::Down,
         }
+    }
+}
+
+/// Whether a node runs what is described.
+fn inputs(identity: &Identity, pod: Option<&Pod>, described: &str) -> Inputs {
+    // One that was never started gets what is described when it is.
+    let Some(in_force) = &identity.template_hash else { return Inputs::Current };
+    let runs = pod.and_then(|pod| template_hash_of(pod.metadata.annotations.as_ref()));
+    let behind = runs.is_some_and(|runs| runs != *in_force);
+    if identity.inputs_hash.as_deref() == Some(described) && !behind {
+        Inputs::Current
+    } else {
+        Inputs::Pending
     }
 }
 
