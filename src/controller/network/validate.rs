@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bsn_core::anchor::Role;
 use bsn_core::consent::{self, CONSENT_ANNOTATION};
+use bsn_core::engine::cometbft::transaction::{TemplateError, check_template};
 use bsn_core::engine::cometbft::{DEFAULT_POWER, LEDGER, MAX_CHAIN_ID, Version, VersionError};
 use bsn_core::forming::{DesiredNetwork, DesiredSet};
 use bsn_core::hash::short_hash;
@@ -145,6 +146,9 @@ pub enum InvalidSpec {
          the built-in store"
     )]
     SubmitToStore,
+    /// A template from which no transaction can be made.
+    #[error("spec.membership.submit.txTemplate: {0}")]
+    Template(#[from] TemplateError),
 }
 
 /// Checks a description.
@@ -246,6 +250,9 @@ fn validate_authority(spec: &BsnNetworkSpec, own_app: bool) -> Result<Authority,
     let template = spec.membership.submit.as_ref().map(|submit| submit.tx_template.clone());
     if template.is_some() && !own_app {
         return Err(InvalidSpec::SubmitToStore);
+    }
+    if let Some(template) = &template {
+        check_template(template)?;
     }
     Ok(match spec.membership.authority {
         MembershipAuthority::External => Authority::External,
@@ -478,14 +485,21 @@ mod tests {
         };
         let store = || json!({"persistentKvstore": {}});
         let own = || json!({"container": {"image": "x"}});
-        let submit = json!({"submit": {"txTemplate": "t"}});
-        let template = Some("t".to_owned());
+        let text = "{address} {power} {serial}";
+        let submit = json!({"submit": {"txTemplate": text}});
+        let template = Some(text.to_owned());
         assert_eq!(authority(own(), json!({})), Ok(Authority::External));
         assert_eq!(authority(own(), submit.clone()), Ok(Authority::Submit { template }));
         for app in [own(), store()] {
             assert_eq!(authority(app, json!({"authority": "External"})), Ok(Authority::External));
         }
         assert_eq!(authority(store(), submit), Err(InvalidSpec::SubmitToStore));
+        // Before anything is sent, what admission does not see is refused: here a word misspelt.
+        let misspelt = json!({"submit": {"txTemplate": "{address} {powr} {power} {serial}"}});
+        let error = authority(own(), misspelt).unwrap_err().to_string();
+        assert!(
+            error.starts_with("spec.membership.submit.txTemplate: ") && error.contains("{powr}")
+        );
         // Who votes is wanted all the same.
         let governed = validated(with(&json!({"membership": {"authority": "External"}}))).unwrap();
         assert!(governed.membership.sets[0].votes_on.contains(LEDGER));
