@@ -11,10 +11,10 @@ use crate::labels;
 /// Builds the budget for `voters` validators of which any `margin` may be down.
 pub fn build_disruption_budget(
     network: &NetworkParts<'_>,
-    voters: usize,
+    validators: usize,
     margin: usize,
 ) -> PodDisruptionBudget {
-    let min_available = i32::try_from(voters.saturating_sub(margin)).unwrap_or(i32::MAX);
+    let min_available = i32::try_from(validators.saturating_sub(margin)).unwrap_or(i32::MAX);
     let selector = [
         (labels::NETWORK_ID.to_owned(), network.network_id.to_owned()),
         (labels::ROLE.to_owned(), role_text(Role::Validator).to_owned()),

@@ -1,7 +1,7 @@
 //! The effects of a network's pass, in their order. Each is crash-safe: the next pass sees what is
 //! recorded and goes on from there.
 
-use bsn_core::anchor::{Anchor, KeyRecord};
+use bsn_core::anchor::{Anchor, KeyRecord, Role};
 use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
 use bsn_core::engine::cometbft::genesis::Genesis;
@@ -289,7 +289,10 @@ impl Pass<'_> {
             or_refuse!(refused(made)?);
         }
         let powers = powers_of(anchor);
-        let budget = build_disruption_budget(&network, powers.len(), margin(QUORUM, &powers));
+        // Counted with those that do not vote: which of the pods votes is not in their labels.
+        let validators =
+            anchor.members().filter(|(_, identity)| identity.role == Role::Validator).count();
+        let budget = build_disruption_budget(&network, validators, margin(QUORUM, &powers));
         let known = cached(&self.ctx.caches.budgets, &self.key.namespace, &budget.name_any());
         let made = ensure(&self.ctx.client, known.as_deref(), budget, None, id).await;
         or_refuse!(refused(made)?);

@@ -376,7 +376,7 @@ impl Acting<'_> {
         match end.ended {
             // It may have been done all the same; the pod tells.
             Some(Err(error)) => {
-                tracing::warn!(node = %recorded.node, %error, "the restart was not ended")
+                tracing::warn!(node = %recorded.node, %error, "the restart was not ended");
             }
             Some(Ok(Err(refusal))) => return Ok(Err(refusal)),
             Some(Ok(Ok(()))) | None => {}
