@@ -162,7 +162,7 @@ impl Watch {
 
     fn remember(&mut self, chain_id: &str, nodes: &[Known], policy: &Policy, now: Duration) {
         let seen = self.look(chain_id, nodes, now);
-        let (head, alone) = (self.head.height(), self.nodes.len());
+        let head = self.head.height();
         let facts: Vec<_> = nodes
             .iter()
             .map(|known| {
@@ -172,7 +172,7 @@ impl Watch {
                 });
                 let votes = seen.powers.is_some_and(|all| all.contains_key(&known.address));
                 let well = if votes && seen.head == Head::Producing {
-                    seen.signed_recently(known, alone)
+                    seen.signed_recently(known)
                 } else {
                     follows
                 };
@@ -220,7 +220,7 @@ impl Watch {
                 None if self.is_prompt(now) && seen.signed_recently_by(address) => Liveness::Live,
                 None => Liveness::Unknown,
             };
-            let signed = seen.count(address, known, self.nodes.len());
+            let signed = seen.count(address, known);
             let node = known.map(|known| known.name.clone());
             members.insert(address.clone(), Member { power: *power, node, liveness, signed });
         }
@@ -228,7 +228,7 @@ impl Watch {
             let track = self.nodes.get(&known.name);
             let well = track.map_or(now, |track| track.well);
             let member = members.get(&known.address);
-            let back = track.is_some_and(|track| self.is_back(&seen, known, track, member, now));
+            let back = track.is_some_and(|track| is_back(&seen, known, track, member, now));
             let down_seconds = now.saturating_sub(well).as_secs();
             (known.name.clone(), NodeSight { down_seconds, back })
         });
@@ -289,7 +289,7 @@ impl Watch {
 
     fn liveness(&self, seen: &Seen<'_>, known: &Known, head: u64, now: Duration) -> Liveness {
         let signs = match seen.head {
-            Head::Producing => self.is_prompt(now) && seen.signed_recently(known, self.nodes.len()),
+            Head::Producing => self.is_prompt(now) && seen.signed_recently(known),
             // No blocks, no signatures: then it counts who is there, for a while.
             Head::Standing => {
                 let listed = self.nodes.get(&known.name).and_then(|track| track.listed);
@@ -306,34 +306,6 @@ impl Watch {
                 Liveness::ProvedDown
             }
             _ => Liveness::Unknown,
-        }
-    }
-
-    fn is_back(
-        &self,
-        seen: &Seen<'_>,
-        known: &Known,
-        track: &Track,
-        member: Option<&Member>,
-        now: Duration,
-    ) -> bool {
-        let (Some((uid, began)), Some(report)) = (&track.pod, seen.reports.get(&known.name)) else {
-            return false;
-        };
-        if known.pod.as_ref() != Some(uid) || known.engine != Engine::Ready {
-            return false;
-        }
-        let follows = track.steady.is_some() && !report.catching_up;
-        match (member, seen.head) {
-            (None, _) => follows,
-            // It signed after its process was first seen: the old one cannot have done that.
-            (Some(_), Head::Producing) => {
-                let last = seen.last_signed(&known.address, Some(known), self.nodes.len());
-                follows && last.is_some_and(|last| last > *began)
-            }
-            (Some(_), _) => {
-                follows && track.listed.is_some_and(|since| now.saturating_sub(since) >= LISTED)
-            }
         }
     }
 
@@ -358,6 +330,34 @@ impl Watch {
     }
 }
 
+/// The pod that runs is back: see [`NodeSight::back`].
+fn is_back(
+    seen: &Seen<'_>,
+    known: &Known,
+    track: &Track,
+    member: Option<&Member>,
+    now: Duration,
+) -> bool {
+    let (Some((uid, began)), Some(report)) = (&track.pod, seen.reports.get(&known.name)) else {
+        return false;
+    };
+    if known.pod.as_ref() != Some(uid) || known.engine != Engine::Ready {
+        return false;
+    }
+    let follows = track.steady.is_some() && !report.catching_up;
+    match (member, seen.head) {
+        (None, _) => follows,
+        // It signed after its process was first seen: the old one cannot have done that.
+        (Some(_), Head::Producing) => {
+            let last = seen.last_signed(known);
+            follows && last.is_some_and(|last| last > *began)
+        }
+        (Some(_), _) => {
+            follows && track.listed.is_some_and(|since| now.saturating_sub(since) >= LISTED)
+        }
+    }
+}
+
 /// The reports of one moment, sorted out.
 struct Seen<'a> {
     head: Head,
@@ -371,37 +371,36 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    /// Who may bear witness about a node: the others, or itself where it is alone.
-    fn witnesses(
-        &self,
-        about: Option<&Known>,
-        nodes: usize,
-    ) -> impl Iterator<Item = &LedgerReport> {
-        let about = about.filter(|_| nodes > 1).map(|known| &known.name);
-        self.current
-            .iter()
-            .filter(move |(name, _)| Some(**name) != about)
-            .map(|(_, ledger)| *ledger)
+    /// Who may bear witness about a node: the others, or itself where no other is at the head.
+    fn witnesses(&self, about: &Known) -> impl Iterator<Item = &LedgerReport> {
+        let alone = self.current.keys().all(|name| **name == about.name);
+        let witnesses = self.current.iter();
+        witnesses.filter(move |(name, _)| alone || **name != &about.name).map(|(_, ledger)| *ledger)
     }
 
-    fn signed_recently(&self, known: &Known, nodes: usize) -> bool {
-        self.witnesses(Some(known), nodes).any(|ledger| recently(ledger, &known.address))
+    fn signed_recently(&self, known: &Known) -> bool {
+        self.witnesses(known).any(|ledger| recently(ledger, &known.address))
     }
 
     fn signed_recently_by(&self, address: &str) -> bool {
         self.current.values().any(|ledger| recently(ledger, address))
     }
 
-    fn last_signed(&self, address: &str, about: Option<&Known>, nodes: usize) -> Option<u64> {
-        self.witnesses(about, nodes).filter_map(|l| l.last_signed.get(address).copied()).max()
+    fn last_signed(&self, known: &Known) -> Option<u64> {
+        self.witnesses(known).filter_map(|l| l.last_signed.get(&known.address).copied()).max()
     }
 
     /// How many of the newest blocks it signed, by the reports of the others.
-    fn count(&self, address: &str, known: Option<&Known>, nodes: usize) -> u64 {
-        let own = known.filter(|_| nodes > 1).map(|known| &known.name);
-        let others = self.reports.iter().filter(|(name, _)| Some(**name) != own);
-        let counts = others.filter_map(|(_, report)| report.signed.as_ref()?.get(address));
-        counts.copied().max().unwrap_or(0)
+    fn count(&self, address: &str, known: Option<&Known>) -> u64 {
+        let own = known.map(|known| &known.name);
+        let count = |name: &NodeName| {
+            let current = self.current.contains_key(name);
+            self.reports.get(name).filter(|_| current)?.signed.as_ref()?.get(address).copied()
+        };
+        let others = self.current.keys().filter(|name| Some(**name) != own);
+        let counts: Vec<u64> = others.filter_map(|name| count(name)).collect();
+        let alone = || own.and_then(count);
+        counts.into_iter().max().or_else(alone).unwrap_or(0)
     }
 
     /// On a chain that stands still: it answers at the head's height, and another node has it as a peer.

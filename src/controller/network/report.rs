@@ -318,7 +318,7 @@ fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool) -> State 
             let restart =
                 matches!(step, PlannedStep::BeginRestart { .. } | PlannedStep::Cure { .. });
             let reason = if restart { Reason::Restarting } else { Reason::Changing };
-            state(reason, format!("next: {step}"))
+            state(reason, format!("next: {}", steps.next.as_deref().unwrap_or_default()))
         }
         Some(Decision::Wait(refusal)) => state(Reason::GateClosed, refused(refusal)),
         Some(Decision::NeedsConsent(refusal)) => {

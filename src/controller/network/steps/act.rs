@@ -23,7 +23,7 @@ use kube::ResourceExt;
 
 use super::memory::Memory;
 use super::observe::{StepIntent, World};
-use super::{describe, history};
+use super::{history, with_names};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
 use crate::apply::read;
@@ -488,7 +488,7 @@ impl Acting<'_> {
         }
         let recorded = RecordedStep {
             begun_at: self.pass.ctx.now(),
-            what: describe(step, self.world),
+            what: with_names(&step.to_string(), self.world.anchor),
             effect,
         };
         let new = NewStep {

@@ -14,7 +14,7 @@ use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
 use bsn_core::intent::record::{Phase, Record};
 use bsn_core::membership::model::{Liveness, Step as PlannedStep};
-use bsn_core::membership::{Decision, Observed, Policy, next_step, warnings};
+use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_step, warnings};
 use bsn_core::steps::{Effect, RecordedStep};
 use bsn_core::watch::{Known, Sight};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -36,6 +36,8 @@ use crate::view::MembershipView;
 pub struct Steps {
     /// The planner's answer; `None` = it was not asked: the chain is not formed, or not seen yet.
     pub decision: Option<Decision>,
+    /// The step that comes next, in words.
+    pub next: Option<String>,
     /// The step under way, in words.
     pub under_way: Option<String>,
     /// It restarts a node.
@@ -214,7 +216,7 @@ impl Pass<'_> {
             Some((before, since)) if same(before, decision) => *since,
             _ => {
                 if *decision != Decision::Converged {
-                    tracing::info!(network = %self.key, decision = %words(decision), "decided");
+                    tracing::info!(network = %self.key, decision = with_names(&words(decision), anchor), "decided");
                 }
                 now
             }
@@ -285,8 +287,14 @@ fn steps(
     let pending = observed.map_or(0, |observed| {
         observed.nodes.values().filter(|node| node.inputs == Inputs::Pending).count()
     });
+    let decision = decision.map(|decision| for_people(&decision, world.anchor));
+    let next = match &decision {
+        Some(Decision::Step { step, .. }) => Some(with_names(&step.to_string(), world.anchor)),
+        _ => None,
+    };
     Steps {
         decision,
+        next,
         under_way: intent.map(|intent| intent.step.what.clone()),
         restarts: intent.is_some_and(|i| matches!(i.step.effect, Effect::Restart(_))),
         pending,
@@ -315,13 +323,28 @@ fn words(decision: &Decision) -> String {
     }
 }
 
-/// A step in words, with nodes by name instead of by key.
-fn describe(step: &PlannedStep, world: &World<'_>) -> String {
-    let mut text = step.to_string();
-    for (name, identity) in world.anchor.members() {
+/// A text with nodes by name instead of by key, and without the name of the one ledger.
+fn with_names(text: &str, anchor: &Anchor) -> String {
+    let mut text = text.replace(&format!(" (ledger {LEDGER})"), "");
+    for (name, identity) in anchor.members() {
         if let Some(keys) = &identity.keys {
             text = text.replace(&keys.consensus.validator_address(), name.as_str());
         }
     }
-    text.replace(&format!(" (ledger {LEDGER})"), "")
+    text.replace(&format!("ledger {LEDGER}"), "the chain")
+}
+
+/// A decision as people read it. A consent stays word for word.
+fn for_people(decision: &Decision, anchor: &Anchor) -> Decision {
+    let refusal = |refusal: &Refused| Refused {
+        step: with_names(&refusal.step, anchor),
+        message: with_names(&refusal.message, anchor),
+        ..refusal.clone()
+    };
+    match decision {
+        Decision::Wait(why) => Decision::Wait(refusal(why)),
+        Decision::NeedsConsent(why) => Decision::NeedsConsent(refusal(why)),
+        Decision::Stuck(why) => Decision::Stuck(refusal(why)),
+        Decision::Converged | Decision::Step { .. } => decision.clone(),
+    }
 }
