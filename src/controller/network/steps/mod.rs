@@ -13,7 +13,7 @@ use bsn_core::anchor::{Anchor, EntryRecord};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
 use bsn_core::intent::record::{Phase, Record};
-use bsn_core::membership::model::{Liveness, Step as PlannedStep};
+use bsn_core::membership::model::Liveness;
 use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_step, warnings};
 use bsn_core::steps::{Effect, RecordedStep};
 use bsn_core::watch::{Known, Sight};
