@@ -52,6 +52,11 @@ pub struct RunArgs {
     #[arg(long, env = "BSN_IMAGE_PREFIX", default_value = "")]
     pub image_prefix: String,
 
+    /// How many networks may restart nodes at the same time, so that a mistake in a change of many is seen on
+    /// the first few.
+    #[arg(long, env = "BSN_MAX_CONCURRENT_ROLLS", default_value = "5")]
+    pub max_rolls: std::num::NonZeroU16,
+
     /// Where to serve /livez, /readyz and /metrics.
     #[arg(long, env = "BSN_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,

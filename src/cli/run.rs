@@ -16,6 +16,7 @@ use crate::build::secret::entry;
 use crate::cluster::{Watches as ClusterWatches, client, watches};
 use crate::controller::context::{Context, Credentials, RecentReads, Settings};
 use crate::controller::network::steps::memory::Memories;
+use crate::controller::network::steps::slots::Slots;
 use crate::controller::{network, node, retention, run};
 use crate::evidence::poller::{Poller, Targets};
 use crate::evidence::watches::Watches;
@@ -117,6 +118,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         watches: Watches::default(),
         memories: Memories::default(),
         memberships: Memberships::default(),
+        slots: Slots::new(args.max_rolls.get().into()),
         term: leadership.term(),
         node_turns: Turns::default(),
     });

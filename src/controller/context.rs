@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Error;
 use super::network::steps::memory::Memories;
+use super::network::steps::slots::Slots;
 use crate::anchor::AnchorStore;
 use crate::cluster::{Caches, Triggers};
 use crate::evidence::poller::Targets;
@@ -87,6 +88,8 @@ pub struct Context {
     pub memories: Memories,
     /// What was decided last, shown.
     pub memberships: Memberships,
+    /// How many networks restart nodes at once.
+    pub slots: Slots,
     /// This leader's term.
     pub term: Term,
     /// Work on one node's workload, one after the other; by namespace and name.

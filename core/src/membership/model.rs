@@ -555,6 +555,8 @@ pub enum Gate {
     NewcomerSigns,
     /// A voter remains.
     NotTheLastVoter,
+    /// Not too many other networks restart nodes. Not the planner's: it sees one network.
+    RollSlotIsFree,
     /// The node that restarts came back.
     NodeComesBack,
     /// The node works, or can be made to.

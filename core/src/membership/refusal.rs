@@ -89,6 +89,7 @@ impl std::fmt::Display for Gate {
             Self::CaughtUp => "caught_up",
             Self::NewcomerSigns => "newcomer_signs",
             Self::NotTheLastVoter => "not_the_last_voter",
+            Self::RollSlotIsFree => "roll_slot_is_free",
             Self::NodeComesBack => "node_comes_back",
             Self::NodeWorks => "node_works",
             Self::VotersShareFailureDomain => "voters_share_failure_domain",

@@ -43,6 +43,7 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
         ctx.credentials.remove(&key);
         ctx.memories.remove(&key);
         ctx.memberships.remove(&key);
+        ctx.slots.release(&key);
         return Ok(Action::await_change());
     }
     let status = network.status.as_ref();

@@ -8,12 +8,13 @@ mod act;
 mod history;
 pub mod memory;
 mod observe;
+pub mod slots;
 
 use bsn_core::anchor::{Anchor, EntryRecord};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
 use bsn_core::intent::record::{Phase, Record};
-use bsn_core::membership::model::Liveness;
+use bsn_core::membership::model::{Engine, Inputs, Liveness};
 use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_step, warnings};
 use bsn_core::steps::{Effect, RecordedStep};
 use bsn_core::watch::{Known, Sight};
@@ -116,6 +117,9 @@ impl Pass<'_> {
         let policy = self.policy(&anchor);
         let observed = world.observed(&sight, &known, verdict.as_ref(), &mut memory, &policy);
         let decision = next_step(&self.validated.membership, &observed, &policy);
+        let restarts = world.intent().is_some_and(is_restart);
+        let pending = observed.nodes.values().any(|node| node.inputs == Inputs::Pending);
+        let decision = self.ctx.slots.settle(self.key, restarts, pending, decision);
         self.publish_decision(&anchor, &observed, &policy, &decision, &mut memory);
         let told = memory.decided.as_ref().map(|(decision, _)| decision.clone());
         let shown = steps(&world, &sight, told, Some(&observed));
@@ -185,7 +189,6 @@ impl Pass<'_> {
         known: &[Known],
         memory: &mut Memory,
     ) -> Option<Verdict> {
-        use bsn_core::membership::model::Engine;
         let intent = world.intent().filter(|intent| intent.phase == Phase::Sent)?;
         let Effect::Change(recorded) = &intent.step.effect else { return None };
         let ended = known
@@ -256,6 +259,10 @@ fn is_outdated(anchor: &Anchor, sight: &Sight, known: &[Known]) -> bool {
     })
 }
 
+fn is_restart(intent: &observe::StepIntent) -> bool {
+    matches!(intent.step.effect, Effect::Restart(_))
+}
+
 /// Others saw it sign, as a voter.
 fn has_signed(name: &bsn_core::names::NodeName, sight: &Sight) -> bool {
     let mut members = sight.ledger.members.values();
@@ -282,7 +289,6 @@ fn steps(
     decision: Option<Decision>,
     observed: Option<&Observed>,
 ) -> Steps {
-    use bsn_core::membership::model::Inputs;
     let intent = world.intent();
     let pending = observed.map_or(0, |observed| {
         observed.nodes.values().filter(|node| node.inputs == Inputs::Pending).count()
@@ -296,7 +302,7 @@ fn steps(
         decision,
         next,
         under_way: intent.map(|intent| intent.step.what.clone()),
-        restarts: intent.is_some_and(|i| matches!(i.step.effect, Effect::Restart(_))),
+        restarts: intent.is_some_and(is_restart),
         pending,
         powers: sight.ledger.members.values().map(|member| member.power).collect(),
     }
