@@ -56,6 +56,9 @@ struct StepKind {
 /// From a pass that only compares caches to one that waits for the API server. Seconds.
 const PASS_BUCKETS: [f64; 8] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 60.0];
 
+/// Around the second within which a step should follow what it waited for.
+const REACTION_BUCKETS: [f64; 8] = [0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 5.0, 15.0];
+
 /// All metrics; clones share them.
 #[derive(Clone)]
 pub struct Metrics {
@@ -66,6 +69,7 @@ pub struct Metrics {
     passes: Family<Pass, Histogram>,
     evidence: Family<Evidence, Counter>,
     steps: Family<StepKind, Counter>,
+    reactions: Histogram,
     leader: Gauge,
 }
 
@@ -86,6 +90,7 @@ impl Metrics {
             passes: Family::new_with_constructor(|| Histogram::new(PASS_BUCKETS)),
             evidence: Family::default(),
             steps: Family::default(),
+            reactions: Histogram::new(REACTION_BUCKETS),
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,6 +117,12 @@ impl Metrics {
             metrics.evidence.clone(),
         );
         registry.register("steps", "Steps of the planner that were taken", metrics.steps.clone());
+        registry.register_with_unit(
+            "step_reaction",
+            "From the block that proves a change of members to its step's end, by the voters' clocks",
+            Unit::Seconds,
+            metrics.reactions.clone(),
+        );
         registry.register("leader", "1 while this replica leads", metrics.leader.clone());
         drop(registry);
         metrics
@@ -142,6 +153,11 @@ impl Metrics {
     /// Counts a step that was taken.
     pub fn step_taken(&self, step: &'static str) {
         self.steps.get_or_create(&StepKind { step }).inc();
+    }
+
+    /// Observes how soon a step was ended.
+    pub fn step_reaction(&self, took: Duration) {
+        self.reactions.observe(took.as_secs_f64());
     }
 
     /// Says whether this replica leads.

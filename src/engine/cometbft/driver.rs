@@ -7,6 +7,7 @@ use bsn_core::engine::cometbft::keys::PublicKey;
 use bsn_core::engine::cometbft::settle::{
     Look, Pool, PoolState, parse_block_transactions, parse_pool,
 };
+use bsn_core::engine::cometbft::signing::parse_decided_at;
 use bsn_core::engine::cometbft::status::{parse_heights, parse_powers};
 use bsn_core::engine::cometbft::transaction::check_change;
 use bsn_core::engine::cometbft::verify::verify;
@@ -14,6 +15,7 @@ use bsn_core::names::NodeName;
 use bsn_core::steps::RecordedChange;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -204,6 +206,17 @@ impl Chain<'_> {
             pages.push(self.call(node, method, params.clone()).await?);
         }
         Ok(pages)
+    }
+
+    /// When a block was decided, by its voters' clocks; `None` = no node tells.
+    pub async fn decided_at(&self, height: u64) -> Option<Timestamp> {
+        for target in &self.targets.nodes {
+            let params = json!({"height": height.to_string()});
+            if let Ok(commit) = self.call_target(target, "commit", params).await {
+                return parse_decided_at(&commit);
+            }
+        }
+        None
     }
 
     /// Whether a node still counts a key among the voters, by a live read of every node that answers. `None` =

@@ -3,6 +3,7 @@
 //! Sources: `privval/file.go` (the record; steps 1 = proposal, 2 = prevote, 3 = precommit),
 //! `types/block.go` (`BlockIDFlag`), `types/vote.go` (`Vote.String`).
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -95,6 +96,19 @@ pub fn parse_signers(commit: &Value) -> Option<Vec<String>> {
     Some(signed.filter_map(address).collect())
 }
 
+/// When a block was decided, by its voters' own clocks: the median time of the votes for it in the answer to
+/// `commit`. `None` = there are none.
+pub fn parse_decided_at(commit: &Value) -> Option<Timestamp> {
+    let signatures = commit.pointer("/signed_header/commit/signatures")?.as_array()?;
+    let votes = signatures.iter().filter(|signature| {
+        signature.get("block_id_flag").and_then(Value::as_u64) == Some(2)
+    });
+    let mut times: Vec<Timestamp> =
+        votes.filter_map(|vote| vote.get("timestamp")?.as_str()?.parse().ok()).collect();
+    times.sort_unstable();
+    times.get(times.len() / 2).copied()
+}
+
 /// The highest vote of the validator `address` in the answer to `consensus_state`. Votes are shown as
 /// text with the first six bytes of the address, so another validator's could be taken for it: that errs
 /// to the safe side.
@@ -143,6 +157,15 @@ mod tests {
         let fresh = "{\n  \"height\": \"0\",\n  \"round\": 0,\n  \"step\": 0\n}\n";
         assert_eq!(SignedAt::default().render_record(), fresh);
         assert!(SignedAt::parse_record("").is_err());
+    }
+
+    #[test]
+    fn a_block_was_decided_when_half_of_its_voters_had_voted() {
+        let vote = |second: u8, flag: u8| json!({"block_id_flag": flag, "timestamp": format!("2026-01-01T00:00:0{second}Z")});
+        let votes = [vote(5, 2), vote(1, 2), vote(9, 1), vote(3, 2)];
+        let commit = json!({"signed_header": {"commit": {"signatures": votes}}});
+        assert_eq!(parse_decided_at(&commit), Some("2026-01-01T00:00:03Z".parse().unwrap()));
+        assert_eq!(parse_decided_at(&json!({})), None);
     }
 
     #[test]

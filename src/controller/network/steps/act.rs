@@ -415,9 +415,21 @@ impl Acting<'_> {
         let task = Task::Finish { ledger: LEDGER.to_owned(), number: intent.number };
         let done = self.drive(task, memory, nothing).await?;
         if done.is_ok() {
+            self.measure(height).await;
             self.end(intent, outcome, height, memory).await;
         }
         Ok(done.map(|()| anchor))
+    }
+
+    /// How long after the chain could prove it the step was ended: the set of a block is proved by the commit
+    /// in the next one.
+    async fn measure(&self, height: Option<u64>) {
+        let now = self.pass.ctx.now();
+        let Some(height) = height else { return };
+        if let Some(proved) = self.chain.decided_at(height + 1).await {
+            let took = Duration::try_from(now.duration_since(proved)).unwrap_or_default();
+            self.pass.ctx.metrics.step_reaction(took);
+        }
     }
 
     /// Remembers a node's power, and its entry or its end as a voter.
