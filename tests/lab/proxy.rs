@@ -46,7 +46,7 @@ nodeSets:
 type Seen = BTreeMap<String, BTreeSet<String>>;
 
 /// An effect on the story's network. Not events, which nothing is built on and which come in any order.
-fn effects(world: &World, name: &str, action: Action) -> Rule {
+pub fn effects(world: &World, name: &str, action: Action) -> Rule {
     let namespace = format!("/namespaces/{}/", world.namespace);
     Rule::new(name, action).writes().path(&namespace).not_path("/events")
 }
@@ -77,11 +77,12 @@ fn kinds(seen: &Seen) -> BTreeSet<String> {
     different
 }
 
-/// At which writes to kill the operator, and on which side of each.
-fn moments(writes: u64) -> Vec<(u64, Side)> {
+/// At which writes to kill the operator, and on which side of each; `default` = how many times, unless
+/// `BSN_KILLS` says another number.
+pub fn moments(writes: u64, default: usize) -> Vec<(u64, Side)> {
     let kills = match std::env::var("BSN_KILLS") {
         Ok(text) => text.parse().expect("BSN_KILLS is a number"),
-        Err(_) => KILLS,
+        Err(_) => default,
     };
     let kills = u64::try_from(kills).unwrap();
     let sides = [Side::BeforeForward, Side::AfterAnswer];
@@ -169,7 +170,7 @@ async fn the_operator_killed_at_every_write_of_a_bring_up_ends_in_the_same_state
     assert!(writes >= 5, "the operator does not go through the proxy: {:?}", proxy.calls());
     assert_eq!(expected.len(), 3, "the node's keys, the CA and the genesis: {expected:?}");
 
-    for (k, side) in moments(writes) {
+    for (k, side) in moments(writes, KILLS) {
         let seen = bring_up_and_kill(&proxy, k, side).await;
         assert_eq!(kinds(&seen), expected, "killed {side:?} of write {k}");
         assert!(seen.values().all(|prints| prints.len() == 1), "made twice: {seen:?}");
@@ -179,7 +180,7 @@ async fn the_operator_killed_at_every_write_of_a_bring_up_ends_in_the_same_state
 }
 
 /// Both sides of a proxy before the gateway of `node`, made of what the cluster has.
-async fn gateway_tls(world: &World, node: &str) -> GatewayTls {
+pub async fn gateway_tls(world: &World, node: &str) -> GatewayTls {
     let keys = world.api::<Secret>().get(&format!("{node}-keys")).await.unwrap();
     let cert = world.api::<ConfigMap>().get(&format!("{node}-cert")).await.unwrap();
     let ca = world.api::<Secret>().get(&format!("{}-ca", world.network)).await.unwrap();

@@ -166,7 +166,10 @@ pub fn compute_status(
     } else if !formed {
         let message = forming_message(input.waiting);
         State::new(READY, false, Reason::Forming, message)
-    } else if membership.status == Some(false) {
+    } else if membership.status == Some(false)
+        // Who is not ready says more than the gate that waits for it.
+        && (membership.reason != Reason::GateClosed || not_ready.is_empty())
+    {
         State::new(READY, false, membership.reason, membership.message.clone())
     } else if !not_ready.is_empty() {
         let message = format!("not ready: {}", not_ready.join(", "));

@@ -28,6 +28,7 @@ mod machine_config;
 pub mod network;
 pub mod packages;
 pub mod pki;
+pub mod pod_cut;
 pub mod process;
 pub mod provisioner;
 mod quantity;

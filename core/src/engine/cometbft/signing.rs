@@ -100,9 +100,9 @@ pub fn parse_signers(commit: &Value) -> Option<Vec<String>> {
 /// `commit`. `None` = there are none.
 pub fn parse_decided_at(commit: &Value) -> Option<Timestamp> {
     let signatures = commit.pointer("/signed_header/commit/signatures")?.as_array()?;
-    let votes = signatures.iter().filter(|signature| {
-        signature.get("block_id_flag").and_then(Value::as_u64) == Some(2)
-    });
+    let votes = signatures
+        .iter()
+        .filter(|signature| signature.get("block_id_flag").and_then(Value::as_u64) == Some(2));
     let mut times: Vec<Timestamp> =
         votes.filter_map(|vote| vote.get("timestamp")?.as_str()?.parse().ok()).collect();
     times.sort_unstable();
