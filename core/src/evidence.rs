@@ -194,8 +194,10 @@ impl HeadTrack {
         if height > self.height {
             let blocks = u32::try_from(height - self.height).unwrap_or(u32::MAX);
             let sample = now.saturating_sub(self.since) / blocks;
-            // A slow average: one late block must not stretch the window much.
-            self.interval = Some(self.interval.map_or(sample, |old| (old * 7 + sample) / 8));
+            // A slow average: one late block must not stretch the window much, and the end of a long stall no
+            // more than that.
+            let average = |old| (old * 7 + sample.min(self.window())) / 8;
+            self.interval = Some(self.interval.map_or(sample, average));
             self.height = height;
             self.since = now;
             self.advanced = true;
@@ -319,6 +321,17 @@ mod tests {
         }
         assert_eq!(track.interval(), Some(secs(6)));
         assert_eq!(track.window(), secs(30));
+    }
+
+    #[test]
+    fn the_end_of_a_long_stall_is_no_block_interval() {
+        let mut track = HeadTrack::default();
+        for block in 0..20 {
+            track.observe(1 + block, secs(block));
+        }
+        track.observe(21, secs(1000));
+        assert!(track.interval() < Some(secs(3)), "{:?}", track.interval());
+        assert!(track.window() < secs(15));
     }
 
     #[test]
