@@ -292,6 +292,13 @@ fn certificates(
     }
 }
 
+/// A closed gate, why it is closed, and the consent that opens it if there is one.
+fn why(refusal: &StepRefusal) -> String {
+    let consent = refusal.consent.as_ref();
+    let how = consent.map(|consent| format!(". To consent: {CONSENT_ANNOTATION}={consent}"));
+    format!("{}: {}{}", refusal.gate, refusal.message, how.unwrap_or_default())
+}
+
 /// Whether the members of the chain, and what its nodes run, are as described.
 fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool) -> State {
     if !formed {
@@ -302,17 +309,15 @@ fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool) -> State 
     let steps = input.steps;
     if let Some(what) = &steps.under_way {
         let reason = if steps.restarts { Reason::Restarting } else { Reason::Changing };
-        let why = match &steps.decision {
-            Some(Decision::NeedsConsent(refusal) | Decision::Stuck(refusal)) => {
-                format!("; {}: {}", refusal.gate, refusal.message)
-            }
-            _ => String::new(),
+        let (reason, why) = match &steps.decision {
+            Some(Decision::NeedsConsent(refusal)) => (Reason::ConsentNeeded, why(refusal)),
+            Some(Decision::Stuck(refusal)) => (Reason::StepRefused, why(refusal)),
+            _ => return state(reason, format!("under way: {what}")),
         };
-        return state(reason, format!("under way: {what}{why}"));
+        return state(reason, format!("under way: {what}; it waits for {why}"));
     }
-    let refused = |refusal: &StepRefusal| {
-        format!("next: {}; it waits for {}: {}", refusal.step, refusal.gate, refusal.message)
-    };
+    let refused =
+        |refusal: &StepRefusal| format!("next: {}; it waits for {}", refusal.step, why(refusal));
     match &steps.decision {
         Some(Decision::Converged) => {
             State::new(MEMBERSHIP_CONVERGED, true, Reason::AsDescribed, "")
@@ -324,12 +329,7 @@ fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool) -> State 
             state(reason, format!("next: {}", steps.next.as_deref().unwrap_or_default()))
         }
         Some(Decision::Wait(refusal)) => state(Reason::GateClosed, refused(refusal)),
-        Some(Decision::NeedsConsent(refusal)) => {
-            let consent = refusal.consent.as_deref().unwrap_or_default();
-            let message =
-                format!("{}. To consent: {CONSENT_ANNOTATION}={consent}", refused(refusal));
-            state(Reason::ConsentNeeded, message)
-        }
+        Some(Decision::NeedsConsent(refusal)) => state(Reason::ConsentNeeded, refused(refusal)),
         Some(Decision::Stuck(refusal)) => state(Reason::StepRefused, refused(refusal)),
         // An operator that has just started does not know yet: what was said stays.
         None => keep(old, MEMBERSHIP_CONVERGED).unwrap_or_else(|| {

@@ -432,6 +432,25 @@ impl Acting<'_> {
         }
     }
 
+    /// The consent that gives up a step which was sent, without proof of what became of it.
+    pub fn abandon_consent(&self) -> Option<String> {
+        let (record, intent) = (self.world.record?, self.world.intent()?);
+        (intent.phase == Phase::Sent).then(|| record.abandon_consent(intent.number))
+    }
+
+    /// Gives up the step under way, since a person consented to exactly that.
+    pub async fn abandon(&self, consent: String, memory: &mut Memory) -> Step<()> {
+        let Some(intent) = self.world.intent() else { return Ok(Ok(())) };
+        tracing::warn!(network = %self.pass.key, consent, "given up without proof");
+        let (ledger, number) = (LEDGER.to_owned(), intent.number);
+        let done = self.drive(Task::Abandon { ledger, number, consent }, memory, nothing).await?;
+        if done.is_ok() {
+            self.end(intent, Outcome::Abandoned, None, memory).await;
+        }
+        memory.not_before = self.pass.ctx.watches.now();
+        Ok(done)
+    }
+
     /// Remembers a node's power, and its entry or its end as a voter.
     async fn note_vote(&self, recorded: &RecordedChange) -> Step<Anchor> {
         self.pass

@@ -14,7 +14,7 @@ use bsn_core::anchor::{Anchor, EntryRecord};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
 use bsn_core::intent::record::{Phase, Record};
-use bsn_core::membership::model::{Engine, Inputs, Liveness};
+use bsn_core::membership::model::{Engine, Gate, Inputs, Liveness};
 use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_step, warnings};
 use bsn_core::steps::{Effect, RecordedStep};
 use bsn_core::watch::{Known, Sight};
@@ -120,6 +120,7 @@ impl Pass<'_> {
         let restarts = world.intent().is_some_and(is_restart);
         let pending = observed.nodes.values().any(|node| node.inputs == Inputs::Pending);
         let decision = self.ctx.slots.settle(self.key, restarts, pending, decision);
+        let decision = self.or_ask_to_abandon(decision, &world);
         self.publish_decision(&anchor, &observed, &policy, &decision, &mut memory);
         let told = memory.decided.as_ref().map(|(decision, _)| decision.clone());
         let shown = steps(&world, &sight, told, Some(&observed));
@@ -130,31 +131,47 @@ impl Pass<'_> {
             _ => Attention::Watchful,
         };
         self.ctx.targets.attend(self.key, attention);
+        let acting = act::Acting {
+            pass: self,
+            world: &world,
+            chain: &chain,
+            sight: &sight,
+            verdict: verdict.as_ref(),
+        };
+        if let Some(consent) = acting.abandon_consent().filter(|one| policy.consents.contains(one))
+        {
+            let done = acting.abandon(consent, &mut memory).await?;
+            return Ok(done.map(|()| (anchor.clone(), shown)));
+        }
         if let Decision::Step { step, consents } = &decision {
-            let acting = act::Acting {
-                pass: self,
-                world: &world,
-                chain: &chain,
-                sight: &sight,
-                verdict: verdict.as_ref(),
-            };
-            let acted = acting.take(step, consents, &mut memory).await?;
-            match acted {
+            match acting.take(step, consents, &mut memory).await? {
                 Ok(Some(changed)) => anchor = changed,
                 Ok(None) => {}
                 Err(refusal) => return Ok(Err(refusal)),
             }
         } else if let Some(Verdict::Open { .. }) = &verdict {
-            let acting = act::Acting {
-                pass: self,
-                world: &world,
-                chain: &chain,
-                sight: &sight,
-                verdict: verdict.as_ref(),
-            };
             acting.send_again_if_lost(&mut memory).await?;
         }
         Ok(Ok((anchor, shown)))
+    }
+
+    /// A transaction that has not settled for long may never do: only a person can give it up, and is told how.
+    fn or_ask_to_abandon(&self, decision: Decision, world: &World<'_>) -> Decision {
+        let Decision::Wait(refusal) = &decision else { return decision };
+        let (Some(record), Some(intent)) = (world.record, world.intent()) else { return decision };
+        let age = self.ctx.now().duration_since(intent.step.begun_at);
+        let old = u64::try_from(age.as_secs()).unwrap_or(0) >= self.validated.policy.grace_seconds;
+        if refusal.gate != Gate::OneChangeAtATime || intent.phase != Phase::Sent || !old {
+            return decision;
+        }
+        let message = format!(
+            "{}. It has not for {} min: bring back the nodes that may hold it. If that cannot be, a consent gives it up \
+             without proof: it may yet take effect",
+            refusal.message,
+            age.as_mins()
+        );
+        let consent = Some(record.abandon_consent(intent.number));
+        Decision::NeedsConsent(Refused { message, consent, ..refusal.clone() })
     }
 
     /// The user's policy, with the consents that were not used yet.
