@@ -7,10 +7,12 @@ use std::time::Duration;
 use bsn_core::steps::{HISTORY_KEY, Outcome as StepOutcome, PastStep};
 use bsn_operator::api::conditions::{MEMBERSHIP_CONVERGED, READY};
 use bsn_operator::intent::STEPS_KEY;
-use bsn_testkit::proxy::{Action, Mark, Outcome, Proxy, Side, before_api_server};
+use bsn_testkit::proxy::{
+    Action, Mark, Outcome, Proxy, Rule, Side, before_api_server, before_gateway,
+};
 use k8s_openapi::api::core::v1::ConfigMap;
 
-use crate::proxy::{effects, moments};
+use crate::proxy::{effects, gateway_tls, moments};
 use crate::support::{CLUSTER, World, eventually, kill9};
 
 /// At how many writes of each kind of change the operator is killed. `BSN_KILLS`: see `proxy`.
@@ -93,6 +95,49 @@ async fn change_and_kill(world: &World, proxy: &Proxy, spec: &str, k: u64, side:
     proxy.clear_rules();
     // A new pod: the kubelet waits for minutes before it starts a program again that died several times.
     world.kubectl_ok(&["delete", "pod", &leader, "-n", "bsn-system", "--ignore-not-found"]);
+}
+
+/// What happens to the one transaction of a change on its way to the node.
+const TROUBLES: [(&str, Action); 4] = [
+    ("the operator dies before it is sent", Action::Hold(Side::BeforeForward)),
+    ("the operator dies after it was sent", Action::Hold(Side::AfterAnswer)),
+    ("its answer is lost", Action::AnswerLost),
+    ("its connection is cut", Action::Cut),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_sender_or_answer_is_lost_takes_effect_once() {
+    let world = World::new("killed-tx").await;
+    world.apply(&world.yaml(&spec(1, "300ms")));
+    world.await_ready().await;
+    let entry = "killed-tx-voter-0";
+    let tls = gateway_tls(&world, entry).await;
+    let front = before_gateway(&world.lab, CLUSTER, &world.namespace, entry, tls).await.unwrap();
+    let proxy = front.proxy().clone();
+    for (round, (trouble, action)) in TROUBLES.into_iter().enumerate() {
+        // To and fro: an add and its raise, then a removal. The trouble meets the first transaction.
+        let voters = if round % 2 == 0 { 2 } else { 1 };
+        println!("to {voters}: {trouble}");
+        let leader = world.leader().await;
+        proxy.rule(Rule::new(STOP, action).writes().only(1));
+        world.apply(&world.yaml(&spec(voters, "300ms")));
+        if matches!(action, Action::Hold(_)) {
+            proxy.await_held(CHANGED_WITHIN).await.unwrap();
+            kill9(&leader, "bsn-operator");
+            proxy.cut();
+            world.kubectl_ok(&["delete", "pod", &leader, "-n", "bsn-system", "--ignore-not-found"]);
+        }
+        await_end(&world, voters).await;
+        proxy.clear_rules();
+    }
+    front.stop().await.unwrap();
+    let history: Vec<PastStep> =
+        serde_json::from_str(&map(&world, "history", HISTORY_KEY).await).unwrap();
+    let changes = history.iter().filter(|step| step.height.is_some());
+    let changes: Vec<&str> = changes.map(|step| step.what.as_str()).collect();
+    // Two adds with their raises, and two removals; none twice.
+    assert_eq!(changes.len(), 6, "{changes:?}");
+    world.remove();
 }
 
 #[tokio::test(flavor = "multi_thread")]
