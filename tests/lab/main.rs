@@ -18,6 +18,7 @@ mod entry_node;
 mod faults;
 mod freezing;
 mod guard;
+mod heals;
 mod keys;
 mod killed;
 mod own_application;
