@@ -1,10 +1,13 @@
 //! What is kept of steps: all that is needed to do one again in exactly the same way, while it is under way
 //! ([`RecordedStep`], in the anchor), and what people want to know afterwards ([`PastStep`], in the history).
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::membership::model::{Change, LedgerName};
+use crate::anchor::Identity;
+use crate::membership::model::{Change, Cure, Inputs, LedgerName, Progress};
 use crate::names::NodeName;
 
 /// A step under way. It is what an intent of the protocol ([`crate::intent`]) carries.
@@ -60,6 +63,12 @@ pub struct RecordedRestart {
     pub node: NodeName,
     /// Short hash of what is described for it.
     pub described: String,
+    /// Hash of the template in force when it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_template: Option<String>,
+    /// Uid of the pod that is to end; `None` = there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_pod: Option<String>,
 }
 
 /// A step that has ended.
@@ -104,9 +113,78 @@ pub const HISTORY_KEY: &str = "history.json";
 /// Steps kept; older ones are dropped.
 pub const HISTORY_LENGTH: usize = 100;
 
+/// A node's pod, as its API server has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodSeen<'a> {
+    /// Its uid.
+    pub uid: &'a str,
+    /// Hash of the template it was made from.
+    pub template: Option<&'a str>,
+    /// It is being ended.
+    pub ending: bool,
+}
+
+/// Whether a node runs what is described. One that was never started gets that when it is.
+pub fn inputs(identity: &Identity, pod: Option<PodSeen<'_>>, described: &str) -> Inputs {
+    let Some(in_force) = identity.template_hash.as_deref() else { return Inputs::Current };
+    let behind = pod.and_then(|pod| pod.template).is_some_and(|runs| runs != in_force);
+    if identity.inputs_hash.as_deref() == Some(described) && !behind {
+        Inputs::Current
+    } else {
+        Inputs::Pending
+    }
+}
+
+/// How far a restart is. `sent` = its effects were begun; `back` = see [`crate::watch::NodeSight`].
+pub fn restart_progress(
+    restart: &RecordedRestart,
+    sent: bool,
+    identity: &Identity,
+    pod: Option<PodSeen<'_>>,
+    back: bool,
+) -> Progress {
+    if !sent {
+        return Progress::Untouched;
+    }
+    let in_force = identity.template_hash.as_deref();
+    // Of what is described nothing was put in force: a leader ended between the record and its effect.
+    let untouched = in_force == restart.old_template.as_deref()
+        && identity.inputs_hash.as_deref() != Some(&restart.described);
+    match pod {
+        Some(pod) if pod.ending => Progress::Down,
+        Some(pod) if restart.old_pod.as_deref() == Some(pod.uid) => Progress::Ordered,
+        Some(pod) if untouched || pod.template != in_force => Progress::Ordered,
+        None if untouched => Progress::Ordered,
+        Some(_) if back => Progress::Back,
+        Some(_) | None => Progress::Down,
+    }
+}
+
+/// How far a restart as a cure is. `tried_for` = for how long the old pod has been gone.
+pub fn cure_progress(
+    identity: &Identity,
+    pod: Option<PodSeen<'_>>,
+    described: &str,
+    tried_for: impl FnOnce() -> Duration,
+    cure_seconds: u64,
+) -> Cure {
+    let Some(cure) = identity.cure.as_ref().filter(|cure| cure.described == described) else {
+        return Cure::Untried;
+    };
+    if pod.is_some_and(|pod| cure.pod.as_deref() == Some(pod.uid)) {
+        Cure::Ordered
+    } else if tried_for().as_secs() >= cure_seconds {
+        Cure::Failed
+    } else {
+        Cure::Trying
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::anchor::{CureRecord, ObjectUids, Role, Vote};
+    use crate::first_start::FirstStart;
 
     #[test]
     fn a_recorded_step_reads_as_it_was_written() {
@@ -116,7 +194,12 @@ mod tests {
             what: "do it".to_owned(),
             effect,
         };
-        let restart = RecordedRestart { node: node.clone(), described: "d1".into() };
+        let restart = RecordedRestart {
+            node: node.clone(),
+            described: "d1".into(),
+            old_template: None,
+            old_pod: Some("u1".into()),
+        };
         let change = RecordedChange {
             ledger: "main".into(),
             change: Change::Add { node: node.clone(), power: 10 },
@@ -132,5 +215,87 @@ mod tests {
             let text = serde_json::to_string(&step).unwrap();
             assert_eq!(serde_json::from_str::<RecordedStep>(&text).unwrap(), step, "{text}");
         }
+    }
+
+    fn identity(in_force: &str, put: &str) -> Identity {
+        Identity {
+            id: "i".into(),
+            set: "a".into(),
+            role: Role::Validator,
+            retired: false,
+            keys: None,
+            uids: ObjectUids::default(),
+            template_hash: Some(in_force.into()),
+            inputs_hash: Some(put.into()),
+            first_start: FirstStart::NotIssued,
+            used_consents: Vec::new(),
+            vote: Vote::default(),
+            replaced: false,
+            cure: None,
+        }
+    }
+
+    fn pod(uid: &'static str, template: &'static str) -> PodSeen<'static> {
+        PodSeen { uid, template: Some(template), ending: false }
+    }
+
+    #[test]
+    fn a_restart_is_over_when_the_new_pod_is_back_and_not_before() {
+        let restart = RecordedRestart {
+            node: NodeName::from_object("net-a-0"),
+            described: "new".into(),
+            old_template: Some("t1".into()),
+            old_pod: Some("u1".into()),
+        };
+        let (old, new) = (identity("t1", "old"), identity("t2", "new"));
+        let progress = |sent, identity: &Identity, pod, back| {
+            restart_progress(&restart, sent, identity, pod, back)
+        };
+        assert_eq!(progress(false, &old, Some(pod("u1", "t1")), true), Progress::Untouched);
+        assert_eq!(progress(true, &old, Some(pod("u1", "t1")), true), Progress::Ordered);
+        assert_eq!(
+            progress(true, &old, Some(pod("u2", "t1")), true),
+            Progress::Ordered,
+            "evicted before the new template was in force: it came back on the old one"
+        );
+        let behind = RecordedRestart { old_template: Some("t2".into()), ..restart.clone() };
+        let behind = restart_progress(&behind, true, &new, Some(pod("u2", "t2")), true);
+        assert_eq!(
+            behind,
+            Progress::Back,
+            "its template was in force before, its pod was not of it"
+        );
+        assert_eq!(progress(true, &new, Some(pod("u1", "t1")), true), Progress::Ordered);
+        let ending = PodSeen { ending: true, ..pod("u1", "t1") };
+        assert_eq!(progress(true, &new, Some(ending), true), Progress::Down);
+        assert_eq!(progress(true, &new, None, false), Progress::Down);
+        assert_eq!(progress(true, &old, None, false), Progress::Ordered, "not put in force yet");
+        assert_eq!(progress(true, &new, Some(pod("u2", "t2")), false), Progress::Down);
+        assert_eq!(progress(true, &new, Some(pod("u2", "t2")), true), Progress::Back);
+    }
+
+    #[test]
+    fn a_node_has_to_restart_if_it_is_described_anew_or_its_pod_is_of_another_template() {
+        let now = identity("t1", "d1");
+        assert_eq!(inputs(&now, Some(pod("u", "t1")), "d1"), Inputs::Current);
+        assert_eq!(inputs(&now, Some(pod("u", "t1")), "d2"), Inputs::Pending);
+        assert_eq!(inputs(&now, Some(pod("u", "t0")), "d1"), Inputs::Pending);
+        assert_eq!(inputs(&now, None, "d1"), Inputs::Current);
+        let fresh = Identity { template_hash: None, inputs_hash: None, ..now };
+        assert_eq!(inputs(&fresh, None, "d2"), Inputs::Current);
+    }
+
+    #[test]
+    fn a_cure_is_tried_once_for_each_description() {
+        let mut node = identity("t1", "d1");
+        let cure = |node: &Identity, pod, described: &str, seconds| {
+            cure_progress(node, pod, described, || Duration::from_secs(seconds), 180)
+        };
+        assert_eq!(cure(&node, Some(pod("u1", "t1")), "d1", 0), Cure::Untried);
+        node.cure = Some(CureRecord { described: "d1".into(), pod: Some("u1".into()) });
+        assert_eq!(cure(&node, Some(pod("u1", "t1")), "d1", 500), Cure::Ordered);
+        assert_eq!(cure(&node, None, "d1", 0), Cure::Trying);
+        assert_eq!(cure(&node, Some(pod("u2", "t1")), "d1", 180), Cure::Failed);
+        assert_eq!(cure(&node, Some(pod("u2", "t1")), "d2", 500), Cure::Untried);
     }
 }

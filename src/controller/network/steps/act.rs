@@ -349,7 +349,14 @@ impl Acting<'_> {
 
     async fn begin_restart(&self, node: &NodeName, memory: &mut Memory) -> Taken {
         let described = self.described(node);
-        let effect = Effect::Restart(RecordedRestart { node: node.clone(), described });
+        let identity = self.world.anchor.identity(node);
+        let pod = self.live_pod(node).await?;
+        let effect = Effect::Restart(RecordedRestart {
+            node: node.clone(),
+            described,
+            old_template: identity.and_then(|identity| identity.template_hash.clone()),
+            old_pod: pod.as_ref().and_then(ResourceExt::uid),
+        });
         let step = PlannedStep::BeginRestart { node: node.clone() };
         Ok(self.begin(&step, effect, memory).await?.map(|()| None))
     }
@@ -371,7 +378,7 @@ impl Acting<'_> {
         let task = Task::Send { ledger: LEDGER.to_owned(), number: intent.number };
         let anchor = used.as_ref().unwrap_or(self.world.anchor);
         let restarting = self.restarting(anchor);
-        let mut end = PodEnd { restarting, node: &recorded.node, ended: None };
+        let mut end = PodEnd { restarting, recorded, ended: None };
         let done = self.drive(task, memory, &mut end).await?;
         match end.ended {
             // It may have been done all the same; the pod tells.
@@ -675,13 +682,14 @@ impl Effects<RecordedStep> for &mut Submission<'_> {
 /// Puts the described template in force and ends the pod of the old one.
 struct PodEnd<'a> {
     restarting: restart::Restarting<'a>,
-    node: &'a NodeName,
+    recorded: &'a RecordedRestart,
     ended: Option<Step<()>>,
 }
 
 impl Effects<RecordedStep> for &mut PodEnd<'_> {
     async fn act(&mut self, _: &StepIntent) {
-        self.ended = Some(restart::restart_node(&self.restarting, self.node, None).await);
+        let RecordedRestart { node, old_pod, .. } = self.recorded;
+        self.ended = Some(restart::restart_node(&self.restarting, node, old_pod.as_deref()).await);
     }
 }
 

@@ -7,12 +7,12 @@ use bsn_core::anchor::{Anchor, EntryRecord, Identity};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::Verdict;
 use bsn_core::intent::record::{Intent, Phase, Record};
-use bsn_core::membership::model::{
-    Begun, Cure, Engine, Entry, Fate, Hub, Inputs, Node, Progress, Replacement,
-};
+use bsn_core::membership::model::{Begun, Engine, Entry, Fate, Hub, Node, Progress, Replacement};
 use bsn_core::membership::{Observed, Policy};
 use bsn_core::names::NodeName;
-use bsn_core::steps::{Effect, RecordedRestart, RecordedStep};
+use bsn_core::steps::{
+    Effect, PodSeen, RecordedRestart, RecordedStep, cure_progress, inputs, restart_progress,
+};
 use bsn_core::watch::{Known, Sight};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -111,10 +111,16 @@ impl<'a> World<'a> {
         let described = self.validated.inputs_hash(&identity.set);
         let machine = pod.as_ref().and_then(|pod| pod.spec.as_ref()?.node_name.clone());
         let (asked_to_go, disk_lost) = self.said_by_object(name);
+        let facts = pod.as_deref().map(Facts::of);
+        let seen = facts.as_ref().map(Facts::seen);
+        if identity.cure.as_ref().is_none_or(|cure| cure.described != described) {
+            memory.trying.remove(name);
+        }
+        let tried_for = || now.saturating_sub(*memory.trying.entry(name.clone()).or_insert(now));
         Node {
             domain: machine.unwrap_or_default(),
             engine: known.map_or(Engine::NotReady, |known| known.engine),
-            inputs: inputs(identity, pod.as_deref(), &described),
+            inputs: inputs(identity, seen, &described),
             disk_lost,
             replacement: match (identity.replaced, asked_to_go) {
                 (true, _) => Replacement::Recorded,
@@ -122,7 +128,7 @@ impl<'a> World<'a> {
                 (false, false) => Replacement::No,
             },
             held: self.validated.holds.contains(name),
-            cure: cure(name, identity, pod.as_deref(), &described, memory, policy, now),
+            cure: cure_progress(identity, seen, &described, tried_for, policy.cure_seconds),
             entry: match identity.vote.entry {
                 EntryRecord::Over => Entry::Over,
                 EntryRecord::Entering => Entry::Entering,
@@ -182,64 +188,32 @@ impl<'a> World<'a> {
     }
 
     fn progress(&self, intent: &StepIntent, restart: &RecordedRestart, sight: &Sight) -> Progress {
-        if intent.phase == Phase::Begun {
-            return Progress::Untouched;
-        }
-        let identity = self.anchor.identity(&restart.node);
-        let in_force = identity.and_then(|identity| identity.template_hash.as_ref());
-        let put = identity.and_then(|identity| identity.inputs_hash.as_ref());
+        let Some(identity) = self.anchor.identity(&restart.node) else { return Progress::Back };
         let pod = self.pod(&restart.node);
-        let runs = pod.as_ref().and_then(|pod| template_hash_of(pod.metadata.annotations.as_ref()));
+        let facts = pod.as_deref().map(Facts::of);
         let back = sight.nodes.get(&restart.node).is_some_and(|node| node.back);
-        match &runs {
-            Some(runs) if Some(runs) == in_force && back => Progress::Back,
-            Some(runs) if Some(runs) == in_force => Progress::Down,
-            // The old pod, which is not being ended yet.
-            Some(_) if pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_none()) => {
-                Progress::Ordered
-            }
-            // Gone, before the new template was in force: what is described is put there first.
-            None if put != Some(&restart.described) => Progress::Ordered,
-            _ => Progress::Down,
+        let sent = intent.phase == Phase::Sent;
+        restart_progress(restart, sent, identity, facts.as_ref().map(Facts::seen), back)
+    }
+}
+
+/// What matters of a pod.
+struct Facts {
+    uid: String,
+    template: Option<String>,
+    ending: bool,
+}
+
+impl Facts {
+    fn of(pod: &Pod) -> Self {
+        Self {
+            uid: pod.uid().unwrap_or_default(),
+            template: template_hash_of(pod.metadata.annotations.as_ref()),
+            ending: pod.metadata.deletion_timestamp.is_some(),
         }
     }
-}
 
-/// Whether a node runs what is described.
-fn inputs(identity: &Identity, pod: Option<&Pod>, described: &str) -> Inputs {
-    // One that was never started gets what is described when it is.
-    let Some(in_force) = &identity.template_hash else { return Inputs::Current };
-    let runs = pod.and_then(|pod| template_hash_of(pod.metadata.annotations.as_ref()));
-    let behind = runs.is_some_and(|runs| runs != *in_force);
-    if identity.inputs_hash.as_deref() == Some(described) && !behind {
-        Inputs::Current
-    } else {
-        Inputs::Pending
-    }
-}
-
-/// How far a restart as a cure is.
-fn cure(
-    name: &NodeName,
-    identity: &Identity,
-    pod: Option<&Pod>,
-    described: &str,
-    memory: &mut Memory,
-    policy: &Policy,
-    now: Duration,
-) -> Cure {
-    let Some(cure) = identity.cure.as_ref().filter(|cure| cure.described == described) else {
-        memory.trying.remove(name);
-        return Cure::Untried;
-    };
-    let running = pod.and_then(ResourceExt::uid);
-    if running.is_some() && running == cure.pod {
-        return Cure::Ordered;
-    }
-    let since = *memory.trying.entry(name.clone()).or_insert(now);
-    if now.saturating_sub(since).as_secs() >= policy.cure_seconds {
-        Cure::Failed
-    } else {
-        Cure::Trying
+    fn seen(&self) -> PodSeen<'_> {
+        PodSeen { uid: &self.uid, template: self.template.as_deref(), ending: self.ending }
     }
 }
