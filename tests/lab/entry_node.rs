@@ -25,7 +25,7 @@ chainId: entry-node-1
 engine:
   cometbft:
     version: 0.38.25
-    timeoutCommit: 500ms
+    timeoutCommit: 1s
     app:
       persistentKvstore: {{}}
 nodeSets:

@@ -22,7 +22,7 @@ chainId: heals-1
 engine:
   cometbft:
     version: 0.38.25
-    timeoutCommit: 500ms
+    timeoutCommit: 1s
     app:
       persistentKvstore: {{}}
 nodeSets:

@@ -108,7 +108,7 @@ const TROUBLES: [(&str, Action); 4] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_whose_sender_or_answer_is_lost_takes_effect_once() {
     let world = World::new("killed-tx").await;
-    world.apply(&world.yaml(&spec(1, "300ms")));
+    world.apply(&world.yaml(&spec(1, "1s")));
     world.await_ready().await;
     let entry = "killed-tx-voter-0";
     let tls = gateway_tls(&world, entry).await;
@@ -120,7 +120,7 @@ async fn a_transaction_whose_sender_or_answer_is_lost_takes_effect_once() {
         println!("to {voters}: {trouble}");
         let leader = world.leader().await;
         proxy.rule(Rule::new(STOP, action).writes().only(1));
-        world.apply(&world.yaml(&spec(voters, "300ms")));
+        world.apply(&world.yaml(&spec(voters, "1s")));
         if matches!(action, Action::Hold(_)) {
             proxy.await_held(CHANGED_WITHIN).await.unwrap();
             kill9(&leader, "bsn-operator");
@@ -148,11 +148,11 @@ async fn the_operator_killed_at_every_write_of_a_change_ends_in_the_same_state()
     front.divert_operator().await.unwrap();
     let proxy = front.proxy().clone();
     world.leader().await;
-    world.apply(&world.yaml(&spec(1, "300ms")));
+    world.apply(&world.yaml(&spec(1, "1s")));
     world.await_ready().await;
 
     // Undisturbed, to know how many writes there are.
-    let changes = [("grow", 2, "300ms"), ("restart", 2, "400ms"), ("shrink", 1, "400ms")];
+    let changes = [("grow", 2, "1s"), ("restart", 2, "900ms"), ("shrink", 1, "900ms")];
     let mut writes = BTreeMap::new();
     for (name, voters, pause) in changes {
         proxy.rule(effects(&world, STOP, Action::Pass));
@@ -169,7 +169,7 @@ async fn the_operator_killed_at_every_write_of_a_change_ends_in_the_same_state()
     let rounds = plans.values().map(Vec::len).max().unwrap_or(0);
     for round in 0..rounds {
         // Another pause in each round, so that there is something to restart for.
-        let (before, after) = if round % 2 == 0 { ("400ms", "300ms") } else { ("300ms", "400ms") };
+        let (before, after) = if round % 2 == 0 { ("900ms", "1s") } else { ("1s", "900ms") };
         for (name, voters, pause) in
             [("grow", 2, before), ("restart", 2, after), ("shrink", 1, after)]
         {
