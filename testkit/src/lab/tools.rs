@@ -1,4 +1,4 @@
-//! Programs built from pinned Go modules: Kubernetes, etcd, Helm, `CoreDNS` and the chain engine.
+//! Programs built from pinned Go modules: Kubernetes, etcd, Helm, `CoreDNS`, and the chain engine in two versions.
 //!
 //! `testkit/lab/go/<module>/` holds a `go.mod` and `go.sum` for each, so a build is reproducible and needs
 //! only the Go module proxy. A module whose inputs have not changed is not built again.
@@ -32,7 +32,7 @@ struct Module {
     tools: &'static [(&'static str, &'static str)],
 }
 
-const MODULES: [Module; 5] = [
+const MODULES: [Module; 6] = [
     Module {
         name: "kubernetes",
         ldflags: KUBERNETES_LDFLAGS,
@@ -58,6 +58,12 @@ const MODULES: [Module; 5] = [
             ("cometbft", "github.com/cometbft/cometbft/cmd/cometbft"),
             ("abci-cli", "github.com/cometbft/cometbft/abci/cmd/abci-cli"),
         ],
+    },
+    // To move from. It shares all but four libraries with the newer one, so that it costs seconds.
+    Module {
+        name: "cometbft-0.38.19",
+        ldflags: "-s -w",
+        tools: &[("cometbft-0.38.19", "github.com/cometbft/cometbft/cmd/cometbft")],
     },
     Module { name: "helm", ldflags: HELM_LDFLAGS, tools: &[("helm", "helm.sh/helm/v3/cmd/helm")] },
 ];
