@@ -21,6 +21,8 @@ pub const COREDNS: &str = "localhost/coredns:1.12.4";
 pub const COMETBFT: &str = "cometbft/cometbft:v0.38.25";
 /// The same in an older version, to move from.
 pub const COMETBFT_OLD: &str = "cometbft/cometbft:v0.38.19";
+/// An application of a user's own, and its successor, which does not agree with it on any block.
+pub const LEDGERAPP: [&str; 2] = ["bsn-lab/ledgerapp:v1", "bsn-lab/ledgerapp:v2"];
 /// The engine's example application.
 pub const KVSTORE: &str = "localhost/abci-kvstore:0.38.25";
 /// The user of unprivileged images, as distroless ones have it.
@@ -162,6 +164,8 @@ pub fn ensure_own(bin: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
         engine(COMETBFT, "cometbft")?,
         engine(COMETBFT_OLD, "cometbft-0.38.19")?,
         ours(KVSTORE, "abci-cli", "/usr/bin/abci-cli")?,
+        ours(LEDGERAPP[0], "ledgerapp-v1", "/usr/bin/ledgerapp")?,
+        ours(LEDGERAPP[1], "ledgerapp-v2", "/usr/bin/ledgerapp")?,
     ];
     images.iter().map(|image| image.write(folder)).collect()
 }
