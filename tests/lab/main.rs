@@ -24,6 +24,7 @@ mod killed;
 mod own_application;
 mod proxy;
 mod quiet;
+mod refusals;
 mod rpc;
 mod steps;
 mod support;
