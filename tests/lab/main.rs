@@ -13,6 +13,9 @@
 mod admission;
 mod bring_up;
 mod certificates;
+mod chain;
+mod changes;
+mod client;
 mod deletion;
 mod entry_node;
 mod faults;
@@ -26,6 +29,7 @@ mod proxy;
 mod quiet;
 mod refusals;
 mod rpc;
+mod sampler;
 mod steps;
 mod support;
 mod templates;

@@ -15,7 +15,7 @@ use bsn_testkit::lab::process::ProcessId;
 use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCondition, Secret};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use serde::Deserialize;
@@ -44,6 +44,7 @@ pub async fn eventually<T>(
 
 /// A network in its own namespace, whose pods must meet the restricted standard. It has the story's name,
 /// so that its pods differ from those of a story that failed and was left to be looked at.
+#[derive(Clone)]
 pub struct World {
     pub lab: Lab,
     pub client: Client,
@@ -449,6 +450,14 @@ impl From<AuditEvent> for Request {
 pub fn node_of(pod: &Pod) -> String {
     let name = pod.name_any();
     name.strip_suffix("-0").unwrap_or(&name).to_owned()
+}
+
+/// Whether a pod works and is not being ended.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready =
+        |all: &Vec<_>| all.iter().any(|c: &PodCondition| c.type_ == "Ready" && c.status == "True");
+    pod.metadata.deletion_timestamp.is_none() && conditions.is_some_and(ready)
 }
 
 /// The consent that a refusal asks for.
