@@ -194,3 +194,18 @@ fn longest<'a>(gaps: impl Iterator<Item = &'a Gap>) -> String {
         None => "none ended".to_owned(),
     }
 }
+
+/// Whose turn it was to propose a block first. Each voter's priority grows by its power, and the highest
+/// proposes, of equal ones that with the lower address (`types/validator_set.go`, `IncrementProposerPriority`);
+/// what the node tells is the state after the block before, as long as nobody came or went.
+pub async fn first_proposer(client: &Client, node: &str, height: u64) -> String {
+    let params = json!({"height": (height - 1).to_string(), "per_page": "100"});
+    let answer = client.patient_result(node, "validators", &params).await;
+    let number = |value: &Value| value.as_str().unwrap().parse::<i64>().unwrap();
+    let voters = answer["validators"].as_array().unwrap().iter();
+    let turns = voters.map(|voter| {
+        let priority = number(&voter["proposer_priority"]) + number(&voter["voting_power"]);
+        (std::cmp::Reverse(priority), voter["address"].as_str().unwrap().to_owned())
+    });
+    turns.min().unwrap().1
+}

@@ -28,6 +28,7 @@ mod own_application;
 mod proxy;
 mod quiet;
 mod refusals;
+mod roll;
 mod rpc;
 mod sampler;
 mod steps;
