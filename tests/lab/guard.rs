@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 
 use crate::rpc::Client;
-use crate::support::{CLUSTER, World, eventually, find_process};
+use crate::support::{CLUSTER, World, consent_in, eventually, find_process};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const LONG: Duration = Duration::from_mins(4);
@@ -126,7 +126,7 @@ async fn a_lost_disk_is_refused_until_a_person_consents_and_then_nothing_is_sign
     // Wiped under its own claim: no uid differs, and the guard notices all the same.
     chain.wipe(&lost).await;
     let said = chain.await_stalled(&lost, "is empty now and was not before").await;
-    consent(world, &said);
+    world.consent(&consent_in(&said));
     world.await_ready().await;
     chain.await_votes(&client, &lost, &witness).await;
 
@@ -162,29 +162,12 @@ async fn a_lost_disk_is_refused_until_a_person_consents_and_then_nothing_is_sign
     let signed = client.signed(&witness, address, gone_at + 2, head + 4).await;
     assert!(signed.is_empty(), "it signed without its disk: {signed:?}");
 
-    consent(world, &said);
+    world.consent(&consent_in(&said));
     world.await_ready().await;
     chain.await_votes(&client, &lost, &witness).await;
 
     chain.assert_no_double_sign(&witness).await;
     world.remove();
-}
-
-/// Consents as the refusal says.
-fn consent(world: &World, refusal: &str) {
-    let consent = refusal.split_once("bsn-operator.io/consent=").unwrap().1;
-    let consent = consent.split_whitespace().next().unwrap();
-    let annotation = format!("bsn-operator.io/consent={consent}");
-    let (network, namespace) = (world.network.as_str(), world.namespace.as_str());
-    world.kubectl_ok(&[
-        "annotate",
-        "bsnnetwork",
-        network,
-        "-n",
-        namespace,
-        "--overwrite",
-        &annotation,
-    ]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

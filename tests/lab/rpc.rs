@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bsn_operator::http::exchange;
@@ -10,24 +11,42 @@ use bsn_operator::pki::tls::client_config_ca;
 use http_body_util::Full;
 use hyper::{Request, StatusCode};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
-use kube::ResourceExt;
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::support::World;
+use crate::support::{World, eventually, node_of};
+
+/// Longest a node may take to show a block, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn ip_of(pod: &Pod) -> IpAddr {
     pod.status.as_ref().unwrap().pod_ip.as_ref().unwrap().parse().unwrap()
 }
 
+/// Name and address of each node's gateway.
+pub type Gateways = BTreeMap<String, (String, SocketAddr)>;
+
+/// The gateways of these pods, as far as they have an address.
+pub fn gateways(world: &World, pods: &[Pod]) -> Gateways {
+    pods.iter()
+        .filter(|pod| pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()))
+        .map(|pod| {
+            let node = node_of(pod);
+            let server = format!("{node}.{}.svc", world.namespace);
+            (node, (server, SocketAddr::new(ip_of(pod), 8443)))
+        })
+        .collect()
+}
+
 /// A user's program.
+#[derive(Clone)]
 pub struct Client {
     ca: String,
     cert: String,
     key: String,
-    pub nodes: BTreeMap<String, (String, SocketAddr)>,
+    pub nodes: Gateways,
 }
 
 impl Client {
@@ -36,17 +55,7 @@ impl Client {
         let ca = world.api::<ConfigMap>().get(&format!("{}-ca", world.network)).await.unwrap();
         let secret = world.api::<Secret>().get(&format!("{}-client", world.network)).await.unwrap();
         let data = secret.data.unwrap();
-        let nodes = world
-            .pods()
-            .await
-            .iter()
-            .filter(|pod| pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()))
-            .map(|pod| {
-                let node = pod.name_any().strip_suffix("-0").unwrap().to_owned();
-                let server = format!("{node}.{}.svc", world.namespace);
-                (node, (server, SocketAddr::new(ip_of(pod), 8443)))
-            })
-            .collect();
+        let nodes = gateways(world, &world.pods().await);
         Self {
             ca: ca.data.unwrap()["ca.crt"].clone(),
             cert: text(&data["tls.crt"]),
@@ -101,6 +110,34 @@ impl Client {
         assert_eq!(status, StatusCode::OK, "{method}: {answer}");
         assert!(answer.get("error").is_none(), "{method}: {answer}");
         answer["result"].take()
+    }
+
+    /// The same, asked for again while the node is busy.
+    pub async fn patient_result(&self, node: &str, method: &str, params: &Value) -> Value {
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        eventually(&format!("{method} of {node}"), PATIENCE, async || {
+            let answer = tokio::time::timeout(PATIENCE, self.try_call(node, &call)).await;
+            let mut answer = answer.map_err(|_| "no answer")??;
+            let result = answer.get_mut("result").map(Value::take);
+            result.ok_or_else(|| answer.to_string())
+        })
+        .await
+    }
+
+    /// Powers of the voters by address; without a height, those of the next block.
+    pub async fn voters(&self, node: &str, height: Option<u64>) -> BTreeMap<String, u64> {
+        let mut params = json!({"per_page": "100"});
+        if let Some(height) = height {
+            params["height"] = height.to_string().into();
+        }
+        let answer = self.patient_result(node, "validators", &params).await;
+        let voters = answer["validators"].as_array().unwrap();
+        assert_eq!(voters.len().to_string(), answer["total"].as_str().unwrap(), "one page");
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        voters
+            .iter()
+            .map(|one| (text(&one["address"]), text(&one["voting_power"]).parse().unwrap()))
+            .collect()
     }
 
     /// Heights in a range at which the validator with `address` signed, by the chain's commits.

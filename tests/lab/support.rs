@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use bsn_operator::api::conditions::find;
+use bsn_core::consent::CONSENT_ANNOTATION;
+use bsn_operator::api::conditions::{MEMBERSHIP_CONVERGED, Reason, find};
 use bsn_operator::api::{BsnNetwork, BsnNode};
 use bsn_operator::view::NetworkView;
 use bsn_testkit::lab::Lab;
@@ -14,7 +15,7 @@ use bsn_testkit::lab::process::ProcessId;
 use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCondition, Secret};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use serde::Deserialize;
@@ -43,6 +44,7 @@ pub async fn eventually<T>(
 
 /// A network in its own namespace, whose pods must meet the restricted standard. It has the story's name,
 /// so that its pods differ from those of a story that failed and was left to be looked at.
+#[derive(Clone)]
 pub struct World {
     pub lab: Lab,
     pub client: Client,
@@ -120,9 +122,17 @@ impl World {
     }
 
     pub fn apply(&self, yaml: &str) {
+        self.try_apply(yaml).unwrap_or_else(|error| panic!("kubectl apply: {error}\n{yaml}"));
+    }
+
+    /// Applies what may be refused; gives what kubectl says then.
+    pub fn try_apply(&self, yaml: &str) -> Result<(), String> {
         let output = self.kubectl(&["apply", "-f", "-"], yaml);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "kubectl apply: {error}\n{yaml}");
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
     }
 
     /// The network's YAML with the given rest of its spec.
@@ -171,6 +181,39 @@ impl World {
         self.await_condition("Ready", "True", READY_WITHIN).await;
     }
 
+    /// Waits until the members are as described, and all nodes run.
+    pub async fn await_converged(&self, within: Duration) {
+        self.await_condition(MEMBERSHIP_CONVERGED, "True", within).await;
+        self.await_ready().await;
+    }
+
+    /// Waits until the next step is refused for this reason, in a message with all these words; gives it.
+    pub async fn await_refused(&self, reason: Reason, words: &[&str], within: Duration) -> String {
+        let what = format!("{}/{} refused: {reason}: {words:?}", self.namespace, self.network);
+        eventually(&what, within, async || {
+            let network = self.get().await?;
+            let generation = network.metadata.generation;
+            let conditions = network.status.unwrap_or_default().conditions;
+            let found = find(&conditions, MEMBERSHIP_CONVERGED).ok_or("no such condition")?;
+            let refused = found.status == "False" && found.reason == reason.as_str();
+            let named = words.iter().all(|word| found.message.contains(word));
+            if refused && named && found.observed_generation == generation {
+                Ok(found.message.clone())
+            } else {
+                Err(format!("{found:?}"))
+            }
+        })
+        .await
+    }
+
+    /// Gives consents, separated by commas, in place of those given before.
+    pub fn consent(&self, consents: &str) {
+        let annotation = format!("{CONSENT_ANNOTATION}={consents}");
+        let (network, namespace) = (self.network.as_str(), self.namespace.as_str());
+        let args = ["annotate", "bsnnetwork", network, "-n", namespace, "--overwrite", &annotation];
+        self.kubectl_ok(&args);
+    }
+
     /// Live numbers, through the plug-in as users have it.
     pub fn view(&self) -> Result<NetworkView, String> {
         let output = self
@@ -215,6 +258,12 @@ impl World {
 
     pub async fn nodes(&self) -> Vec<BsnNode> {
         self.api::<BsnNode>().list(&ListParams::default()).await.unwrap().items
+    }
+
+    /// Each node's pod that runs, by uid.
+    pub async fn pod_uids(&self) -> BTreeMap<String, String> {
+        let uid = |pod: &Pod| Some((node_of(pod), pod.uid()?));
+        self.pods().await.iter().filter_map(uid).collect()
     }
 
     /// Uid and content of everything that must never be made twice: private keys and the genesis.
@@ -395,6 +444,26 @@ impl From<AuditEvent> for Request {
             if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
         Self { verb: event.verb, resource, namespace, name }
     }
+}
+
+/// The node that a pod runs.
+pub fn node_of(pod: &Pod) -> String {
+    let name = pod.name_any();
+    name.strip_suffix("-0").unwrap_or(&name).to_owned()
+}
+
+/// Whether a pod works and is not being ended.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready =
+        |all: &Vec<_>| all.iter().any(|c: &PodCondition| c.type_ == "Ready" && c.status == "True");
+    pod.metadata.deletion_timestamp.is_none() && conditions.is_some_and(ready)
+}
+
+/// The consent that a refusal asks for.
+pub fn consent_in(refusal: &str) -> String {
+    let (_, consent) = refusal.split_once(&format!("{CONSENT_ANNOTATION}=")).unwrap();
+    consent.split_whitespace().next().unwrap().to_owned()
 }
 
 /// Counts of requests by verb and resource.

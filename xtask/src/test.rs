@@ -106,7 +106,7 @@ pub async fn run(args: TestArgs) -> Result<()> {
     let lab = bring_up(&mut parts).await;
     if let Some(lab) = &lab {
         let passed = parts.run("manifests", 1, |end| check_manifests(lab, end))
-            & parts.run("stories", 55, |end| run_stories(&args.stories, end));
+            & parts.run("stories", 85, |end| run_stories(&args.stories, end));
         if !passed {
             diagnose(lab);
         }

@@ -19,6 +19,10 @@ pub const PAUSE: &str = "localhost/pause:1";
 pub const COREDNS: &str = "localhost/coredns:1.12.4";
 /// The chain engine, under the name and with the paths of its published image.
 pub const COMETBFT: &str = "cometbft/cometbft:v0.38.25";
+/// The same in an older version, to move from.
+pub const COMETBFT_OLD: &str = "cometbft/cometbft:v0.38.19";
+/// An application of a user's own, and its successor, which does not agree with it on any block.
+pub const LEDGERAPP: [&str; 2] = ["bsn-lab/ledgerapp:v1", "bsn-lab/ledgerapp:v2"];
 /// The engine's example application.
 pub const KVSTORE: &str = "localhost/abci-kvstore:0.38.25";
 /// The user of unprivileged images, as distroless ones have it.
@@ -148,13 +152,20 @@ pub fn ensure_own(bin: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
         let flags = ["-static", "-Os", "-s", "-o"].map(std::ffi::OsStr::new);
         command::run("gcc", flags.iter().copied().chain([out, source]))?;
     }
-    let cometbft = bin.join("cometbft");
+    let ours = |name: &str, tool: &str, path: &str| {
+        Image::new(name, &[path], NON_ROOT).binary(&bin.join(tool), path)
+    };
+    let engine = |name: &str, tool: &str| {
+        Image::new(name, &["cometbft"], NON_ROOT).binary(&bin.join(tool), "/usr/bin/cometbft")
+    };
     let images = [
-        Image::new(PAUSE, &["/pause"], NON_ROOT).binary(&pause, "/pause")?,
-        Image::new(COREDNS, &["/coredns"], NON_ROOT).binary(&bin.join("coredns"), "/coredns")?,
-        Image::new(COMETBFT, &["cometbft"], NON_ROOT).binary(&cometbft, "/usr/bin/cometbft")?,
-        Image::new(KVSTORE, &["/usr/bin/abci-cli"], NON_ROOT)
-            .binary(&bin.join("abci-cli"), "/usr/bin/abci-cli")?,
+        ours(PAUSE, "pause", "/pause")?,
+        ours(COREDNS, "coredns", "/coredns")?,
+        engine(COMETBFT, "cometbft")?,
+        engine(COMETBFT_OLD, "cometbft-0.38.19")?,
+        ours(KVSTORE, "abci-cli", "/usr/bin/abci-cli")?,
+        ours(LEDGERAPP[0], "ledgerapp-v1", "/usr/bin/ledgerapp")?,
+        ours(LEDGERAPP[1], "ledgerapp-v2", "/usr/bin/ledgerapp")?,
     ];
     images.iter().map(|image| image.write(folder)).collect()
 }

@@ -1,7 +1,9 @@
-//! Programs built from pinned Go modules: Kubernetes, etcd, Helm, `CoreDNS` and the chain engine.
+//! Programs built from pinned Go modules: Kubernetes, etcd, Helm, `CoreDNS`, the chain engine in two versions,
+//! and an application for it in two that do not agree.
 //!
 //! `testkit/lab/go/<module>/` holds a `go.mod` and `go.sum` for each, so a build is reproducible and needs
-//! only the Go module proxy. A module whose inputs have not changed is not built again.
+//! only the Go module proxy; the application's code lies beside them. A module whose inputs have not changed
+//! is not built again.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -26,13 +28,14 @@ const HELM_LDFLAGS: &str = "-s -w -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMaj
 
 /// A Go module of tools, all built by one `go build`, which then compiles what they share once.
 struct Module {
+    /// Its folder.
     name: &'static str,
     ldflags: &'static str,
     /// Name of the program, and its package.
     tools: &'static [(&'static str, &'static str)],
 }
 
-const MODULES: [Module; 5] = [
+const MODULES: [Module; 8] = [
     Module {
         name: "kubernetes",
         ldflags: KUBERNETES_LDFLAGS,
@@ -58,6 +61,22 @@ const MODULES: [Module; 5] = [
             ("cometbft", "github.com/cometbft/cometbft/cmd/cometbft"),
             ("abci-cli", "github.com/cometbft/cometbft/abci/cmd/abci-cli"),
         ],
+    },
+    // To move from. It shares all but four libraries with the newer one, so that it costs seconds.
+    Module {
+        name: "cometbft-0.38.19",
+        ldflags: "-s -w",
+        tools: &[("cometbft-0.38.19", "github.com/cometbft/cometbft/cmd/cometbft")],
+    },
+    Module {
+        name: "ledgerapp",
+        ldflags: "-s -w -X main.version=1",
+        tools: &[("ledgerapp-v1", ".")],
+    },
+    Module {
+        name: "ledgerapp",
+        ldflags: "-s -w -X main.version=2",
+        tools: &[("ledgerapp-v2", ".")],
     },
     Module { name: "helm", ldflags: HELM_LDFLAGS, tools: &[("helm", "helm.sh/helm/v3/cmd/helm")] },
 ];
@@ -95,8 +114,8 @@ impl Module {
     /// Hash of everything on which the programs depend.
     fn stamp(&self) -> Result<String> {
         let mut inputs = Vec::new();
-        for name in ["go.mod", "go.sum"] {
-            let path = self.folder().join(name);
+        let sums = ["go.mod", "go.sum"].map(|name| self.folder().join(name));
+        for path in sums.into_iter().chain(self.sources()?) {
             inputs
                 .push(std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
         }
@@ -106,6 +125,19 @@ impl Module {
             inputs.push(format!("{name}={package}").into_bytes());
         }
         Ok(hash(&inputs))
+    }
+
+    /// Code of our own, if the module has any.
+    fn sources(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.folder();
+        let listed = folder.read_dir().with_context(|| format!("listing {}", folder.display()))?;
+        let mut files = Vec::new();
+        for entry in listed {
+            files.push(entry?.path());
+        }
+        files.retain(|path| path.extension().is_some_and(|end| end == "go"));
+        files.sort();
+        Ok(files)
     }
 
     fn is_current(&self, bin: &Path, stamp: &str) -> bool {
@@ -190,6 +222,17 @@ mod tests {
     fn every_module_is_committed_with_its_checksums() {
         let stamps: Vec<_> = MODULES.iter().map(|module| module.stamp().unwrap()).collect();
         assert!(stamps.iter().all(|stamp| stamp.len() == 64));
+    }
+
+    #[test]
+    fn code_of_our_own_is_built_again_when_it_changes() {
+        let own: Vec<_> = MODULES.iter().filter(|module| module.name == "ledgerapp").collect();
+        for module in &own {
+            assert_eq!(module.sources().unwrap(), [module.folder().join("main.go")]);
+        }
+        // One folder, two programs.
+        assert_ne!(own[0].stamp().unwrap(), own[1].stamp().unwrap());
+        assert_eq!(MODULES[1].sources().unwrap(), Vec::<PathBuf>::new());
     }
 
     #[test]
