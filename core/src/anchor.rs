@@ -115,6 +115,14 @@ pub struct Identity {
     /// A restart as a cure, since it last worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cure: Option<CureRecord>,
+    /// Number of its last restart step; 0 = it had none. So that a consent to the next one is another.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub last_restart: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What is known of a node's vote on its ledger.

@@ -129,6 +129,7 @@ pub fn add_identity(
             vote: Vote::default(),
             replaced: false,
             cure: None,
+            last_restart: 0,
         },
     );
 }

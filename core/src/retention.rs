@@ -80,6 +80,7 @@ mod tests {
             vote: Vote::default(),
             replaced: false,
             cure: None,
+            last_restart: 0,
         }
     }
 

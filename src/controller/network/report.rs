@@ -142,7 +142,8 @@ pub fn compute_status(
 
     let live = chain_live(old, input.view, formed);
     let certificates = certificates(&members, &condition);
-    let membership = membership(old, input, formed);
+    let is_new = old.observed_generation != generation;
+    let membership = membership(old, input, formed, is_new);
 
     let stalled = if let Some(first) = input.refusals.first() {
         let all: Vec<&str> =
@@ -300,7 +301,7 @@ fn why(refusal: &StepRefusal) -> String {
 }
 
 /// Whether the members of the chain, and what its nodes run, are as described.
-fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool) -> State {
+fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool, is_new: bool) -> State {
     if !formed {
         let message = "the chain is being formed";
         return State::new(MEMBERSHIP_CONVERGED, false, Reason::Forming, message);
@@ -331,6 +332,9 @@ fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool) -> State 
         Some(Decision::Wait(refusal)) => state(Reason::GateClosed, refused(refusal)),
         Some(Decision::NeedsConsent(refusal)) => state(Reason::ConsentNeeded, refused(refusal)),
         Some(Decision::Stuck(refusal)) => state(Reason::StepRefused, refused(refusal)),
+        None if is_new && !input.paused => {
+            state(Reason::Changing, "this description is being looked at".to_owned())
+        }
         // An operator that has just started does not know yet: what was said stays.
         None => keep(old, MEMBERSHIP_CONVERGED).unwrap_or_else(|| {
             let message = "the chain has not been seen yet";

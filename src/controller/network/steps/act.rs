@@ -410,15 +410,21 @@ impl Acting<'_> {
             Some(Verdict::Impossible) => (Outcome::NeverTookEffect, None),
             Some(Verdict::Open { .. }) | None => (Outcome::Done, None),
         };
-        let mut anchor = None;
-        if let (Effect::Change(recorded), Outcome::Done) = (&intent.step.effect, outcome) {
-            // Before the step ends, so that a crash between the two does it again.
-            let noted = self.note_vote(recorded).await?;
-            match noted {
-                Ok(noted) => anchor = Some(noted),
-                Err(refusal) => return Ok(Err(refusal)),
+        // Before the step ends, so that a crash between the two does it again.
+        let noted = match (&intent.step.effect, outcome) {
+            (Effect::Change(recorded), Outcome::Done) => Some(self.note_vote(recorded).await?),
+            (Effect::Restart(recorded), _) => {
+                let number = intent.number;
+                let noted = self.change_identity(&recorded.node, |one| one.last_restart = number);
+                Some(noted.await?)
             }
-        }
+            (Effect::Change(_), _) => None,
+        };
+        let anchor = match noted {
+            Some(Ok(anchor)) => Some(anchor),
+            Some(Err(refusal)) => return Ok(Err(refusal)),
+            None => None,
+        };
         let task = Task::Finish { ledger: LEDGER.to_owned(), number: intent.number };
         let done = self.drive(task, memory, nothing).await?;
         if done.is_ok() {

@@ -38,6 +38,8 @@ pub struct Memory {
     pub trying: BTreeMap<NodeName, Duration>,
     /// The last answer of the planner, and since when it is that.
     pub decided: Option<(Decision, Duration)>,
+    /// Generation of the description that it is about.
+    pub generation: Option<i64>,
 }
 
 impl Memory {
@@ -54,6 +56,7 @@ impl Memory {
             last_try: None,
             trying: BTreeMap::new(),
             decided: None,
+            generation: None,
         }
     }
 }

@@ -104,7 +104,10 @@ impl Pass<'_> {
         };
         // What was asked before the last write may be the past of what was written.
         if round_began < memory.not_before {
-            let decision = memory.decided.as_ref().map(|(decision, _)| decision.clone());
+            // Nor does an answer about another description say anything about this one.
+            let about_this = memory.generation == self.meta.generation;
+            let decided = memory.decided.as_ref().filter(|_| about_this);
+            let decision = decided.map(|(decision, _)| decision.clone());
             return Ok(Ok((anchor.clone(), steps(&world, &sight, decision, None))));
         }
         if is_outdated(&anchor, &sight, &known) {
@@ -241,6 +244,7 @@ impl Pass<'_> {
                 now
             }
         };
+        memory.generation = self.meta.generation;
         // The first of answers that are the same for people: a status is not written for a number in it.
         if memory.decided.as_ref().is_none_or(|(before, _)| !same(before, decision)) {
             memory.decided = Some((decision.clone(), since));

@@ -135,7 +135,7 @@ impl<'a> World<'a> {
                 EntryRecord::Failed => Entry::Failed,
             },
             down_seconds: sight.nodes.get(name).map_or(0, |node| node.down_seconds),
-            described,
+            described: asked_for(&described, identity.last_restart),
             ..Node::new(&identity.set)
         }
     }
@@ -194,6 +194,14 @@ impl<'a> World<'a> {
         let back = sight.nodes.get(&restart.node).is_some_and(|node| node.back);
         let sent = intent.phase == Phase::Sent;
         restart_progress(restart, sent, identity, facts.as_ref().map(Facts::seen), back)
+    }
+}
+
+/// How a consent names the restart to what is described: the same description later is another restart.
+fn asked_for(described: &str, last_restart: u64) -> String {
+    match last_restart {
+        0 => described.to_owned(),
+        number => format!("{described}-{number}"),
     }
 }
 
