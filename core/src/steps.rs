@@ -135,11 +135,13 @@ pub fn inputs(identity: &Identity, pod: Option<PodSeen<'_>>, described: &str) ->
     }
 }
 
-/// How far a restart is. `sent` = its effects were begun; `back` = see [`crate::watch::NodeSight`].
+/// How far a restart is. `sent` = its effects were begun; `described` = hash of what is described now, which may
+/// have changed since; `back` = see [`crate::watch::NodeSight`].
 pub fn restart_progress(
     restart: &RecordedRestart,
     sent: bool,
     identity: &Identity,
+    described: &str,
     pod: Option<PodSeen<'_>>,
     back: bool,
 ) -> Progress {
@@ -149,7 +151,7 @@ pub fn restart_progress(
     let in_force = identity.template_hash.as_deref();
     // Of what is described nothing was put in force: a leader ended between the record and its effect.
     let untouched = in_force == restart.old_template.as_deref()
-        && identity.inputs_hash.as_deref() != Some(&restart.described);
+        && identity.inputs_hash.as_deref() != Some(described);
     match pod {
         Some(pod) if pod.ending => Progress::Down,
         Some(pod) if restart.old_pod.as_deref() == Some(pod.uid) => Progress::Ordered,
@@ -250,7 +252,7 @@ mod tests {
         };
         let (old, new) = (identity("t1", "old"), identity("t2", "new"));
         let progress = |sent, identity: &Identity, pod, back| {
-            restart_progress(&restart, sent, identity, pod, back)
+            restart_progress(&restart, sent, identity, "new", pod, back)
         };
         assert_eq!(progress(false, &old, Some(pod("u1", "t1")), true), Progress::Untouched);
         assert_eq!(progress(true, &old, Some(pod("u1", "t1")), true), Progress::Ordered);
@@ -260,7 +262,7 @@ mod tests {
             "evicted before the new template was in force: it came back on the old one"
         );
         let behind = RecordedRestart { old_template: Some("t2".into()), ..restart.clone() };
-        let behind = restart_progress(&behind, true, &new, Some(pod("u2", "t2")), true);
+        let behind = restart_progress(&behind, true, &new, "new", Some(pod("u2", "t2")), true);
         assert_eq!(
             behind,
             Progress::Back,
@@ -271,6 +273,8 @@ mod tests {
         assert_eq!(progress(true, &new, Some(ending), true), Progress::Down);
         assert_eq!(progress(true, &new, None, false), Progress::Down);
         assert_eq!(progress(true, &old, None, false), Progress::Ordered, "not put in force yet");
+        let reverted = restart_progress(&restart, true, &old, "old", Some(pod("u3", "t1")), true);
+        assert_eq!(reverted, Progress::Back, "the description went back, and so did the node");
         assert_eq!(progress(true, &new, Some(pod("u2", "t2")), false), Progress::Down);
         assert_eq!(progress(true, &new, Some(pod("u2", "t2")), true), Progress::Back);
     }

@@ -193,7 +193,9 @@ impl<'a> World<'a> {
         let facts = pod.as_deref().map(Facts::of);
         let back = sight.nodes.get(&restart.node).is_some_and(|node| node.back);
         let sent = intent.phase == Phase::Sent;
-        restart_progress(restart, sent, identity, facts.as_ref().map(Facts::seen), back)
+        let described = self.validated.inputs_hash(&identity.set);
+        let seen = facts.as_ref().map(Facts::seen);
+        restart_progress(restart, sent, identity, &described, seen, back)
     }
 }
 
