@@ -119,6 +119,8 @@ pub struct MembershipView {
     pub described: BTreeMap<String, String>,
     /// The same of what each node runs.
     pub in_force: BTreeMap<NodeName, String>,
+    /// What stands before the engines' default images, if anything: it is part of those hashes.
+    pub image_prefix: String,
     /// Index of each set's next node.
     pub next_index: BTreeMap<String, u32>,
     /// What is allowed, and not wise.

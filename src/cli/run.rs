@@ -61,6 +61,7 @@ pub enum RunError {
 pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let metrics = Metrics::new();
     let views = Views::default();
+    let memberships = Memberships::default();
     let client =
         client::connect(&metrics).await.map_err(|error| RunError::Connect(Box::new(error)))?;
     let (stop_sender, stop) = tokio::sync::watch::channel(false);
@@ -82,8 +83,12 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     metrics.watch_views(&views);
     let public =
         server::serve_public(args.listen, health.clone(), metrics.clone(), stopped()).await?;
-    let status =
-        server::serve_status(args.status_listen, health.clone(), views.clone(), stopped()).await?;
+    let shown = server::Shown {
+        health: health.clone(),
+        views: views.clone(),
+        memberships: memberships.clone(),
+    };
+    let status = server::serve_status(args.status_listen, shown, stopped()).await?;
     tokio::spawn(public);
     tokio::spawn(status);
 
@@ -117,8 +122,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         recent: RecentReads::default(),
         watches: Watches::default(),
         memories: Memories::default(),
-        memberships: Memberships::default(),
         slots: Slots::new(args.max_rolls.get().into()),
+        memberships,
         term: leadership.term(),
         node_turns: Turns::default(),
     });

@@ -13,11 +13,12 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::Metrics;
-use crate::view::{NetworkKey, Views};
+use crate::view::{Memberships, NetworkKey, Views};
 
 /// What the probes ask; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -88,31 +89,124 @@ fn encoded(metrics: &Metrics) -> Response {
     }
 }
 
+/// What the listener for `kubectl bsn` shows.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Whether this replica leads.
+    pub health: Health,
+    /// Live numbers.
+    pub views: Views,
+    /// What was decided about members.
+    pub memberships: Memberships,
+}
+
 /// Binds the listener for `kubectl bsn`; the future serves it.
 pub async fn serve_status(
     address: SocketAddr,
-    health: Health,
-    views: Views,
+    shown: Shown,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
-    let router = Router::new()
+    serve(address, build_status_router(shown), stop).await
+}
+
+fn build_status_router(shown: Shown) -> Router {
+    Router::new()
         .route("/v1/networks/{namespace}/{name}", get(network))
-        .with_state((health, views));
-    serve(address, router, stop).await
+        .route("/v1/networks/{namespace}/{name}/membership", get(membership))
+        .with_state(shown)
 }
 
 async fn network(
-    State((health, views)): State<(Health, Views)>,
+    State(shown): State<Shown>,
     Path((namespace, name)): Path<(String, String)>,
 ) -> Response {
     let key = NetworkKey { namespace, name };
-    if let Some(view) = views.get(&key) {
-        return Json(view).into_response();
+    let view = shown.views.get(&key);
+    shown.answer(view, || format!("the operator does not watch the nodes of {key} yet"))
+}
+
+async fn membership(
+    State(shown): State<Shown>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Response {
+    let key = NetworkKey { namespace, name };
+    let view = shown.memberships.get(&key);
+    shown.answer(view, || {
+        format!(
+            "the operator has decided nothing about the members of {key} yet: its chain is not formed or not seen, \
+             or it is paused; kubectl bsn status shows which"
+        )
+    })
+}
+
+impl Shown {
+    fn answer(&self, view: Option<impl Serialize>, missing: impl FnOnce() -> String) -> Response {
+        if let Some(view) = view {
+            return Json(view).into_response();
+        }
+        let (status, why) = if self.health.0.leading.load(Ordering::Relaxed) {
+            (StatusCode::NOT_FOUND, missing())
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "this replica does not lead".to_owned())
+        };
+        (status, Json(json!({ "error": why }))).into_response()
     }
-    let (status, why) = if health.0.leading.load(Ordering::Relaxed) {
-        (StatusCode::NOT_FOUND, format!("the operator does not watch the nodes of {key} yet"))
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "this replica does not lead".to_owned())
-    };
-    (status, Json(json!({ "error": why }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use bsn_core::membership::{Decision, Desired, Observed, Policy};
+    use serde_json::Value;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::view::MembershipView;
+
+    async fn asked(shown: &Shown, path: &str) -> (StatusCode, Value) {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = build_status_router(shown.clone()).oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_was_decided_is_shown_by_who_leads() {
+        let shown = Shown {
+            health: Health::new(),
+            views: Views::default(),
+            memberships: Memberships::default(),
+        };
+        let path = "/v1/networks/ledger/city-ledger/membership";
+        let (status, _) = asked(&shown, path).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        shown.health.set_leading(true);
+        let (status, body) = asked(&shown, path).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert!(body["error"].as_str().unwrap().contains("ledger/city-ledger"), "{body}");
+        let view = MembershipView {
+            desired: Desired::default(),
+            observed: Observed {
+                nodes: [].into(),
+                ledgers: [].into(),
+                begun: None,
+                hub: bsn_core::membership::model::Hub::Current,
+            },
+            policy: Policy::default(),
+            decision: Decision::Converged,
+            for_seconds: 3,
+            described: [].into(),
+            in_force: [].into(),
+            image_prefix: String::new(),
+            next_index: [].into(),
+            warnings: Vec::new(),
+        };
+        let key = NetworkKey { namespace: "ledger".into(), name: "city-ledger".into() };
+        shown.memberships.put(key, view.clone());
+        let (status, body) = asked(&shown, path).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(serde_json::from_value::<MembershipView>(body).unwrap(), view);
+    }
 }

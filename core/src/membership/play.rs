@@ -2,7 +2,8 @@
 //!
 //! The planner decides one step at a time, on what is known then. For a person who reviews a change, the same
 //! planner is played forward against a world in which every step succeeds at once: new nodes catch up, pods
-//! come back, what is sent takes effect, newcomers sign. What stops the play is what stops the operator.
+//! come back, what is sent takes effect, newcomers sign, and a step that is under way ends well. What stops
+//! the play is what stops the operator.
 
 use std::collections::BTreeSet;
 
@@ -57,6 +58,7 @@ pub fn plan(
     for _ in 0..STEPS_PER_NODE * (observed.nodes.len() + wanted + 1) {
         let (step, consents) = match next_step(desired, &world, &policy) {
             Decision::Step { step, consents } => (step, consents),
+            Decision::Wait(_) if goes_on(&mut world) => continue,
             end => return Plan { steps, end },
         };
         let spare = play(desired, &mut world, &policy, &step, &mut name);
@@ -99,22 +101,7 @@ fn play(
             let (ledger, change) = (ledger.clone(), change.clone());
             world.begun = Some(Begun::Change { ledger, change, fate: Fate::Recorded });
         }
-        Step::Send => {
-            if let Some(Begun::Change { ledger, change, fate, .. }) = &mut world.begun {
-                *fate = Fate::Confirmed;
-                if let Change::Remove { member } = &*change
-                    && let Some(node) =
-                        world.ledgers.get(ledger).and_then(|l| l.members.get(member)?.node.as_ref())
-                    && let Some(node) = world.nodes.get_mut(node)
-                    && node.entry == Entry::Entering
-                {
-                    node.entry = Entry::Failed;
-                }
-                if let Some(ledger) = world.ledgers.get_mut(ledger) {
-                    take_effect(ledger, change);
-                }
-            }
-        }
+        Step::Send => is_included(world),
         Step::Settle | Step::Withdraw => world.begun = None,
         Step::BeginRestart { node } => {
             let node = node.clone();
@@ -141,6 +128,43 @@ fn play(
         }
     }
     spare(world, policy, None)
+}
+
+/// Lets the step that is under way succeed, if only time is missing.
+fn goes_on(world: &mut Observed) -> bool {
+    match &mut world.begun {
+        Some(Begun::Change { ledger, fate: Fate::Sent, .. }) => {
+            let ledger = world.ledgers.get(ledger);
+            if ledger.is_none_or(|ledger| ledger.head != Head::Producing) {
+                return false;
+            }
+            is_included(world);
+        }
+        Some(Begun::Restart { node, progress: progress @ Progress::Down, .. }) => {
+            *progress = Progress::Back;
+            let node = node.clone();
+            comes_up(world, &node);
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// What was sent takes effect.
+fn is_included(world: &mut Observed) {
+    let Some(Begun::Change { ledger, change, fate }) = &mut world.begun else { return };
+    *fate = Fate::Confirmed;
+    if let Change::Remove { member } = &*change
+        && let Some(node) =
+            world.ledgers.get(ledger).and_then(|l| l.members.get(member)?.node.as_ref())
+        && let Some(node) = world.nodes.get_mut(node)
+        && node.entry == Entry::Entering
+    {
+        node.entry = Entry::Failed;
+    }
+    if let Some(ledger) = world.ledgers.get_mut(ledger) {
+        take_effect(ledger, change);
+    }
 }
 
 fn with_node(world: &mut Observed, node: &NodeName, change: impl FnOnce(&mut Node)) {
@@ -247,6 +271,36 @@ pub(super) mod tests {
         let votes_on = ["main".to_owned()].into();
         let set = DesiredSet { name: "a".into(), replicas, votes_on, power, retire: [].into() };
         Desired { sets: vec![set], paused: false }
+    }
+
+    #[test]
+    fn a_step_under_way_ends_well_and_the_rest_follows() {
+        let mut start = healthy(Quorum::MoreThanTwoThirds, true, &[1000; 4]);
+        let key = "k3".to_owned();
+        let played = |start: &Observed, replicas| {
+            let none = |_: &str| -> NodeName { unreachable!() };
+            plan(&voters(replicas, 1000), start, &Policy::default(), none)
+        };
+        let change = Change::Remove { member: key };
+        start.begun = Some(Begun::Change { ledger: "main".into(), change, fate: Fate::Sent });
+        let shrunk = played(&start, 3);
+        assert_eq!(shrunk.end, Decision::Converged);
+        let steps: Vec<&Step> = shrunk.steps.iter().map(|step| &step.step).collect();
+        assert!(matches!(steps[..], [Step::Settle, Step::Retire { .. }]), "{steps:?}");
+        // On a chain that stands it is in no block.
+        start.ledgers.get_mut("main").unwrap().head = Head::Standing;
+        assert!(matches!(played(&start, 3).end, Decision::Wait(_)));
+
+        let mut start = healthy(Quorum::MoreThanTwoThirds, true, &[1000; 4]);
+        let node = NodeName::from_object("net-a-0");
+        let down = start.ledgers.get_mut("main").unwrap().members.get_mut("k0").unwrap();
+        down.liveness = Liveness::ProvedDown;
+        with_node(&mut start, &node, |node| node.engine = Engine::NotReady);
+        let (progress, consents) = (Progress::Down, BTreeSet::new());
+        start.begun = Some(Begun::Restart { node, progress, consents });
+        let restarted = played(&start, 4);
+        assert_eq!(restarted.end, Decision::Converged);
+        assert_eq!(restarted.steps.len(), 1, "{restarted:?}");
     }
 
     proptest! {

@@ -265,6 +265,7 @@ impl Pass<'_> {
             for_seconds: now.saturating_sub(since).as_secs(),
             described: described.collect(),
             in_force,
+            image_prefix: self.ctx.settings.image_prefix.clone(),
             next_index: anchor.next_index.clone(),
             warnings: warnings(observed, policy).into_iter().map(|(_, text)| text).collect(),
         };
