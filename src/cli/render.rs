@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::path::Path;
 
 use bsn_core::anchor::{Anchor, IdentityKeys, KeyRecord, ObjectUids};
 use bsn_core::engine::cometbft::QUORUM;
@@ -76,23 +77,28 @@ const NOT_MADE: &str = "(made in the cluster)\n";
 
 /// Renders the networks of a file as a stream of YAML documents.
 pub fn render(args: &RenderArgs) -> Result<String, RenderError> {
-    let file = args.filename.display().to_string();
-    let mut text = String::new();
-    let read = if file == "-" {
-        std::io::stdin().read_to_string(&mut text).map(|_| ())
-    } else {
-        std::fs::read_to_string(&args.filename).map(|content| text = content)
-    };
-    read.map_err(|error| RenderError::Read(file.clone(), error))?;
     let mut out = String::new();
-    for mut network in parse_networks(&text, &file)? {
+    for mut network in read_networks(&args.filename)? {
         network.metadata.namespace.get_or_insert_with(|| args.namespace.clone());
         render_network(&network, &args.agent_image, &mut out)?;
     }
     Ok(out)
 }
 
-/// Reads the `BsnNetwork`s of a file; other kinds in it are passed over.
+/// Reads the `BsnNetwork`s of a file; `-` = standard input.
+pub fn read_networks(path: &Path) -> Result<Vec<BsnNetwork>, RenderError> {
+    let file = path.display().to_string();
+    let mut text = String::new();
+    let read = if file == "-" {
+        std::io::stdin().read_to_string(&mut text).map(|_| ())
+    } else {
+        std::fs::read_to_string(path).map(|content| text = content)
+    };
+    read.map_err(|error| RenderError::Read(file.clone(), error))?;
+    parse_networks(&text, &file)
+}
+
+/// Reads the `BsnNetwork`s of a text; other kinds in it are passed over.
 pub fn parse_networks(text: &str, file: &str) -> Result<Vec<BsnNetwork>, RenderError> {
     let fail = |document: usize, message: String| RenderError::Parse {
         file: file.to_owned(),

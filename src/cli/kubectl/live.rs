@@ -10,11 +10,12 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::Api;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::apply::{ApiError, bounded};
 use crate::http::{ExchangeError, exchange};
 use crate::labels::{LEASE, STATUS_PORT};
-use crate::view::{NetworkKey, NetworkView};
+use crate::view::{MembershipView, NetworkKey, NetworkView};
 
 /// Longest the whole exchange may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -63,16 +64,35 @@ pub async fn fetch_view(
     operator_namespace: &str,
     key: &NetworkKey,
 ) -> Result<NetworkView, LiveError> {
-    tokio::time::timeout(DEADLINE, ask(client, operator_namespace, key))
+    let path = format!("/v1/networks/{}/{}", key.namespace, key.name);
+    fetch(client, operator_namespace, &path).await
+}
+
+/// Asks the leader what its planner was told of a network, and what it said.
+pub async fn fetch_membership(
+    client: &Client,
+    operator_namespace: &str,
+    key: &NetworkKey,
+) -> Result<MembershipView, LiveError> {
+    let path = format!("/v1/networks/{}/{}/membership", key.namespace, key.name);
+    fetch(client, operator_namespace, &path).await
+}
+
+async fn fetch<T: DeserializeOwned>(
+    client: &Client,
+    operator_namespace: &str,
+    path: &str,
+) -> Result<T, LiveError> {
+    tokio::time::timeout(DEADLINE, ask(client, operator_namespace, path))
         .await
         .map_err(|_| LiveError::Deadline)?
 }
 
-async fn ask(
+async fn ask<T: DeserializeOwned>(
     client: &Client,
     operator_namespace: &str,
-    key: &NetworkKey,
-) -> Result<NetworkView, LiveError> {
+    path: &str,
+) -> Result<T, LiveError> {
     let leases = Api::<Lease>::namespaced(client.clone(), operator_namespace);
     let what = || format!("get Lease {operator_namespace}/{LEASE}");
     let lease = bounded(what, leases.get_opt(LEASE)).await?;
@@ -89,7 +109,7 @@ async fn ask(
     let stream = forwarder
         .take_stream(STATUS_PORT)
         .ok_or_else(|| unreachable("the forwarded port was closed".to_owned()))?;
-    let request = Request::get(format!("/v1/networks/{}/{}", key.namespace, key.name))
+    let request = Request::get(path)
         .header("host", "localhost")
         .header("connection", "close")
         .body(Full::default())

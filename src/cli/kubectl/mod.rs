@@ -1,10 +1,15 @@
 //! The command line of `kubectl bsn`, the kubectl plug-in.
 
+mod explain;
+mod history;
 mod live;
+mod plan;
 mod status;
+mod steps;
 mod table;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -22,6 +27,14 @@ pub struct KubectlCli {
 pub enum KubectlCommand {
     /// Show a network: its conditions, and each node's height, peers, voting power and certificate.
     Status(StatusArgs),
+    /// Show the steps to what a file describes, and how many validators may be down after each.
+    ///
+    /// Ends with 0 if there is nothing to do, 2 if there are steps, 3 if a step is refused, 1 if it failed.
+    Plan(PlanArgs),
+    /// Say what the operator does for a network now, or what it waits for and what would help.
+    Explain(NetworkArgs),
+    /// List the steps that were taken, when, and how long they took.
+    History(NetworkArgs),
 }
 
 /// How to print.
@@ -72,10 +85,63 @@ pub struct StatusArgs {
     pub cluster: ClusterArgs,
 }
 
+/// How to print a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlanOutput {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For a comment of a pull request.
+    Markdown,
+}
+
+/// Options of `plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Name of the BsnNetwork, if the file holds several.
+    pub network: Option<String>,
+
+    /// File with the new description (YAML, several documents allowed); `-` = standard input.
+    #[arg(short, long)]
+    pub filename: PathBuf,
+
+    /// File with the old description: the plan is made without a cluster, for a network that is healthy and just
+    /// as this file says.
+    #[arg(long)]
+    pub from: Option<PathBuf>,
+
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = PlanOutput::Table)]
+    pub output: PlanOutput,
+
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Options of commands about one network.
+#[derive(Debug, Clone, Args)]
+pub struct NetworkArgs {
+    /// Name of the BsnNetwork.
+    pub network: String,
+
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
 /// Runs a command; an error is for people, with the next step where there is one.
-pub async fn execute(cli: KubectlCli) -> Result<(), Box<dyn std::error::Error>> {
+pub async fn execute(cli: KubectlCli) -> Result<ExitCode, Box<dyn std::error::Error>> {
     match cli.command {
         KubectlCommand::Status(args) => status::run(args).await?,
+        KubectlCommand::Plan(args) => return Ok(plan::run(&args).await?),
+        KubectlCommand::Explain(args) => explain::run(&args).await?,
+        KubectlCommand::History(args) => history::run(&args).await?,
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -79,7 +79,7 @@ pub async fn run(args: StatusArgs) -> Result<(), StatusError> {
     }
 }
 
-async fn connect(args: &ClusterArgs) -> Result<(Client, String), StatusError> {
+pub(super) async fn connect(args: &ClusterArgs) -> Result<(Client, String), StatusError> {
     let options =
         KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
     let mut config = match &args.kubeconfig {

@@ -134,7 +134,7 @@ fn time_left(left: SignedDuration) -> String {
 }
 
 /// A table without spaces at line ends.
-fn trimmed(table: &Table) -> String {
+pub(super) fn trimmed(table: &Table) -> String {
     table.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>().join("\n")
 }
 

@@ -1,0 +1,97 @@
+use super::*;
+use crate::cli::render::parse_networks;
+
+fn network(replicas: u32, timeout: &str) -> BsnNetwork {
+    let text = format!(
+        r"
+apiVersion: v1
+kind: Namespace
+metadata: {{name: ledger}}
+---
+apiVersion: bsn-operator.io/v1alpha1
+kind: BsnNetwork
+metadata: {{name: city-ledger, namespace: ledger}}
+spec:
+  chainId: city-ledger-1
+  engine:
+    cometbft: {{version: 0.38.25, timeoutCommit: {timeout}, app: {{persistentKvstore: {{}}}}}}
+  nodeSets:
+  - {{name: a, role: Validator, replicas: {replicas}}}
+  - {{name: readers, role: FullNode, replicas: 1}}
+"
+    );
+    parse_networks(&text, "test.yaml").unwrap().remove(0)
+}
+
+fn planned(old: &BsnNetwork, new: &BsnNetwork) -> ShownPlan {
+    plan_offline(old, new, ["old.yaml".to_owned(), "new.yaml".to_owned()]).unwrap()
+}
+
+#[test]
+fn nothing_to_do() {
+    let plan = planned(&network(4, "1s"), &network(4, "1s"));
+    assert_eq!((plan.steps.len(), plan.end, exit_code(&plan)), (0, "converged", 0));
+    assert!(render_table(&plan).ends_with("Nothing to do: all is as described."));
+}
+
+#[test]
+fn a_fifth_voter_is_made_enters_small_and_is_raised() {
+    let plan = planned(&network(4, "1s"), &network(5, "1s"));
+    assert_eq!(exit_code(&plan), STEPS);
+    insta::assert_snapshot!(render_table(&plan));
+}
+
+#[test]
+fn four_become_one() {
+    let plan = planned(&network(4, "1s"), &network(1, "1s"));
+    insta::assert_snapshot!(render_markdown(&plan));
+}
+
+#[test]
+fn another_pause_restarts_one_after_the_other() {
+    let plan = planned(&network(4, "1s"), &network(4, "500ms"));
+    let steps: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
+    assert_eq!(
+        steps,
+        [
+            "restart city-ledger-readers-0",
+            "restart city-ledger-a-0",
+            "restart city-ledger-a-1",
+            "restart city-ledger-a-2",
+            "restart city-ledger-a-3"
+        ]
+    );
+    let spare: Vec<Option<usize>> = plan.steps.iter().map(|step| step.spare_voters).collect();
+    assert_eq!(spare, [Some(1), Some(0), Some(0), Some(0), Some(0)]);
+}
+
+#[test]
+fn without_a_voter_to_spare_a_restart_asks_and_a_consent_lets_it_go_on() {
+    let (old, mut new) = (network(1, "1s"), network(1, "500ms"));
+    let plan = planned(&old, &new);
+    assert_eq!(exit_code(&plan), REFUSED);
+    insta::assert_snapshot!(render_table(&plan));
+    let consent = plan.refusal.unwrap().consent.unwrap();
+    new.annotations_mut().insert(bsn_core::consent::CONSENT_ANNOTATION.to_owned(), consent);
+    let plan = planned(&old, &new);
+    assert_eq!(exit_code(&plan), STEPS);
+    let last = plan.steps.last().unwrap();
+    assert_eq!((last.spare_voters, last.consents.len()), (None, 1));
+}
+
+#[test]
+fn the_plan_for_programs_is_stable() {
+    let plan = planned(&network(4, "1s"), &network(3, "1s"));
+    insta::assert_json_snapshot!(plan);
+}
+
+#[test]
+fn a_description_without_voters_and_another_chain_are_errors() {
+    let files = || ["old.yaml".to_owned(), "new.yaml".to_owned()];
+    let error = plan_offline(&network(4, "1s"), &network(0, "1s"), files()).unwrap_err();
+    assert!(error.to_string().starts_with("new.yaml: a chain needs a validator"), "{error}");
+    let mut other = network(4, "1s");
+    other.spec.chain_id = "other-1".into();
+    let error = plan_offline(&network(4, "1s"), &other, files()).unwrap_err();
+    assert!(matches!(error, PlanError::AnotherChain(_)), "{error}");
+}
