@@ -557,6 +557,8 @@ pub enum Gate {
     NotTheLastVoter,
     /// Not too many other networks restart nodes. Not the planner's: it sees one network.
     RollSlotIsFree,
+    /// The engine is not known to stop over the change. Not the planner's: the engine's driver tells.
+    EngineAllowsChange,
     /// The node that restarts came back.
     NodeComesBack,
     /// The node works, or can be made to.

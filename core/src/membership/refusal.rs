@@ -90,6 +90,7 @@ impl std::fmt::Display for Gate {
             Self::NewcomerSigns => "newcomer_signs",
             Self::NotTheLastVoter => "not_the_last_voter",
             Self::RollSlotIsFree => "roll_slot_is_free",
+            Self::EngineAllowsChange => "engine_allows_change",
             Self::NodeComesBack => "node_comes_back",
             Self::NodeWorks => "node_works",
             Self::VotersShareFailureDomain => "voters_share_failure_domain",

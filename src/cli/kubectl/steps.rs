@@ -102,6 +102,9 @@ pub fn advice(gate: Gate) -> &'static str {
             "it opens by itself when the newcomer signs; if it never does, find out why"
         }
         Gate::NotTheLastVoter => "keep a voter, or let its successor vote first",
+        Gate::EngineAllowsChange => {
+            "the engine would stop over it; choose another power, or keep that voter"
+        }
         Gate::RollSlotIsFree => "it opens by itself when another network's roll is done",
         Gate::NodeComesBack => {
             "it opens when the node follows again; if it never does, correct or revert its description"

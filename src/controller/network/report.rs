@@ -5,7 +5,7 @@ use std::time::Duration;
 use bsn_core::anchor::Anchor;
 use bsn_core::consent::CONSENT_ANNOTATION;
 use bsn_core::engine::cometbft::QUORUM;
-use bsn_core::membership::model::Step as PlannedStep;
+use bsn_core::membership::model::{Gate, Step as PlannedStep};
 use bsn_core::membership::{Decision, Refusal as StepRefusal};
 use bsn_core::names::NodeName;
 use bsn_core::quorum::margin;
@@ -313,6 +313,12 @@ fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool, is_new: b
         let (reason, why) = match &steps.decision {
             Some(Decision::NeedsConsent(refusal)) => (Reason::ConsentNeeded, why(refusal)),
             Some(Decision::Stuck(refusal)) => (Reason::StepRefused, why(refusal)),
+            // That it takes its time needs no word; that a gate closed does.
+            Some(Decision::Wait(refusal))
+                if !matches!(refusal.gate, Gate::OneChangeAtATime | Gate::NodeComesBack) =>
+            {
+                (Reason::GateClosed, why(refusal))
+            }
             _ => return state(reason, format!("under way: {what}")),
         };
         return state(reason, format!("under way: {what}; it waits for {why}"));

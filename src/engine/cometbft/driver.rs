@@ -11,6 +11,7 @@ use bsn_core::engine::cometbft::signing::parse_decided_at;
 use bsn_core::engine::cometbft::status::{parse_heights, parse_powers};
 use bsn_core::engine::cometbft::transaction::check_change;
 use bsn_core::engine::cometbft::verify::verify;
+use bsn_core::membership::model::Gate;
 use bsn_core::names::NodeName;
 use bsn_core::steps::RecordedChange;
 use futures::future::BoxFuture;
@@ -66,6 +67,15 @@ struct RpcError {
     message: String,
     #[serde(default)]
     data: String,
+}
+
+/// Why a change is not sent now, by a live read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// The gate it stands for.
+    pub gate: Gate,
+    /// What is so.
+    pub why: String,
 }
 
 /// What an engine said to a transaction it was given.
@@ -150,26 +160,52 @@ impl Chain<'_> {
         Ok(Submitted { code, log })
     }
 
-    /// Reads live, from the node a change is to be sent to, whether the change is safe for the engine, and that
-    /// no other one has been decided that its set of voters does not show yet. `Err` = why not now.
+    /// Reads live whether a change is safe to send: all nodes answer but those in `excused`, the node it is to be
+    /// sent to knows of no other change that its set of voters does not show yet, and the engine is not known
+    /// to stop over it.
     pub async fn check_before_sending(
         &self,
         entry: &NodeName,
         key: &PublicKey,
         power: u64,
-    ) -> Result<(), String> {
-        let said = |error: CallError| format!("{entry} cannot be asked: {error}");
+        excused: &BTreeSet<NodeName>,
+    ) -> Result<(), Obstacle> {
+        let silent = self.silent(excused).await;
+        if !silent.is_empty() {
+            // What becomes of the change could not be proved while nobody knows what these hold.
+            let why = format!("{} does not answer; it has to recover first", silent.join(", "));
+            return Err(Obstacle { gate: Gate::OthersHealthy, why });
+        }
+        let said = |error: CallError| Obstacle {
+            gate: Gate::EvidenceIsFresh,
+            why: format!("{entry} cannot be asked: {error}"),
+        };
+        let strange = |_| said(CallError::Strange("status"));
         let status = self.call(entry, "status", json!({})).await.map_err(said)?;
-        let (_, head) = parse_heights(&status).map_err(|error| error.to_string())?;
+        let (_, head) = parse_heights(&status).map_err(strange)?;
         let params = json!({"height": head.to_string()});
         let results = self.call(entry, "block_results", params).await.map_err(said)?;
         let updates = results.get("validator_updates").and_then(Value::as_array);
         if updates.is_some_and(|updates| !updates.is_empty()) {
-            return Err(format!("block {head} decided another change of members"));
+            let why = format!("block {head} decided another change of members");
+            return Err(Obstacle { gate: Gate::NoPendingChange, why });
         }
         // The set for the block after the head: what blocks before the head decided is in it.
         let powers = self.powers(entry, None).await.map_err(said)?;
-        check_change(&powers, key, power).map_err(|guard| guard.to_string())
+        check_change(&powers, key, power)
+            .map_err(|guard| Obstacle { gate: Gate::EngineAllowsChange, why: guard.to_string() })
+    }
+
+    /// Names of the nodes whose engine does not answer, but for those in `excused`.
+    async fn silent(&self, excused: &BTreeSet<NodeName>) -> Vec<String> {
+        let ask = |node: NodeName| {
+            async move { self.call(&node, "health", json!({})).await.map(drop) }.boxed()
+        };
+        let answers = self.ask_all(ask).await.into_iter();
+        answers
+            .filter(|(node, answer)| answer.is_err() && !excused.contains(node))
+            .map(|(node, _)| node.to_string())
+            .collect()
     }
 
     /// Powers by address, as one node knows them at a height; `None` = the newest it can tell.

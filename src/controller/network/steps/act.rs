@@ -14,10 +14,10 @@ use bsn_core::forming::add_identity;
 use bsn_core::intent::record::{NewStep, Phase};
 use bsn_core::intent::refusal::Category;
 use bsn_core::intent::writer::{Place, Task};
-use bsn_core::membership::model::{Change, Engine, Step as PlannedStep};
+use bsn_core::membership::model::{Change, Engine, Liveness, Step as PlannedStep};
 use bsn_core::names::NodeName;
 use bsn_core::steps::{Effect, Outcome, PastStep, RecordedChange, RecordedRestart, RecordedStep};
-use bsn_core::watch::Sight;
+use bsn_core::watch::{Known, Sight};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
@@ -46,6 +46,7 @@ pub struct Acting<'a> {
     pub chain: &'a Chain<'a>,
     pub sight: &'a Sight,
     pub verdict: Option<&'a Verdict>,
+    pub known: &'a [Known],
 }
 
 /// A step taken: the anchor, if it was changed.
@@ -291,15 +292,29 @@ impl Acting<'_> {
             }
             let Some((node, power)) = self.subject(&recorded.change) else { return Ok(Ok(None)) };
             let Some(keys) = self.keys(&node) else { return Ok(Ok(None)) };
-            let key = &keys.consensus;
-            if let Err(why) = self.chain.check_before_sending(&recorded.entry, key, power).await {
-                tracing::info!(network = %self.pass.key, %why, "not sent now");
+            let (key, excused) = (&keys.consensus, self.excused(&recorded.change));
+            let entry = &recorded.entry;
+            let checked = self.chain.check_before_sending(entry, key, power, &excused).await;
+            memory.unsent = checked.err().map(|obstacle| (intent.number, obstacle));
+            if let Some((_, obstacle)) = &memory.unsent {
+                tracing::info!(network = %self.pass.key, why = obstacle.why, "not sent now");
                 return Ok(Ok(None));
             }
         }
         let used = self.use_consents(intent, consents).await?;
         let sent = self.drive_change(intent, recorded, memory).await?;
         Ok(sent.and(used))
+    }
+
+    /// Nodes that need not answer before a change is sent: those without an engine, and all when it takes out a
+    /// voter that does not work itself: that waits for nobody.
+    fn excused(&self, change: &Change) -> BTreeSet<NodeName> {
+        let repairs = matches!(change, Change::Remove { member }
+            if self.sight.ledger.members.get(member).is_none_or(|one| one.liveness != Liveness::Live));
+        if repairs {
+            return self.sight.nodes.keys().cloned().collect();
+        }
+        self.world.without_engine(self.known)
     }
 
     async fn drive_change(

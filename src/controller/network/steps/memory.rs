@@ -13,7 +13,7 @@ use bsn_core::steps::RecordedStep;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
-use crate::engine::cometbft::driver::Scan;
+use crate::engine::cometbft::driver::{Obstacle, Scan};
 use crate::view::NetworkKey;
 
 /// What is remembered of one network.
@@ -30,6 +30,8 @@ pub struct Memory {
     pub held: bool,
     /// Blocks searched for it.
     pub scan: Scan,
+    /// Why it was not sent at the last try, by number.
+    pub unsent: Option<(u64, Obstacle)>,
     /// When it was first sent, by number.
     pub sent: Option<(u64, Timestamp)>,
     /// When it was last sent, and what the engine said.
@@ -52,6 +54,7 @@ impl Memory {
             settling: Settling::default(),
             held: false,
             scan: Scan::default(),
+            unsent: None,
             sent: None,
             last_try: None,
             trying: BTreeMap::new(),

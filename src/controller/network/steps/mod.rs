@@ -14,7 +14,7 @@ use bsn_core::anchor::{Anchor, EntryRecord};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
 use bsn_core::intent::record::{Phase, Record};
-use bsn_core::membership::model::{Engine, Gate, Inputs, Liveness};
+use bsn_core::membership::model::{Gate, Inputs, Liveness, Step as PlannedStep};
 use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_step, warnings};
 use bsn_core::steps::{Effect, RecordedStep};
 use bsn_core::watch::{Known, Sight};
@@ -26,7 +26,7 @@ use super::apply::Pass;
 use super::validate::Authority;
 use crate::api::conditions::Reason;
 use crate::controller::{Refusal, Step};
-use crate::engine::cometbft::driver::Chain;
+use crate::engine::cometbft::driver::{Chain, Obstacle};
 use crate::evidence::known::engine_start;
 use crate::evidence::poller::Attention;
 use crate::intent::STEPS_KEY;
@@ -123,8 +123,11 @@ impl Pass<'_> {
         let restarts = world.intent().is_some_and(is_restart);
         let pending = observed.nodes.values().any(|node| node.inputs == Inputs::Pending);
         let decision = self.ctx.slots.settle(self.key, restarts, pending, decision);
-        let decision = self.or_ask_to_abandon(decision, &world);
-        self.publish_decision(&anchor, &observed, &policy, &decision, &mut memory);
+        let number = world.intent().map(|intent| intent.number);
+        let unsent = memory.unsent.as_ref().filter(|(of, _)| Some(*of) == number);
+        let unsent = unsent.map(|(_, obstacle)| obstacle);
+        let told = self.told(&decision, &world, verdict.as_ref(), unsent);
+        self.publish_decision(&anchor, &observed, &policy, &told, &mut memory);
         let told = memory.decided.as_ref().map(|(decision, _)| decision.clone());
         let shown = steps(&world, &sight, told, Some(&observed));
         let busy = matches!(decision, Decision::Step { .. }) || shown.under_way.is_some();
@@ -140,6 +143,7 @@ impl Pass<'_> {
             chain: &chain,
             sight: &sight,
             verdict: verdict.as_ref(),
+            known: &known,
         };
         if let Some(consent) = acting.abandon_consent().filter(|one| policy.consents.contains(one))
         {
@@ -158,23 +162,42 @@ impl Pass<'_> {
         Ok(Ok((anchor, shown)))
     }
 
-    /// A transaction that has not settled for long may never do: only a person can give it up, and is told how.
-    fn or_ask_to_abandon(&self, decision: Decision, world: &World<'_>) -> Decision {
-        let Decision::Wait(refusal) = &decision else { return decision };
-        let (Some(record), Some(intent)) = (world.record, world.intent()) else { return decision };
-        let age = self.ctx.now().duration_since(intent.step.begun_at);
-        let old = u64::try_from(age.as_secs()).unwrap_or(0) >= self.validated.policy.grace_seconds;
-        if refusal.gate != Gate::OneChangeAtATime || intent.phase != Phase::Sent || !old {
-            return decision;
+    /// What people are told of a decision: also what the change under way waits for, which is not the planner's.
+    fn told(
+        &self,
+        decision: &Decision,
+        world: &World<'_>,
+        verdict: Option<&Verdict>,
+        unsent: Option<&Obstacle>,
+    ) -> Decision {
+        let (Some(record), Some(intent)) = (world.record, world.intent()) else {
+            return decision.clone();
+        };
+        match (decision, verdict, unsent) {
+            (Decision::Step { step: step @ PlannedStep::Send, .. }, _, Some(obstacle)) => {
+                let (gate, message) = (obstacle.gate, obstacle.why.clone());
+                Decision::Wait(Refused { gate, step: step.to_string(), message, consent: None })
+            }
+            (Decision::Wait(refusal), Some(Verdict::Open { why }), _)
+                if refusal.gate == Gate::OneChangeAtATime =>
+            {
+                let message = format!("{}: {why}", refusal.message);
+                let age = self.ctx.now().duration_since(intent.step.begun_at);
+                let age_seconds = u64::try_from(age.as_secs()).unwrap_or(0);
+                if age_seconds < self.validated.policy.grace_seconds {
+                    return Decision::Wait(Refused { message, ..refusal.clone() });
+                }
+                // It may never settle: only a person can give it up, and is told how.
+                let message = format!(
+                    "{message}. It has not settled for {} min: bring back the nodes that may hold it. If that cannot be, a \
+                     consent gives it up without proof: it may yet take effect",
+                    age.as_mins()
+                );
+                let consent = Some(record.abandon_consent(intent.number));
+                Decision::NeedsConsent(Refused { message, consent, ..refusal.clone() })
+            }
+            _ => decision.clone(),
         }
-        let message = format!(
-            "{}. It has not for {} min: bring back the nodes that may hold it. If that cannot be, a consent gives it up \
-             without proof: it may yet take effect",
-            refusal.message,
-            age.as_mins()
-        );
-        let consent = Some(record.abandon_consent(intent.number));
-        Decision::NeedsConsent(Refused { message, consent, ..refusal.clone() })
     }
 
     /// The user's policy, with the consents that were not used yet.
@@ -211,12 +234,7 @@ impl Pass<'_> {
     ) -> Option<Verdict> {
         let intent = world.intent().filter(|intent| intent.phase == Phase::Sent)?;
         let Effect::Change(recorded) = &intent.step.effect else { return None };
-        let ended = known
-            .iter()
-            .filter(|known| known.engine == Engine::NotReady)
-            .filter(|known| world.pod(&known.name).is_none_or(|pod| engine_start(&pod).is_none()))
-            .map(|known| known.name.clone())
-            .collect();
+        let ended = world.without_engine(known);
         let entry = world.pod(&recorded.entry);
         let start = entry.as_deref().and_then(engine_start);
         let entry_ended = start.as_ref() != Some(&recorded.entry_start);

@@ -24,7 +24,7 @@ use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::validate::ValidatedNetwork;
 use crate::controller::node::is_stamped_by;
-use crate::evidence::known::know;
+use crate::evidence::known::{engine_start, know};
 use crate::evidence::poller::NetworkTargets;
 use crate::view::NetworkKey;
 
@@ -66,6 +66,15 @@ impl<'a> World<'a> {
     /// A node's pod, by the cache.
     pub fn pod(&self, node: &NodeName) -> Option<std::sync::Arc<Pod>> {
         cached(&self.ctx.caches.pods, &self.key.namespace, &format!("{node}-0"))
+    }
+
+    /// Nodes whose engine does not run, by their own API server.
+    pub fn without_engine(&self, known: &[Known]) -> BTreeSet<NodeName> {
+        let proved = known.iter().filter(|known| known.engine == Engine::NotReady);
+        proved
+            .filter(|known| self.pod(&known.name).is_none_or(|pod| engine_start(&pod).is_none()))
+            .map(|known| known.name.clone())
+            .collect()
     }
 
     /// What is told to the planner.
