@@ -39,10 +39,10 @@ impl<'a> Planner<'a> {
         if let Some(Ok(open)) = begun {
             return decision(open);
         }
-        let mut closed = Vec::new();
+        let (mut closed, mut later) = (Vec::new(), Vec::new());
         let operations =
             [Self::condemn, Self::retire, Self::provision, Self::replace, Self::roll, Self::scale];
-        if let Some(open) = self.cure(&mut closed) {
+        if let Some(open) = self.cure(&mut closed, &mut later) {
             return decision(open);
         }
         if let Some(Err(open_step)) = begun {
@@ -55,6 +55,7 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+        closed.extend(later);
         closed.extend(self.broken());
         // What a person must do comes before what time may bring.
         let worst = closed.into_iter().rev().max_by_key(|closed| closed.class);
@@ -176,8 +177,9 @@ impl<'a> Planner<'a> {
 
     /// Restarts a node that is proved down and does not come back by itself, or gets another description. No
     /// gate of quorum or blocks stands before it: it is what a stalled chain waits for, and nothing is lost
-    /// by it. One at a time, once for each description.
-    fn cure(&self, closed: &mut Vec<Closed>) -> Option<Open> {
+    /// by it. One at a time, once for each description. `later`: cures that are not due yet; what they hold up
+    /// says more about why nothing happens.
+    fn cure(&self, closed: &mut Vec<Closed>, later: &mut Vec<Closed>) -> Option<Open> {
         let nodes = &self.observed.nodes;
         let votes = |name: &NodeName| !self.seats.of(name).is_empty();
         let trying: Vec<_> = nodes
@@ -213,14 +215,14 @@ impl<'a> Planner<'a> {
             let due = node.inputs == Inputs::Pending
                 || node.cure == Cure::Ordered
                 || node.down_seconds >= self.policy.cure_seconds;
-            let check = if due {
-                self.check_cure(name)
-            } else {
+            if !due {
                 let after = self.policy.cure_seconds;
                 let message = format!("{name} is down; it is restarted when that lasts {after} s");
-                Err(Closed::wait(Gate::NodeWorks, message))
-            };
-            if let Some(open) = open_or(closed, step, check.map(|()| Granted::new())) {
+                later.push(Closed::wait(Gate::NodeWorks, message).before(&step));
+                continue;
+            }
+            let check = self.check_cure(name).map(|()| Granted::new());
+            if let Some(open) = open_or(closed, step, check) {
                 return Some(open);
             }
         }
