@@ -20,7 +20,7 @@ use super::apply::Applied;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::{
-    self, CERTIFICATES_VALID, CHAIN_LIVE, MEMBERSHIP_CONVERGED, PAUSED, PROGRESSING, READY, Reason,
+    self, CERTIFICATES_VALID, CHAIN_LIVE, MEMBERSHIP_CONVERGED, PAUSED, READY, RECONCILING, Reason,
     STALLED, State, find, merge,
 };
 use crate::api::{BsnNetwork, BsnNetworkStatus, BsnNode};
@@ -42,7 +42,7 @@ pub async fn report_refusal(
     let states = [
         State::new(READY, false, reason, &message),
         State::new(STALLED, true, reason, &message),
-        State::new(PROGRESSING, false, reason, "waiting for a person"),
+        State::new(RECONCILING, false, reason, "waiting for a person"),
     ];
     let old = existing.cloned().unwrap_or_default();
     let status = BsnNetworkStatus {
@@ -184,14 +184,14 @@ pub fn compute_status(
         State::new(READY, true, Reason::AsDescribed, message)
     };
     let working = ready.status != Some(true) && !is_stalled && !input.paused;
-    let progressing = State::new(PROGRESSING, working, ready.reason, ready.message.clone());
+    let reconciling = State::new(RECONCILING, working, ready.reason, ready.message.clone());
     let paused = if input.paused {
         State::new(PAUSED, true, Reason::PausedByUser, "set spec.paused to false to go on")
     } else {
         State::new(PAUSED, false, Reason::NotPaused, "")
     };
 
-    let states = [ready, progressing, stalled, live, membership, certificates, paused];
+    let states = [ready, reconciling, stalled, live, membership, certificates, paused];
     // While the chain is not seen, what was known stays.
     let powers = Some(&input.steps.powers).filter(|powers| !powers.is_empty());
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
