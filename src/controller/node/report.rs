@@ -87,7 +87,7 @@ pub async fn report_node(
 }
 
 /// Computes a node's conditions.
-fn compute_states(
+pub(in crate::controller) fn compute_states(
     old: &BsnNodeStatus,
     applied: &Applied,
     pod: Option<&Pod>,
