@@ -20,6 +20,7 @@ mod deletion;
 mod entry_node;
 mod faults;
 mod freezing;
+mod gitops;
 mod guard;
 mod heals;
 mod keys;
