@@ -2,7 +2,17 @@
 
 use std::time::Duration;
 
+use bsn_core::anchor::{ANCHOR_KEY, Anchor};
+use bsn_core::engine::cometbft::keys::PublicKey;
+use bsn_core::engine::cometbft::transaction::validator_transaction;
+use bsn_core::names::NodeName;
+use bsn_operator::api::conditions::Reason;
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use crate::rpc::{Client, submit};
 use crate::support::{World, eventually, names};
+
+const MINUTE: Duration = Duration::from_mins(1);
 
 const SPEC: &str = r"
 chainId: own-app-1
@@ -16,7 +26,7 @@ engine:
 nodeSets:
   - name: voter
     role: Validator
-    replicas: 1
+    replicas: VOTERS
     storage: {size: 1Gi}
   - name: reader
     role: FullNode
@@ -27,8 +37,10 @@ nodeSets:
 #[tokio::test(flavor = "multi_thread")]
 async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_of_others() {
     let world = World::new("own-application").await;
-    let with_readers =
-        |readers: &str| world.yaml(SPEC.trim_start().replace("READERS", readers).as_str());
+    let described = |voters: &str, readers: &str| {
+        world.yaml(&SPEC.trim_start().replace("VOTERS", voters).replace("READERS", readers))
+    };
+    let with_readers = |readers: &str| described("1", readers);
     world.apply(&with_readers("0"));
     world.await_ready().await;
     let head = world.await_height_above(3, Duration::from_mins(1)).await;
@@ -62,5 +74,28 @@ async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_o
     world.kubectl_ok(&["delete", "pod", "own-application-voter-0-0", "-n", &world.namespace]);
     world.await_height_above(head + 3, Duration::from_mins(2)).await;
     world.await_ready().await;
+
+    // Nothing says how this application is told of validators: its own governance does that, and here the story is it.
+    world.apply(&described("2", "1"));
+    let newcomer = "own-application-voter-1";
+    let expected = ["authority_submits", newcomer];
+    println!("{}", world.await_refused(Reason::GateClosed, &expected, MINUTE).await);
+    let key = consensus_key(&world, newcomer).await;
+    let transaction = validator_transaction(&key, 1000, 0);
+    let client = Client::new(&world).await;
+    let call = submit(std::str::from_utf8(&transaction).unwrap());
+    let (_, answer) = client.call("own-application-voter-0", &call).await;
+    assert_eq!(answer["result"]["tx_result"]["code"], 0, "{answer}");
+    world.await_converged(Duration::from_mins(2)).await;
+    let voters = client.voters("own-application-voter-0", None).await;
+    assert_eq!(voters.into_values().collect::<Vec<_>>(), [1000, 1000]);
     world.remove();
+}
+
+/// The public part of a node's consensus key, as the operator recorded it.
+async fn consensus_key(world: &World, node: &str) -> PublicKey {
+    let map = world.api::<ConfigMap>().get(&format!("{}-anchor", world.network)).await.unwrap();
+    let anchor: Anchor = serde_json::from_str(&map.data.unwrap()[ANCHOR_KEY]).unwrap();
+    let node = NodeName::from_object(node);
+    anchor.identity(&node).unwrap().keys.clone().unwrap().consensus
 }
