@@ -100,6 +100,15 @@ pub struct Identity {
     /// Hash of the user's inputs that this template was made from, once one is in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inputs_hash: Option<String>,
+    /// Hash of the application of the user's own that this template runs, once one is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_hash: Option<String>,
+    /// The template in force has its application make no block after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halts_at: Option<u64>,
+    /// Last block of the old application in the switch under way, once this node was given the new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switched_at: Option<u64>,
     /// The permission to use an empty disk.
     #[serde(default)]
     pub first_start: FirstStart,

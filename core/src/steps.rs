@@ -1,13 +1,14 @@
 //! What is kept of steps: all that is needed to do one again in exactly the same way, while it is under way
 //! ([`RecordedStep`], in the anchor), and what people want to know afterwards ([`PastStep`], in the history).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::anchor::Identity;
-use crate::membership::model::{Change, Cure, Inputs, LedgerName, Progress};
+use crate::membership::model::{Change, Cure, Inputs, LedgerName, Progress, Stand};
 use crate::names::NodeName;
 
 /// A step under way. It is what an intent of the protocol ([`crate::intent`]) carries.
@@ -31,6 +32,8 @@ pub enum Effect {
     Change(RecordedChange),
     /// Restarts a node.
     Restart(RecordedRestart),
+    /// Switches all nodes to another application at one height.
+    Switch(RecordedSwitch),
 }
 
 /// A transaction, pinned: it is sent to this process, in these bytes, or never.
@@ -69,6 +72,16 @@ pub struct RecordedRestart {
     /// Uid of the pod that is to end; `None` = there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_pod: Option<String>,
+}
+
+/// A switch of all nodes to another application.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecordedSwitch {
+    /// Which ledger.
+    pub ledger: LedgerName,
+    /// The last block of the old application.
+    pub height: u64,
 }
 
 /// A step that has ended.
@@ -120,18 +133,93 @@ pub struct PodSeen<'a> {
     pub uid: &'a str,
     /// Hash of the template it was made from.
     pub template: Option<&'a str>,
+    /// Its application was told to make no block after this one.
+    pub halts_at: Option<u64>,
     /// It is being ended.
     pub ending: bool,
 }
 
-/// Whether a node runs what is described. One that was never started gets that when it is.
-pub fn inputs(identity: &Identity, pod: Option<PodSeen<'_>>, described: &str) -> Inputs {
+/// What is described for a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Described<'a> {
+    /// Hash of all that makes it restart.
+    pub inputs: &'a str,
+    /// Hash of its application, if that may change at one height only.
+    pub switches: Option<&'a str>,
+}
+
+/// Whether a node runs what is described. One that was never started gets that when it is. `halting` = the
+/// height of the switch under way.
+pub fn inputs(
+    identity: &Identity,
+    pod: Option<PodSeen<'_>>,
+    described: Described<'_>,
+    halting: Option<u64>,
+) -> Inputs {
     let Some(in_force) = identity.template_hash.as_deref() else { return Inputs::Current };
     let behind = pod.and_then(|pod| pod.template).is_some_and(|runs| runs != in_force);
-    if identity.inputs_hash.as_deref() == Some(described) && !behind {
+    // A switch that was given up is undone first, of the template and of the pod.
+    let halts = halting.is_some() && identity.halts_at == halting;
+    if !halts && (behind || identity.halts_at.is_some()) {
+        return Inputs::Pending;
+    }
+    if described.switches.is_some_and(|app| identity.app_hash.as_deref() != Some(app)) {
+        return Inputs::Switch;
+    }
+    if identity.inputs_hash.as_deref() == Some(described.inputs) {
         Inputs::Current
     } else {
         Inputs::Pending
+    }
+}
+
+/// Whether a node's application makes no block any more because a switch that was given up told it to.
+pub fn is_halted(pod: Option<PodSeen<'_>>, head: u64, halting: Option<u64>) -> bool {
+    let last = pod.and_then(|pod| pod.halts_at);
+    last.is_some_and(|last| last <= head && Some(last) != halting)
+}
+
+/// The node whose application `node` is to run after the switch at `height`: the first one that was switched. `None`
+/// = what is described: no other was. From the second node on all get what the first one has: nodes with
+/// different applications must not make a block together.
+pub fn switched_before<'a>(
+    height: u64,
+    identities: &'a BTreeMap<String, Identity>,
+    node: &NodeName,
+) -> Option<(&'a str, &'a Identity)> {
+    let mut switched = identities
+        .iter()
+        .filter(|(_, identity)| identity.switched_at == Some(height) && !identity.retired);
+    let (name, identity) = switched.next()?;
+    let alone = name == node.as_str() && switched.next().is_none();
+    (!alone).then_some((name.as_str(), identity))
+}
+
+/// Where a node stands in the switch at `height`. `target` = hash of the application that it is to run then, see
+/// [`switched_before`]; `back` = see [`crate::watch::NodeSight`].
+pub fn stand(
+    height: u64,
+    identity: &Identity,
+    target: &str,
+    pod: Option<PodSeen<'_>>,
+    back: bool,
+) -> Stand {
+    let in_force = identity.template_hash.as_deref();
+    let runs_it = pod.map(|pod| !pod.ending && pod.template == in_force);
+    let of = |ordered, down, up| match runs_it {
+        Some(true) if back => up,
+        Some(false) if !pod.is_some_and(|pod| pod.ending) => ordered,
+        _ => down,
+    };
+    if identity.switched_at == Some(height) {
+        if identity.app_hash.as_deref() != Some(target) {
+            return Stand::NewOrdered;
+        }
+        of(Stand::NewOrdered, Stand::NewDown, Stand::New)
+    } else if identity.halts_at == Some(height) {
+        of(Stand::HaltOrdered, Stand::HaltDown, Stand::Halts)
+    } else {
+        Stand::Old
     }
 }
 
@@ -229,6 +317,9 @@ mod tests {
             uids: ObjectUids::default(),
             template_hash: Some(in_force.into()),
             inputs_hash: Some(put.into()),
+            app_hash: None,
+            halts_at: None,
+            switched_at: None,
             first_start: FirstStart::NotIssued,
             used_consents: Vec::new(),
             vote: Vote::default(),
@@ -239,7 +330,7 @@ mod tests {
     }
 
     fn pod(uid: &'static str, template: &'static str) -> PodSeen<'static> {
-        PodSeen { uid, template: Some(template), ending: false }
+        PodSeen { uid, template: Some(template), halts_at: None, ending: false }
     }
 
     #[test]
@@ -281,13 +372,62 @@ mod tests {
 
     #[test]
     fn a_node_has_to_restart_if_it_is_described_anew_or_its_pod_is_of_another_template() {
+        let inputs = |identity: &Identity, pod, inputs| {
+            super::inputs(identity, pod, Described { inputs, switches: None }, None)
+        };
         let now = identity("t1", "d1");
         assert_eq!(inputs(&now, Some(pod("u", "t1")), "d1"), Inputs::Current);
         assert_eq!(inputs(&now, Some(pod("u", "t1")), "d2"), Inputs::Pending);
         assert_eq!(inputs(&now, Some(pod("u", "t0")), "d1"), Inputs::Pending);
         assert_eq!(inputs(&now, None, "d1"), Inputs::Current);
-        let fresh = Identity { template_hash: None, inputs_hash: None, ..now };
+        let fresh = Identity { template_hash: None, inputs_hash: None, ..now.clone() };
         assert_eq!(inputs(&fresh, None, "d2"), Inputs::Current);
+        let halts = Identity { halts_at: Some(9), ..now };
+        assert_eq!(inputs(&halts, None, "d1"), Inputs::Pending, "of a switch that was given up");
+    }
+
+    #[test]
+    fn another_application_that_may_come_at_one_height_only_is_a_switch() {
+        let old = Identity { app_hash: Some("a1".into()), ..identity("t1", "d1") };
+        let to = |switches| inputs(&old, None, Described { inputs: "d2", switches }, None);
+        assert_eq!(to(Some("a2")), Inputs::Switch);
+        assert_eq!(to(Some("a1")), Inputs::Pending, "something else of it changed");
+        assert_eq!(to(None), Inputs::Pending, "it may come one by one");
+    }
+
+    #[test]
+    fn a_node_goes_from_the_old_application_over_halted_to_the_new_one() {
+        let old = identity("t1", "d1");
+        let at = |identity: &Identity, pod, back| stand(9, identity, "a2", pod, back);
+        assert_eq!(at(&old, Some(pod("u1", "t1")), true), Stand::Old);
+        let halts = Identity { halts_at: Some(9), ..identity("t2", "d1") };
+        assert_eq!(at(&halts, Some(pod("u1", "t1")), true), Stand::HaltOrdered);
+        let ending = PodSeen { ending: true, ..pod("u1", "t1") };
+        assert_eq!(at(&halts, Some(ending), true), Stand::HaltDown);
+        assert_eq!(at(&halts, None, false), Stand::HaltDown);
+        assert_eq!(at(&halts, Some(pod("u2", "t2")), false), Stand::HaltDown);
+        assert_eq!(at(&halts, Some(pod("u2", "t2")), true), Stand::Halts);
+        let other = Identity { halts_at: Some(8), ..halts.clone() };
+        assert_eq!(at(&other, Some(pod("u2", "t2")), true), Stand::Old, "of an earlier height");
+        let app_hash = Some("a2".to_owned());
+        let new = Identity { switched_at: Some(9), app_hash, ..identity("t3", "d2") };
+        assert_eq!(at(&new, Some(pod("u2", "t2")), true), Stand::NewOrdered);
+        assert_eq!(at(&new, None, false), Stand::NewDown);
+        assert_eq!(at(&new, Some(pod("u3", "t3")), true), Stand::New);
+        let anew = stand(9, &new, "a3", Some(pod("u3", "t3")), true);
+        assert_eq!(anew, Stand::NewOrdered, "described anew");
+        let all = [("net-a-0", &halts), ("net-a-1", &new), ("net-a-2", &new)];
+        let before = |count: usize, node: &str| {
+            let all = all[..count].iter().map(|(name, one)| ((*name).to_owned(), (*one).clone()));
+            let before =
+                switched_before(9, &all.collect(), &NodeName::from_object(node))?.0.to_owned();
+            Some(before)
+        };
+        assert_eq!(before(1, "net-a-0"), None);
+        assert_eq!(before(2, "net-a-1"), None, "one alone can be given another");
+        assert_eq!(before(2, "net-a-0").as_deref(), Some("net-a-1"));
+        assert_eq!(before(3, "net-a-1").as_deref(), Some("net-a-1"));
+        assert_eq!(before(3, "net-a-2").as_deref(), Some("net-a-1"));
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct NodeSight {
     pub down_seconds: u64,
     /// The pod that runs now is back: it follows, and signs if it votes and blocks are made.
     pub back: bool,
+    /// While the chain stands: for how many seconds others have listed it as a peer.
+    pub listed_seconds: u64,
 }
 
 /// What is seen of a network at one moment.
@@ -80,6 +82,8 @@ pub struct Sight {
     pub nodes: BTreeMap<NodeName, NodeSight>,
     /// The highest block any node reported.
     pub height: u64,
+    /// Time between blocks, once some were seen.
+    pub interval: Option<Duration>,
 }
 
 impl Watch {
@@ -230,7 +234,9 @@ impl Watch {
             let member = members.get(&known.address);
             let back = track.is_some_and(|track| is_back(&seen, known, track, member, now));
             let down_seconds = now.saturating_sub(well).as_secs();
-            (known.name.clone(), NodeSight { down_seconds, back })
+            let listed = track.and_then(|track| track.listed);
+            let listed_seconds = listed.map_or(0, |since| now.saturating_sub(since).as_secs());
+            (known.name.clone(), NodeSight { down_seconds, back, listed_seconds })
         });
         let sights = sights.collect();
         let followers = nodes
@@ -256,10 +262,11 @@ impl Watch {
             agreed: seen.agreed,
             age_seconds: age,
             head: seen.head,
+            height: head,
             pending,
             followers,
         };
-        Sight { ledger, nodes: sights, height: head }
+        Sight { ledger, nodes: sights, height: head, interval: self.head.interval() }
     }
 
     /// What the reports of this moment say together.

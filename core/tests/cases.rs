@@ -182,6 +182,7 @@ fn read_world(case: &Case) -> (Desired, Observed) {
         agreed: !case.disagree,
         age_seconds: case.age_seconds,
         head: case.head,
+        height: 100,
         pending: case.pending.clone(),
         followers: BTreeMap::new(),
     };

@@ -106,7 +106,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Every ledger the description names is seen. One that is not says nothing about who votes there.
-    fn check_all_ledgers_seen(&self) -> Check {
+    pub(super) fn check_all_ledgers_seen(&self) -> Check {
         let mut named = self.desired.sets.iter().flat_map(|set| &set.votes_on);
         let unseen = named.find(|ledger| !self.observed.ledgers.contains_key(*ledger));
         gate(Gate::EvidenceIsFresh, unseen.is_none(), |g| {
@@ -210,7 +210,7 @@ impl<'a> Planner<'a> {
         self.check_live(name, ledger, &slug_of(change), exempt)
     }
 
-    fn check_live(
+    pub(super) fn check_live(
         &self,
         name: &LedgerName,
         ledger: &Ledger,
@@ -349,7 +349,10 @@ impl<'a> Planner<'a> {
         let enough = |spare: Option<usize>| spare.is_some_and(|spare| spare >= self.policy.reserve);
         // It could never be enough: a person has to say that the chain may stop.
         let never = !enough(spare(now.clone().all_live()));
-        if enough(spare(now.clone())) || (never && self.policy.allow_downtime) {
+        // Who wants a switch has the ledger stand for a while anyway.
+        let switches = matches!(self.observed.begun, Some(Begun::Switch { .. }));
+        let may_stop = never && (self.policy.allow_downtime || switches);
+        if enough(spare(now.clone())) || may_stop {
             return Ok(Granted::new());
         }
         let consent = format!("restart-with-downtime/{name}/{}", node.described);

@@ -18,6 +18,9 @@
 //! 7. **Roll** what is described over the nodes: unready ones, observers, then voters, one by one.
 //! 8. **Scale.** Voters are added, removed, and given other powers, one change at a time.
 //!
+//! Where another application is described whose blocks differ, **switch** takes the place of what adds nodes and
+//! voters, until it is done: see [`switch`].
+//!
 //! A step is begun, judged again, and only then takes effect; a consent is used with the effect it allows. A
 //! step whose gates are closed lets the next kind be considered; if none is open, the answer is the gate
 //! that most needs a person. The gates are judged on the *projected* state ([`projection`]), with only what is
@@ -44,6 +47,7 @@ mod planner;
 pub mod play;
 pub mod projection;
 mod refusal;
+mod switch;
 mod warnings;
 
 pub use model::{Decision, Desired, Observed, Policy, Refusal, Step};

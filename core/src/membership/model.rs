@@ -77,6 +77,11 @@ pub struct Policy {
     pub grace_seconds: u64,
     /// Consents that a person gave and that were not used yet.
     pub consents: BTreeSet<String>,
+    /// A switch happens this many blocks after it is begun: three times as many as it takes to restart all nodes
+    /// one by one.
+    pub switch_lead: u64,
+    /// The first node that was switched must have run for this many seconds before the others are.
+    pub proved_seconds: u64,
 }
 
 impl Default for Policy {
@@ -93,6 +98,8 @@ impl Default for Policy {
             cure_seconds: 180,
             grace_seconds: 600,
             consents: BTreeSet::new(),
+            switch_lead: 300,
+            proved_seconds: 60,
         }
     }
 }
@@ -171,6 +178,15 @@ pub struct Node {
     /// For how long it has been down, or silent, in seconds.
     #[serde(default)]
     pub down_seconds: u64,
+    /// Where it stands in the switch begun.
+    #[serde(default)]
+    pub stand: Stand,
+    /// Its application makes no block any more, by a switch that was given up: nobody misses it in a restart.
+    #[serde(default)]
+    pub halted: bool,
+    /// On a ledger that stands still: for how many seconds it has been there again.
+    #[serde(default)]
+    pub back_seconds: u64,
 }
 
 impl Node {
@@ -189,6 +205,9 @@ impl Node {
             cure: Cure::Untried,
             entry: Entry::Over,
             down_seconds: 0,
+            stand: Stand::Old,
+            halted: false,
+            back_seconds: 0,
         }
     }
 }
@@ -214,6 +233,38 @@ pub enum Inputs {
     Current,
     /// Something else: it has to restart.
     Pending,
+    /// An application whose blocks differ from those of the one it runs: all nodes have to change at one height.
+    Switch,
+}
+
+/// Where a node stands in a switch of all nodes at one height.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum Stand {
+    /// It runs as before.
+    #[default]
+    Old,
+    /// A template by which its application halts at the height is in force, another pod still runs.
+    HaltOrdered,
+    /// It was restarted on that template and is not back yet.
+    HaltDown,
+    /// It is back, and makes no block after the height.
+    Halts,
+    /// The new application is in force, or is to be in force again after it was described anew; another pod still runs.
+    NewOrdered,
+    /// It was restarted with the new application and is not back yet.
+    NewDown,
+    /// It is back, with the new application.
+    New,
+}
+
+impl Stand {
+    /// It was given the new application.
+    pub fn is_new(self) -> bool {
+        self >= Self::NewOrdered
+    }
 }
 
 /// Whether a node is to be replaced.
@@ -277,6 +328,9 @@ pub struct Ledger {
     /// Whether it makes blocks.
     #[serde(default)]
     pub head: Head,
+    /// The newest block.
+    #[serde(default)]
+    pub height: u64,
     /// A change of members is under way that is not the step begun: one that is decided and not in effect
     /// yet, or that waits in some node's pool. For people.
     #[serde(default)]
@@ -375,6 +429,13 @@ pub enum Begun {
         #[serde(default)]
         consents: BTreeSet<String>,
     },
+    /// A switch of all nodes to another application, after this block.
+    Switch {
+        /// Which ledger.
+        ledger: LedgerName,
+        /// The last block of the old application.
+        height: u64,
+    },
 }
 
 /// How far a change is.
@@ -470,6 +531,25 @@ pub enum Step {
         /// Which node.
         node: NodeName,
     },
+    /// Record that all nodes change to the described application after this block.
+    BeginSwitch {
+        /// Which ledger.
+        ledger: LedgerName,
+        /// The last block of the old application.
+        height: u64,
+    },
+    /// Restart a node so that its application makes no block after the height. For the switch begun.
+    Halt {
+        /// Which node.
+        node: NodeName,
+    },
+    /// Restart a node with the new application. For the switch begun; the ledger was halted.
+    Switch {
+        /// Which node.
+        node: NodeName,
+        /// With what is described now, though others have another one.
+        anew: bool,
+    },
     /// Restart a voter that is proved down, with what is described now.
     Cure {
         /// Which node.
@@ -557,6 +637,8 @@ pub enum Gate {
     NotTheLastVoter,
     /// Not too many other networks restart nodes. Not the planner's: it sees one network.
     RollSlotIsFree,
+    /// All nodes can be halted together, and were.
+    AllHaltTogether,
     /// The engine is not known to stop over the change. Not the planner's: the engine's driver tells.
     EngineAllowsChange,
     /// The node that restarts came back.

@@ -20,7 +20,10 @@ pub struct Planner<'a> {
 }
 
 /// A step that may be taken, with the consent it uses.
-type Open = (Step, Granted);
+pub(super) type Open = (Step, Granted);
+
+/// One kind of step; says why not, if there is one to take.
+type Operation<'a> = fn(&Planner<'a>, &mut Vec<Closed>) -> Option<Open>;
 
 impl<'a> Planner<'a> {
     /// Prepares the decision.
@@ -40,9 +43,15 @@ impl<'a> Planner<'a> {
             return decision(open);
         }
         let (mut closed, mut later) = (Vec::new(), Vec::new());
-        let operations =
+        let all =
             [Self::condemn, Self::retire, Self::provision, Self::replace, Self::roll, Self::scale];
-        if let Some(open) = self.cure(&mut closed, &mut later) {
+        // Until all nodes have switched, none is made: it would run an application of which the ledger knows nothing.
+        let before_switch =
+            [Self::condemn, Self::retire, Self::replace, Self::roll, Self::begin_switch];
+        let operations: &[Operation<'a>] = if self.wants_switch() { &before_switch } else { &all };
+        let halted = self.is_halting();
+        // Whoever is down while all are halted is brought back by the switch itself.
+        if !halted && let Some(open) = self.cure(&mut closed, &mut later) {
             return decision(open);
         }
         if let Some(Err(open_step)) = begun {
@@ -56,7 +65,9 @@ impl<'a> Planner<'a> {
             }
         }
         closed.extend(later);
-        closed.extend(self.broken());
+        if !halted {
+            closed.extend(self.broken());
+        }
         // What a person must do comes before what time may bring.
         let worst = closed.into_iter().rev().max_by_key(|closed| closed.class);
         worst.map_or(Decision::Converged, Closed::decision)
@@ -88,6 +99,7 @@ impl<'a> Planner<'a> {
         match begun {
             Begun::Change { ledger, change, fate } => self.settle_change(ledger, change, *fate),
             Begun::Restart { node, progress, .. } => self.settle_restart(node, *progress),
+            Begun::Switch { ledger, height } => self.settle_switch(ledger, *height),
         }
     }
 
@@ -149,10 +161,14 @@ impl<'a> Planner<'a> {
             Progress::Down if node.disk_lost || node.replacement != Replacement::No => {
                 Ok((Step::Settle, Granted::new()))
             }
+            // Nobody waits for an observer that goes.
+            Progress::Down if self.goals.of(name) == Goal::Go && self.seats.of(name).is_empty() => {
+                Ok((Step::Settle, Granted::new()))
+            }
             Progress::Down => {
                 // Described anew while it is down: it gets that at once, nobody misses it.
                 let anew = node.inputs == Inputs::Pending;
-                if anew && node.engine == Engine::NotReady && !self.seats.is_live(name) {
+                if anew && self.is_not_back(name, node) {
                     self.check_not_paused()?;
                     self.check_not_held(name)?;
                     return Ok((end_pod, Granted::new()));
@@ -229,8 +245,12 @@ impl<'a> Planner<'a> {
         None
     }
 
-    /// A node is proved down: its own API server says so, and no ledger shows a sign of it.
-    fn is_down(&self, name: &NodeName, node: &Node) -> bool {
+    /// A node is proved down: its own API server says so, and no ledger shows a sign of it. Or it was told to make no
+    /// block any more.
+    pub(super) fn is_down(&self, name: &NodeName, node: &Node) -> bool {
+        if node.halted {
+            return true;
+        }
         if node.engine != Engine::NotReady {
             return false;
         }
@@ -243,6 +263,24 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// A node that was restarted does nothing for its ledgers yet, by what is seen of it.
+    fn is_not_back(&self, name: &NodeName, node: &Node) -> bool {
+        match node.engine {
+            Engine::Unknown => false,
+            Engine::NotReady => !self.seats.is_live(name),
+            Engine::Ready if self.check_all_ledgers_seen().is_err() => false,
+            // It runs, and that is all.
+            Engine::Ready => self.observed.ledgers.iter().all(|(ledger_name, ledger)| {
+                let follower = ledger.followers.get(name);
+                let idle = match self.seats.on(name, ledger_name) {
+                    Some(seat) => seat.liveness == Liveness::Unknown,
+                    None => follower.is_none_or(|one| one.lag > self.policy.max_lag_blocks),
+                };
+                is_fresh(ledger, self.policy) && ledger.head == Head::Producing && idle
+            }),
+        }
+    }
+
     /// The node whose restart was begun.
     fn restarting(&self) -> Option<&'a NodeName> {
         match &self.observed.begun {
@@ -251,7 +289,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn check_cure(&self, name: &NodeName) -> Check {
+    pub(super) fn check_cure(&self, name: &NodeName) -> Check {
         self.check_not_paused()?;
         self.check_not_held(name)?;
         for (ledger_name, ledger) in &self.observed.ledgers {
@@ -529,7 +567,7 @@ fn decision((step, consents): Open) -> Decision {
     Decision::Step { step, consents }
 }
 
-fn open_or(closed: &mut Vec<Closed>, step: Step, check: Check<Granted>) -> Option<Open> {
+pub(super) fn open_or(closed: &mut Vec<Closed>, step: Step, check: Check<Granted>) -> Option<Open> {
     match check {
         Ok(granted) => Some((step, granted)),
         Err(why) => {

@@ -5,13 +5,14 @@
 //! come back, what is sent takes effect, newcomers sign, and a step that is under way ends well. What stops
 //! the play is what stops the operator.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::model::{
     Begun, Change, Cure, Decision, Desired, Engine, Entry, Fate, Follower, Head, Hub, Inputs,
-    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, Step,
+    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, Stand, Step,
 };
 use super::next_step;
 use super::projection::Projection;
@@ -119,6 +120,22 @@ fn play(
             comes_up(world, node);
             return without;
         }
+        Step::BeginSwitch { ledger, height } => {
+            world.begun = Some(Begun::Switch { ledger: ledger.clone(), height: *height });
+        }
+        Step::Halt { node } => {
+            let without = spare(world, policy, Some(node));
+            with_node(world, node, |node| node.stand = Stand::Halts);
+            return without;
+        }
+        Step::Switch { node, .. } => {
+            comes_up(world, node);
+            with_node(world, node, |node| {
+                node.stand = Stand::New;
+                node.back_seconds = u64::MAX;
+            });
+            return None;
+        }
         Step::Cure { node } => comes_up(world, node),
         Step::Retire { node } => {
             world.nodes.remove(node);
@@ -144,6 +161,20 @@ fn goes_on(world: &mut Observed) -> bool {
             *progress = Progress::Back;
             let node = node.clone();
             comes_up(world, &node);
+        }
+        Some(Begun::Switch { ledger, height }) => {
+            let all = |stand| world.nodes.values().all(|node| node.stand == stand);
+            let (halts, new) = (all(Stand::Halts), all(Stand::New));
+            let Some(ledger) = world.ledgers.get_mut(ledger) else { return false };
+            match ledger.height.cmp(height) {
+                Ordering::Less if halts => {
+                    (ledger.height, ledger.head) = (*height, Head::Standing);
+                }
+                Ordering::Equal if new => {
+                    (ledger.height, ledger.head) = (*height + 3, Head::Producing);
+                }
+                _ => return false,
+            }
         }
         _ => return false,
     }
@@ -256,6 +287,7 @@ pub(super) mod tests {
             agreed: true,
             age_seconds: 0,
             head: Head::Producing,
+            height: 100,
             pending: None,
             followers: (0..powers.len()).map(|n| (name(n), follower)).collect(),
         };

@@ -172,6 +172,7 @@ mod tests {
             agreed: true,
             age_seconds: 0,
             head: Head::Producing,
+            height: 100,
             pending: None,
             followers: [].into(),
         }

@@ -90,6 +90,7 @@ impl std::fmt::Display for Gate {
             Self::NewcomerSigns => "newcomer_signs",
             Self::NotTheLastVoter => "not_the_last_voter",
             Self::RollSlotIsFree => "roll_slot_is_free",
+            Self::AllHaltTogether => "all_halt_together",
             Self::EngineAllowsChange => "engine_allows_change",
             Self::NodeComesBack => "node_comes_back",
             Self::NodeWorks => "node_works",
@@ -121,6 +122,12 @@ impl std::fmt::Display for Step {
             Self::Withdraw => f.write_str("give up the step begun"),
             Self::BeginRestart { node } => write!(f, "restart {node}"),
             Self::EndPod { node } => write!(f, "end the pod of {node}"),
+            // Without the height, which grows until it is recorded.
+            Self::BeginSwitch { .. } => {
+                f.write_str("switch all nodes to the described application after one block")
+            }
+            Self::Halt { node } => write!(f, "restart {node}, to halt at that block"),
+            Self::Switch { node, .. } => write!(f, "restart {node} with the new application"),
             Self::Cure { node } => write!(f, "restart {node}, which is down"),
             Self::Retire { node } => write!(f, "retire {node}"),
         }

@@ -256,6 +256,7 @@ pub fn effects(
             node.hung = false;
             return vec![("", next), (", crash before the pod is ended", recorded)];
         }
+        Step::BeginSwitch { .. } | Step::Halt { .. } | Step::Switch { .. } => return Vec::new(),
         Step::Retire { node } => {
             let index = of(node);
             next.nodes.retain(|node| node.index != index);

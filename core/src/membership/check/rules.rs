@@ -52,6 +52,9 @@ pub fn check_effect(
             let down = node_of(node).is_some_and(|n| !n.up);
             ensure(down, "S4: a living voter is restarted without a gate")
         }
+        Step::BeginSwitch { .. } | Step::Halt { .. } | Step::Switch { .. } => {
+            Err("a switch of nodes of which none is described otherwise")
+        }
         Step::Retire { node } => {
             let n = node_of(node);
             ensure(

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::membership::model::{
     Begun, Change, Cure, Desired, DesiredSet, Engine, Entry, Fate, Follower, Head, Hub, Inputs,
-    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement,
+    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, Stand,
 };
 use crate::names::NodeName;
 use crate::quorum::Quorum;
@@ -372,6 +372,10 @@ impl World {
                     _ => Entry::Over,
                 },
                 down_seconds: if n.long { 9999 } else { 0 },
+                // Switches have a model of their own: `switch_tests`.
+                stand: Stand::Old,
+                halted: false,
+                back_seconds: 0,
             };
             nodes.insert(name(n.index), node);
         }
@@ -399,6 +403,7 @@ impl World {
             agreed: true,
             age_seconds: 0,
             head,
+            height: 0,
             pending,
             followers,
         };
