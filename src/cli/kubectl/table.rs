@@ -135,7 +135,9 @@ fn time_left(left: SignedDuration) -> String {
 
 /// A table without spaces at line ends.
 pub(super) fn trimmed(table: &Table) -> String {
-    table.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>().join("\n")
+    // The first column is padded as well.
+    let line = |line: String| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned();
+    table.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
