@@ -27,6 +27,10 @@ pub const APPLIED_HASH: &str = "bsn-operator.io/applied-hash";
 
 /// Annotation of pods: hash of the template they were made from.
 pub const TEMPLATE_HASH: &str = "bsn-operator.io/template-hash";
+/// Annotation of a pod: the block after which its application halts.
+pub const HALTS_AT: &str = "bsn-operator.io/halts-at";
+/// Annotation of a pod: the environment variable that tells its application.
+pub const HALT_ENV: &str = "bsn-operator.io/halt-env";
 
 /// Field manager of every server-side apply.
 pub const FIELD_MANAGER: &str = "bsn-operator";

@@ -118,13 +118,24 @@ pub struct MembershipView {
     /// Hash of what is described of how a node runs, by set.
     pub described: BTreeMap<String, String>,
     /// The same of what each node runs.
-    pub in_force: BTreeMap<NodeName, String>,
+    pub in_force: BTreeMap<NodeName, InForce>,
     /// What stands before the engines' default images, if anything: it is part of those hashes.
     pub image_prefix: String,
     /// Index of each set's next node.
     pub next_index: BTreeMap<String, u32>,
     /// What is allowed, and not wise.
     pub warnings: Vec<String>,
+}
+
+/// What a node runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InForce {
+    /// Hash of all that makes it restart.
+    pub inputs: String,
+    /// Hash of the user's own application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
 }
 
 /// All networks' views, shared between the observer that writes them and those who show them.

@@ -36,14 +36,20 @@ use super::{Disruption, Membership, Repair};
         .message("a chain needs a validator that votes: add a node set with role: Validator and replicas of at least 1, and without voting: false"),
     validation = Rule::new("!has(self.membership) || !has(self.membership.submit) || !has(self.engine.cometbft) || has(self.engine.cometbft.app.container)")
         .message("membership.submit is for an application of your own: remove it, the operator knows the transactions of the built-in store"),
+    validation = Rule::new("!has(self.upgrade) || self.upgrade.strategy != 'AtHeight' || (has(self.engine.cometbft.app.container) && has(self.engine.cometbft.app.container.halt))")
+        .message("upgrade.strategy: AtHeight needs app.container.halt: name the environment variable by which your application is told to stop at a height"),
+    validation = Rule::new("!has(self.engine.cometbft.app.container) || !has(oldSelf.engine.cometbft.app.container) || has(self.upgrade) || (self.engine.cometbft.app.container.image == oldSelf.engine.cometbft.app.container.image && (has(self.engine.cometbft.app.container.command) ? self.engine.cometbft.app.container.command : []) == (has(oldSelf.engine.cometbft.app.container.command) ? oldSelf.engine.cometbft.app.container.command : []) && (has(self.engine.cometbft.app.container.args) ? self.engine.cometbft.app.container.args : []) == (has(oldSelf.engine.cometbft.app.container.args) ? oldSelf.engine.cometbft.app.container.args : []))")
+        .message("say how the application's new version reaches the nodes: upgrade: {strategy: Rolling} one by one, if it makes the same blocks as the old one; upgrade: {strategy: AtHeight} all together after one block, if not"),
+    validation = Rule::new("!has(self.upgrade) || self.upgrade.strategy != 'AtHeight' || !has(oldSelf.engine.cometbft.app.container) || self.engine.cometbft.app.container.image == oldSelf.engine.cometbft.app.container.image || (has(oldSelf.engine.cometbft.app.container.halt) && self.engine.cometbft.app.container.halt == oldSelf.engine.cometbft.app.container.halt)")
+        .message("the version that runs is told to stop by app.container.halt: add that first, and change the image afterwards"),
 )]
 pub struct BsnNetworkSpec {
     /// The chain family that the network runs. Exactly one of its keys is set.
     #[x_kube(
         validation = Rule::new("has(self.cometbft)")
             .message("name one engine, for example engine: {cometbft: {version: 0.38.25, app: {persistentKvstore: {}}}}"),
-        validation = Rule::new("!has(self.cometbft) || !has(oldSelf.cometbft) || self.cometbft.app == oldSelf.cometbft.app")
-            .message("this version does not change the application of a running chain; apply a new network instead"),
+        validation = Rule::new("!has(self.cometbft) || !has(oldSelf.cometbft) || has(self.cometbft.app.container) == has(oldSelf.cometbft.app.container)")
+            .message("a chain keeps its kind of application: keep app.persistentKvstore or app.container as it was, or apply a new network"),
     )]
     pub engine: Engine,
 
@@ -69,6 +75,10 @@ pub struct BsnNetworkSpec {
     /// What is done about a node that is down for good.
     #[serde(default)]
     pub repair: Repair,
+
+    /// How another version of your own application reaches the nodes. Needed when that changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Upgrade>,
 
     /// Certificates.
     #[serde(default)]
@@ -152,6 +162,53 @@ pub struct AppContainer {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub args: Vec<String>,
+
+    /// How it is told to stop at a height. Needed for `upgrade.strategy: AtHeight`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halt: Option<Halt>,
+}
+
+/// How an application is told to stop at a height.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Halt {
+    /// Name of an environment variable. Where it holds a height N, the application commits block N, agrees to
+    /// no block after it, and stays up; it answers `Info` as before.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Z_][A-Z0-9_]*$"))]
+    #[x_kube(validation = Rule::new("!(self in ['ABCI_ADDRESS', 'APP_DATA'])")
+        .message("this name is taken: the operator sets it to something else; use another one"))]
+    pub env: String,
+}
+
+/// How another version of an application reaches the nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Upgrade {
+    /// `Rolling`: node by node, while the chain goes on; for versions that make the same blocks. `AtHeight`:
+    /// all nodes stop after one block and go on with the new version; for versions that do not.
+    /// The chain stands for about two minutes; naming this strategy is the consent to that.
+    pub strategy: UpgradeStrategy,
+
+    /// How long the restart of one node takes at most, for example `60s`, for `AtHeight`: the nodes stop after the
+    /// block that is made once all of them could have been restarted three times.
+    #[serde(default = "default_restart_time")]
+    #[schemars(length(min = 2, max = 20), regex(pattern = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s') && duration(self) <= duration('24h')")
+        .message("restartTime must be between 1s and 24h"))]
+    pub restart_time: String,
+}
+
+fn default_restart_time() -> String {
+    "60s".to_owned()
+}
+
+/// See [`Upgrade`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UpgradeStrategy {
+    /// Node by node.
+    Rolling,
+    /// All together, after one block.
+    AtHeight,
 }
 
 /// Nodes that are alike, as the pods of a `StatefulSet` are.

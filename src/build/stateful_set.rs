@@ -64,6 +64,8 @@ impl Workload {
 
 /// Name of the guard's container.
 const GUARD: &str = "guard";
+/// Name of the container of a user's application.
+const APP: &str = "app";
 
 /// Names of the objects a pod mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +126,42 @@ pub fn with_template_hash(mut template: PodTemplateSpec, hash: &str) -> PodTempl
 /// The hash of the template that a pod or template was marked with.
 pub fn template_hash_of(annotations: Option<&BTreeMap<String, String>>) -> Option<String> {
     annotations?.get(labels::TEMPLATE_HASH).cloned()
+}
+
+/// The block after which the application of a pod or template halts.
+pub fn halts_at_of(annotations: Option<&BTreeMap<String, String>>) -> Option<u64> {
+    annotations?.get(labels::HALTS_AT)?.parse().ok()
+}
+
+/// Has the application of a template halt after a block, by this environment variable; `None` = at none.
+pub fn put_halt(template: &mut PodTemplateSpec, halt: Option<(&str, u64)>) {
+    let metadata = template.metadata.get_or_insert_default();
+    let annotations = metadata.annotations.get_or_insert_default();
+    let old = annotations.remove(labels::HALT_ENV);
+    annotations.remove(labels::HALTS_AT);
+    let apps = template.spec.iter_mut().flat_map(|spec| &mut spec.containers);
+    for app in apps.filter(|container| container.name == APP) {
+        let env = app.env.get_or_insert_default();
+        env.retain(|variable| Some(&variable.name) != old.as_ref());
+        env.extend(halt.map(|(name, height)| EnvVar {
+            name: name.to_owned(),
+            value: Some(height.to_string()),
+            ..EnvVar::default()
+        }));
+    }
+    if let Some((name, height)) = halt {
+        annotations.insert(labels::HALT_ENV.to_owned(), name.to_owned());
+        annotations.insert(labels::HALTS_AT.to_owned(), height.to_string());
+    }
+}
+
+/// Gives a template the application of another one.
+pub fn put_app_of(template: &mut PodTemplateSpec, other: &PodTemplateSpec) {
+    let is_app = |container: &&Container| container.name == APP;
+    let app = other.spec.iter().flat_map(|spec| &spec.containers).find(is_app);
+    let Some(spec) = &mut template.spec else { return };
+    spec.containers.retain(|container| container.name != APP);
+    spec.containers.extend(app.cloned());
 }
 
 /// Name of the configuration that a pod mounts.
@@ -403,7 +441,7 @@ fn application(app: &AppWorkload) -> Container {
         ..EnvVar::default()
     };
     Container {
-        name: "app".to_owned(),
+        name: APP.to_owned(),
         image: Some(app.image.clone()),
         command: given(&app.command),
         args: given(&app.args),
@@ -495,4 +533,51 @@ fn volumes(node: &NodeParts<'_>, mounts: &Mounts) -> Vec<Volume> {
             ..named("genesis")
         },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_app(image: &str) -> PodTemplateSpec {
+        let app = AppWorkload { image: image.to_owned(), command: vec![], args: vec![] };
+        let engine = Container { name: "cometbft".to_owned(), ..Container::default() };
+        let containers = vec![engine, application(&app)];
+        PodTemplateSpec { metadata: None, spec: Some(PodSpec { containers, ..PodSpec::default() }) }
+    }
+
+    fn app_of(template: &PodTemplateSpec) -> &Container {
+        &template.spec.as_ref().unwrap().containers[1]
+    }
+
+    fn halt_of(template: &PodTemplateSpec) -> (Option<u64>, Vec<(&str, &str)>) {
+        let annotations = template.metadata.as_ref().and_then(|meta| meta.annotations.as_ref());
+        let env = app_of(template).env.iter().flatten().skip(2);
+        let env = env.map(|one| (one.name.as_str(), one.value.as_deref().unwrap())).collect();
+        (halts_at_of(annotations), env)
+    }
+
+    #[test]
+    fn an_application_is_told_one_height_at_most_and_it_is_taken_back() {
+        let mut template = with_app("ledger:1");
+        put_halt(&mut template, Some(("STOP_AT", 90)));
+        assert_eq!(halt_of(&template), (Some(90), vec![("STOP_AT", "90")]));
+        // By another name: the user corrected it.
+        put_halt(&mut template, Some(("HALT_HEIGHT", 120)));
+        assert_eq!(halt_of(&template), (Some(120), vec![("HALT_HEIGHT", "120")]));
+        put_halt(&mut template, None);
+        assert_eq!(halt_of(&template), (None, vec![]));
+        assert_eq!(template.spec, with_app("ledger:1").spec);
+    }
+
+    #[test]
+    fn only_the_application_is_taken_from_another_node() {
+        let mut template = with_app("ledger:1");
+        template.spec.as_mut().unwrap().containers[0].image = Some("engine:1".to_owned());
+        put_app_of(&mut template, &with_app("ledger:2"));
+        assert_eq!(app_of(&template).image.as_deref(), Some("ledger:2"));
+        let engine = &template.spec.as_ref().unwrap().containers[0];
+        assert_eq!(engine.image.as_deref(), Some("engine:1"));
+        assert_eq!(template.spec.as_ref().unwrap().containers.len(), 2);
+    }
 }

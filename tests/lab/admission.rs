@@ -121,6 +121,11 @@ async fn wrong_input_is_refused_with_an_instruction() {
                 with("/membership", submit("{address} {power} {serial}")),
                 "membership.submit is for an application of your own",
             ),
+            (
+                with("/upgrade", json!({"strategy": "AtHeight"})),
+                "AtHeight needs app.container.halt",
+            ),
+            (with("/upgrade", json!({"strategy": "Rolling", "restartTime": "0s"})), "restartTime"),
             (with("/disruption", json!({"reserve": 31})), "reserve"),
             (with("/repair", json!({"mode": "Never"})), "mode"),
             (with("/repair", json!({"cureAfter": "0s"})), "cureAfter must be at least 1s"),
@@ -149,7 +154,7 @@ async fn wrong_input_is_refused_with_an_instruction() {
             (with("/chainId", json!("admission-2")), "chainId is immutable"),
             (
                 with(&format!("{cometbft}/app"), json!({"container": {"image": "x"}})),
-                "does not change the application",
+                "a chain keeps its kind of application",
             ),
             (with(&format!("{cometbft}/timeoutCommit"), json!("fast")), "timeoutCommit"),
             (with("/nodeSets/1/role", json!("Validator")), "role of a node set is immutable"),

@@ -11,6 +11,7 @@
 )]
 
 mod admission;
+mod at_height;
 mod bring_up;
 mod certificates;
 mod chain;

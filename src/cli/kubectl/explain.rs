@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use bsn_core::membership::Decision;
 use bsn_core::membership::model::{
-    Begun, Engine, Fate, Inputs, Ledger, Liveness, Member, Observed, Progress,
+    Begun, Engine, Fate, Inputs, Ledger, Liveness, Member, Observed, Progress, Stand,
 };
 use comfy_table::{CellAlignment, Table, presets};
 use kube::api::Api;
@@ -113,6 +113,9 @@ fn begun_words(begun: &Begun, names: &Names) -> String {
             };
             format!("restart {node}; {how}")
         }
+        Begun::Switch { height, .. } => {
+            format!("switch all nodes to another application after block {height}")
+        }
     }
 }
 
@@ -165,6 +168,8 @@ fn row(
     let runs = match node {
         Some((_, node)) if node.held => "held",
         Some((_, node)) if node.inputs == Inputs::Pending => "to be restarted",
+        Some((_, node)) if node.stand == Stand::Halts => "halts at the block",
+        Some((_, node)) if node.inputs == Inputs::Switch => "to be switched",
         Some(_) => "as described",
         None => "another owner's",
     };

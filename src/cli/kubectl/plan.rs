@@ -30,7 +30,7 @@ use crate::cli::render::{RenderError, read_networks};
 use crate::controller::network::validate::{
     Authority, InvalidSpec, ValidatedNetwork, validate_network,
 };
-use crate::view::NetworkKey;
+use crate::view::{InForce, NetworkKey};
 
 /// There are steps.
 const STEPS: u8 = 2;
@@ -148,7 +148,7 @@ pub async fn run(args: &PlanArgs) -> Result<ExitCode, PlanError> {
             let new = validate(&new, &view.image_prefix, &file)?;
             let mut observed = view.observed;
             for (name, node) in &mut observed.nodes {
-                describe(node, name, &new, view.in_force.get(name).map(String::as_str));
+                describe(node, name, &new, view.in_force.get(name));
             }
             let mut policy = new.policy.clone();
             // Those of the file count as much as those that were given; used ones do not.
@@ -213,7 +213,7 @@ fn plan_offline(
     let mut next = BTreeMap::new();
     let mut observed = healthy(&old, &mut next)?;
     for (name, node) in &mut observed.nodes {
-        let in_force = old.inputs_hash(&node.set);
+        let in_force = InForce { inputs: old.inputs_hash(&node.set), app: old.app_hash() };
         describe(node, name, &new, Some(&in_force));
     }
     let mut policy = new.policy.clone();
@@ -226,13 +226,16 @@ fn plan_offline(
 }
 
 /// A node as it stands to the new description. One of a set that is no longer described only goes.
-fn describe(node: &mut Node, name: &NodeName, new: &ValidatedNetwork, in_force: Option<&str>) {
+fn describe(node: &mut Node, name: &NodeName, new: &ValidatedNetwork, in_force: Option<&InForce>) {
     node.held = new.holds.contains(name);
     if !new.membership.sets.iter().any(|set| set.name == node.set) {
         return;
     }
     let described = new.inputs_hash(&node.set);
-    if in_force.is_some_and(|runs| runs != described) {
+    let switches = new.switches();
+    if in_force.is_some_and(|runs| switches.is_some() && runs.app != switches) {
+        node.inputs = Inputs::Switch;
+    } else if in_force.is_some_and(|runs| runs.inputs != described) {
         node.inputs = Inputs::Pending;
         // What comes behind it, if anything, is the number of its last restart.
         let tail = node.described.split_once('-').map(|(_, number)| format!("-{number}"));
@@ -270,6 +273,7 @@ fn healthy(
         agreed: true,
         age_seconds: 0,
         head: Head::Producing,
+        height: 0,
         pending: None,
         followers: nodes.keys().map(|name| (name.clone(), steady)).collect(),
     };
@@ -309,6 +313,9 @@ fn show(
                 change_words(change, &names)
             }
             bsn_core::membership::model::Begun::Restart { node, .. } => format!("restart {node}"),
+            bsn_core::membership::model::Begun::Switch { height, .. } => {
+                format!("switch all nodes to another application after block {height}")
+            }
         };
         let what = format!("{what} (under way)");
         steps.push(ShownStep { number: 1, what, spare_voters: Some(usize::MAX), consents: vec![] });
@@ -320,7 +327,13 @@ fn show(
             let number = steps.len() + 1;
             let what = step_words(&planned.step, &names);
             steps.push(ShownStep { number, what, spare_voters: planned.spare, consents: vec![] });
-            open = matches!(planned.step, Step::BeginChange { .. } | Step::BeginRestart { .. });
+            let begins = matches!(
+                planned.step,
+                Step::BeginChange { .. } | Step::BeginRestart { .. } | Step::BeginSwitch { .. }
+            );
+            // The nodes' turns in a switch have their own lines; it ends with the last.
+            let turn = matches!(planned.step, Step::Halt { .. } | Step::Switch { .. });
+            open = begins || turn;
         }
         if let Some(step) = steps.last_mut() {
             // `None` is the least: the chain stands.

@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use super::*;
 use crate::cli::render::parse_networks;
 
@@ -21,6 +23,15 @@ spec:
 "
     );
     parse_networks(&text, "test.yaml").unwrap().remove(0)
+}
+
+/// With an application of the user's own.
+fn with_application(image: &str, strategy: &str) -> BsnNetwork {
+    let mut network = network(4, "1s");
+    let app = json!({"container": {"image": image, "halt": {"env": "HALT_HEIGHT"}}});
+    network.spec.engine.cometbft.as_mut().unwrap().app = serde_json::from_value(app).unwrap();
+    network.spec.upgrade = Some(serde_json::from_value(json!({"strategy": strategy})).unwrap());
+    network
 }
 
 fn planned(old: &BsnNetwork, new: &BsnNetwork) -> ShownPlan {
@@ -63,6 +74,18 @@ fn another_pause_restarts_one_after_the_other() {
     );
     let spare: Vec<Option<usize>> = plan.steps.iter().map(|step| step.spare_voters).collect();
     assert_eq!(spare, [Some(1), Some(0), Some(0), Some(0), Some(0)]);
+}
+
+#[test]
+fn another_application_comes_to_all_nodes_at_one_height_or_one_by_one() {
+    let old = with_application("ledger:1", "Rolling");
+    let plan = planned(&old, &with_application("ledger:2", "AtHeight"));
+    assert_eq!(exit_code(&plan), STEPS);
+    insta::assert_snapshot!(render_table(&plan));
+    let plan = planned(&old, &with_application("ledger:2", "Rolling"));
+    assert_eq!(plan.steps[0].what, "restart city-ledger-readers-0");
+    // The strategy alone changes nothing.
+    assert_eq!(planned(&old, &with_application("ledger:1", "AtHeight")).steps.len(), 0);
 }
 
 #[test]

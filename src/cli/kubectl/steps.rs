@@ -102,6 +102,7 @@ pub fn advice(gate: Gate) -> &'static str {
             "it opens by itself when the newcomer signs; if it never does, find out why"
         }
         Gate::NotTheLastVoter => "keep a voter, or let its successor vote first",
+        Gate::AllHaltTogether => "it opens by itself when all nodes can halt, or have",
         Gate::EngineAllowsChange => {
             "the engine would stop over it; choose another power, or keep that voter"
         }

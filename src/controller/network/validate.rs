@@ -2,6 +2,7 @@
 //! it cannot say, or an older schema let through, is refused here with an instruction.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bsn_core::anchor::Role;
 use bsn_core::consent::{self, CONSENT_ANNOTATION};
@@ -18,6 +19,7 @@ use kube::ResourceExt;
 
 use crate::api::{
     App, BsnNetwork, BsnNetworkSpec, MembershipAuthority, NodeRole, NodeSet, RepairMode, Storage,
+    UpgradeStrategy,
 };
 use crate::build::stateful_set::AppWorkload;
 
@@ -40,6 +42,11 @@ pub struct ValidatedNetwork {
     pub engine_image: String,
     /// A user's application, or the built-in store.
     pub app: Option<AppWorkload>,
+    /// The environment variable by which the application is told to halt, where another version comes to all
+    /// nodes at one height; `None` = one by one.
+    pub halt_env: Option<String>,
+    /// How long the restart of one node takes, for that.
+    pub restart_time: Duration,
     /// How long the engine waits after a block; `None` = its default.
     pub timeout_commit: Option<String>,
     /// Resources of engines, by node set.
@@ -75,6 +82,18 @@ impl ValidatedNetwork {
         let inputs = (&self.engine_image, app, &self.timeout_commit, resources);
         // Strings and lists of them: serialising them cannot fail.
         short_hash(&serde_json::to_vec(&inputs).unwrap_or_default())
+    }
+
+    /// Hash of the user's own application; `None` = it is the engine's.
+    pub fn app_hash(&self) -> Option<String> {
+        let app = self.app.as_ref()?;
+        let inputs = (&app.image, &app.command, &app.args);
+        Some(short_hash(&serde_json::to_vec(&inputs).unwrap_or_default()))
+    }
+
+    /// The same, if it may change at one height only.
+    pub fn switches(&self) -> Option<String> {
+        self.app_hash().filter(|_| self.halt_env.is_some())
     }
 }
 
@@ -140,6 +159,12 @@ pub enum InvalidSpec {
         "spec.repair.cureAfter must not be longer than gracePeriod; a node is restarted before it is replaced"
     )]
     CureAfter,
+    /// No way to halt an application.
+    #[error(
+        "spec.upgrade.strategy: AtHeight needs app.container.halt; name the environment variable by which your \
+         application is told to stop at a height"
+    )]
+    NoHalt,
     /// A template that nothing would be made from.
     #[error(
         "spec.membership.submit is for an application of your own; remove it, the operator knows the transactions of \
@@ -168,6 +193,16 @@ pub fn validate_network(
         }),
         _ => return Err(InvalidSpec::OneApp),
     };
+    let at_height = spec.upgrade.as_ref().filter(|one| one.strategy == UpgradeStrategy::AtHeight);
+    let restart_time = at_height.map_or(Ok(SignedDuration::ZERO), |upgrade| {
+        parse_duration("upgrade.restartTime", &upgrade.restart_time)
+    })?;
+    let container = cometbft.app.container.as_ref();
+    let halt_env = container.and_then(|one| one.halt.as_ref()).map(|halt| halt.env.clone());
+    if at_height.is_some() && halt_env.is_none() {
+        return Err(InvalidSpec::NoHalt);
+    }
+    let halt_env = halt_env.filter(|_| at_height.is_some());
     let id_length = spec.chain_id.chars().count();
     if id_length == 0 || id_length > MAX_CHAIN_ID {
         return Err(InvalidSpec::ChainId(id_length));
@@ -222,6 +257,8 @@ pub fn validate_network(
             .clone()
             .unwrap_or_else(|| default_image(version, image_prefix)),
         app,
+        halt_env,
+        restart_time: restart_time.unsigned_abs(),
         timeout_commit: cometbft.timeout_commit.clone(),
         resources,
         storage,
@@ -394,6 +431,28 @@ mod tests {
         assert_eq!(held, ["net-full-3", "net-v-0"]);
         let votes: Vec<bool> = network.desired.sets.iter().map(DesiredSet::votes).collect();
         assert_eq!(votes, [true, false, false]);
+    }
+
+    #[test]
+    fn an_application_that_changes_at_a_height_can_be_halted() {
+        let with = |container: Value, strategy: Value| {
+            let mut spec = with_sets(&json!([{"name": "v", "role": "Validator", "replicas": 1}]));
+            spec["engine"]["cometbft"]["app"] = json!({"container": container});
+            spec["upgrade"] = strategy;
+            validated(spec)
+        };
+        let halts = json!({"image": "x", "halt": {"env": "STOP_AT"}});
+        let at_height = json!({"strategy": "AtHeight", "restartTime": "90s"});
+        let network = with(halts.clone(), at_height.clone()).unwrap();
+        assert_eq!(network.halt_env.as_deref(), Some("STOP_AT"));
+        assert_eq!(network.restart_time, Duration::from_secs(90));
+        assert_eq!(network.switches(), network.app_hash());
+        let rolling = with(halts.clone(), json!({"strategy": "Rolling"})).unwrap();
+        assert_eq!((rolling.switches(), rolling.app_hash()), (None, network.app_hash()));
+        // How it is halted is no reason to restart it.
+        let plain = with(json!({"image": "x"}), Value::Null).unwrap();
+        assert_eq!(plain.inputs_hash("v"), network.inputs_hash("v"));
+        assert_eq!(with(json!({"image": "x"}), at_height), Err(InvalidSpec::NoHalt));
     }
 
     #[test]

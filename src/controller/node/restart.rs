@@ -1,21 +1,26 @@
 //! The effects of a node's restart: what is described is put in force, then the pod that runs is ended. Decided by
 //! the network's controller, which alone knows what else goes on.
 
-use bsn_core::anchor::Anchor;
+use bsn_core::anchor::{Anchor, Identity};
+use bsn_core::guard::PodIdentity;
 use bsn_core::names::NodeName;
-use k8s_openapi::api::core::v1::Pod;
+use bsn_core::steps::switched_before;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use kube::api::Api;
 use kube::{Resource, ResourceExt};
 
 use super::apply::Pass;
+use super::workload::Puts;
 use crate::anchor::Expected;
+use crate::api::conditions::Reason;
 use crate::apply::{ensure, read};
-use crate::build::stateful_set::{build_stateful_set, template_hash_of};
+use crate::build::stateful_set::{build_stateful_set, put_app_of, put_halt, template_hash_of};
 use crate::build::{NetworkParts, NodeParts};
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::validate::ValidatedNetwork;
-use crate::controller::{Step, refused};
+use crate::controller::{Refusal, Step, refused};
 use crate::view::NetworkKey;
 
 /// What a restart needs.
@@ -30,6 +35,26 @@ pub struct Restarting<'a> {
     pub expected: &'a Expected,
     /// Its anchor, as it is now.
     pub anchor: &'a Anchor,
+}
+
+/// What a node runs after its restart.
+#[derive(Debug, Clone, Copy)]
+pub enum How {
+    /// What is described, but for an application that may come at one height only: there it keeps the one it has, and
+    /// halts only if the switch at this height is under way.
+    AsDescribed {
+        /// Height of that switch.
+        halting: Option<u64>,
+    },
+    /// What it runs, and halts after this block.
+    Halts(u64),
+    /// The new application of the switch at this height.
+    Switched {
+        /// Height of that switch.
+        height: u64,
+        /// As described now, though others were given another one.
+        anew: bool,
+    },
 }
 
 macro_rules! or_refuse {
@@ -47,6 +72,7 @@ pub async fn restart_node(
     restarting: &Restarting<'_>,
     name: &NodeName,
     old_pod: Option<&str>,
+    how: How,
 ) -> Step<()> {
     let Restarting { ctx, key, validated, expected, anchor } = *restarting;
     // The node's own pass must not put back what is changed here.
@@ -67,13 +93,7 @@ pub async fn restart_node(
         identity,
         owner: owner.as_ref(),
     };
-    let wanted = validated.inputs_hash(&identity.set);
-    let template = if identity.inputs_hash.as_ref() == Some(&wanted) {
-        or_refuse!(pass.template_in_force(&parts, identity, &pod, anchor).await?)
-    } else {
-        let template = or_refuse!(pass.build_new_template(&parts, identity, &pod, anchor).await?);
-        or_refuse!(pass.put_in_force(&parts, template, Some(&wanted)).await?).0
-    };
+    let template = or_refuse!(pass.put_wanted(&parts, identity, &pod, anchor, how).await?);
     let set = build_stateful_set(&parts, template);
     let known = pass.known_set().await?;
     let made = ensure(&ctx.client, known.as_ref(), set, None, parts.network.network_id).await;
@@ -91,4 +111,83 @@ pub async fn restart_node(
         pass.delete(&api, running.uid(), &running.name_any()).await?;
     }
     Ok(Ok(()))
+}
+
+impl Pass<'_> {
+    /// Puts in force what a node is to run; gives that.
+    async fn put_wanted(
+        &self,
+        parts: &NodeParts<'_>,
+        identity: &Identity,
+        pod: &PodIdentity,
+        anchor: &Anchor,
+        how: How,
+    ) -> Step<PodTemplateSpec> {
+        let validated = self.validated;
+        let is_described = |identity: &Identity| {
+            identity.inputs_hash.as_ref() == Some(&validated.inputs_hash(&identity.set))
+                && identity.halts_at.is_none()
+        };
+        let in_force = self.template_in_force(parts, identity, pod, anchor);
+        let (template, puts) = match how {
+            How::AsDescribed { halting } => {
+                let switches = validated.switches();
+                let keeps = switches.is_some() && identity.app_hash != switches;
+                let stale = identity.halts_at.is_some() && identity.halts_at != halting;
+                let halts = identity.halts_at.is_some() && !stale;
+                if is_described(identity) || halts || (keeps && !stale) {
+                    return in_force.await;
+                }
+                if keeps {
+                    let mut template = or_refuse!(in_force.await?);
+                    put_halt(&mut template, None);
+                    (template, Puts::Halts(None))
+                } else {
+                    let template = self.build_new_template(parts, identity, pod, anchor).await?;
+                    (or_refuse!(template), Puts::Described)
+                }
+            }
+            How::Halts(height) if identity.halts_at == Some(height) => return in_force.await,
+            How::Halts(height) => {
+                let Some(env) = validated.halt_env.as_deref() else {
+                    let message = "spec.upgrade.strategy is not AtHeight any more; put it back until the switch has ended";
+                    return Ok(Err(Refusal::new(Reason::StepRefused, message.to_owned())));
+                };
+                let mut template = or_refuse!(in_force.await?);
+                put_halt(&mut template, Some((env, height)));
+                (template, Puts::Halts(Some(height)))
+            }
+            How::Switched { height, anew } => {
+                let before = switched_before(height, &anchor.identities, self.name);
+                let other = before
+                    .filter(|(_, other)| !anew && other.app_hash != validated.app_hash())
+                    .and_then(|(name, other)| Some((name, other.app_hash.clone()?)));
+                if let Some((other, app)) = other {
+                    if identity.app_hash.as_ref() == Some(&app)
+                        && identity.switched_at == Some(height)
+                    {
+                        return in_force.await;
+                    }
+                    let mut template = or_refuse!(in_force.await?);
+                    let set =
+                        read::<StatefulSet>(&self.ctx.client, &self.key.namespace, other).await?;
+                    let Some(spec) = set.and_then(|set| set.spec) else {
+                        let message = format!(
+                            "StatefulSet {other} is missing; the application is taken from it"
+                        );
+                        return Ok(Err(Refusal::new(Reason::TemplateLost, message)));
+                    };
+                    put_halt(&mut template, None);
+                    put_app_of(&mut template, &spec.template);
+                    (template, Puts::Switched(height, Some(app)))
+                } else if is_described(identity) && identity.switched_at == Some(height) {
+                    return in_force.await;
+                } else {
+                    let template = self.build_new_template(parts, identity, pod, anchor).await?;
+                    (or_refuse!(template), Puts::Switched(height, None))
+                }
+            }
+        };
+        Ok(self.put_in_force(parts, template, puts).await?.map(|(template, _)| template))
+    }
 }

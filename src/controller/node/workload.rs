@@ -36,6 +36,18 @@ macro_rules! or_refuse {
     };
 }
 
+/// What a template that is put in force stands for, for the anchor.
+pub(super) enum Puts {
+    /// What is described.
+    Described,
+    /// What was in force, for another disk.
+    Same,
+    /// What was in force, so that it halts after this block, or after none any more.
+    Halts(Option<u64>),
+    /// The new application of the switch at this height: as described, or of another node, with that one's hash.
+    Switched(u64, Option<String>),
+}
+
 impl Pass<'_> {
     /// Brings the workload to the template in force; changes the template only where that was decided.
     pub(super) async fn ensure_workload(
@@ -46,10 +58,13 @@ impl Pass<'_> {
     ) -> Step<Anchor> {
         let Some(identity) = anchor.identity(self.name) else { return Ok(Ok(anchor.clone())) };
         let (template, anchor) = if identity.template_hash.is_none() {
-            let wanted = self.validated.inputs_hash(&identity.set);
+            if self.waits_for_switch(anchor) {
+                tracing::info!(node = %self.name, "not started before all others have switched");
+                return Ok(Ok(anchor.clone()));
+            }
             let template = self.build_new_template(parts, identity, pod, anchor).await?;
             let template = or_refuse!(template);
-            or_refuse!(self.put_in_force(parts, template, Some(&wanted)).await?)
+            or_refuse!(self.put_in_force(parts, template, Puts::Described).await?)
         } else {
             let template = or_refuse!(self.template_in_force(parts, identity, pod, anchor).await?);
             let names_disk = template.spec.as_ref().and_then(identity_of);
@@ -61,7 +76,7 @@ impl Pass<'_> {
                 if let Some(spec) = &mut template.spec {
                     put_identity(spec, pod);
                 }
-                or_refuse!(self.put_in_force(parts, template, None).await?)
+                or_refuse!(self.put_in_force(parts, template, Puts::Same).await?)
             }
         };
         let set = build_stateful_set(parts, template);
@@ -73,6 +88,13 @@ impl Pass<'_> {
         self.end_pod_of_other_disk(&in_force).await?;
         self.prune(&in_force).await?;
         Ok(Ok(anchor))
+    }
+
+    /// The description has an application that the chain does not run yet.
+    fn waits_for_switch(&self, anchor: &Anchor) -> bool {
+        let Some(described) = self.validated.switches() else { return false };
+        let runs = anchor.members().filter_map(|(_, identity)| identity.app_hash.as_ref());
+        runs.into_iter().any(|app| *app != described)
     }
 
     pub(super) async fn known_set(&self) -> Result<Option<StatefulSet>, Error> {
@@ -118,7 +140,7 @@ impl Pass<'_> {
         &self,
         parts: &NodeParts<'_>,
         template: PodTemplateSpec,
-        inputs_hash: Option<&str>,
+        puts: Puts,
     ) -> Step<(PodTemplateSpec, Anchor)> {
         // Built from typed values: serialising it cannot fail.
         let text = serde_json::to_string(&template).unwrap_or_default();
@@ -132,14 +154,33 @@ impl Pass<'_> {
             self.update(|anchor| {
                 if let Some(identity) = anchor.identities.get_mut(self.name.as_str()) {
                     identity.template_hash = Some(hash.clone());
-                    if let Some(inputs_hash) = inputs_hash {
-                        identity.inputs_hash = Some(inputs_hash.to_owned());
-                    }
+                    self.note(identity, &puts);
                 }
             })
             .await?
         );
         Ok(Ok((with_template_hash(template, &hash), anchor)))
+    }
+
+    /// Notes in the anchor what a template stands for.
+    fn note(&self, identity: &mut Identity, puts: &Puts) {
+        match puts {
+            Puts::Same => {}
+            Puts::Halts(height) => identity.halts_at = *height,
+            Puts::Described | Puts::Switched(_, None) => {
+                identity.inputs_hash = Some(self.validated.inputs_hash(&identity.set));
+                identity.app_hash = self.validated.app_hash();
+                identity.halts_at = None;
+            }
+            // The rest of what is described comes by a roll.
+            Puts::Switched(_, Some(app)) => {
+                identity.app_hash = Some(app.clone());
+                identity.halts_at = None;
+            }
+        }
+        if let Puts::Switched(height, _) = puts {
+            identity.switched_at = Some(*height);
+        }
     }
 
     /// Reads the template in force. If its `ConfigMap` is gone, it is made again only if exactly the

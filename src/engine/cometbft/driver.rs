@@ -321,6 +321,23 @@ impl Chain<'_> {
         Look { head: scan.upto, included_at: scan.included_at, set, pools, entry_ended }
     }
 
+    /// Whether a node that answers has a block after `height`, and which.
+    pub async fn is_beyond(&self, height: u64) -> Option<String> {
+        let ask = |node: NodeName| {
+            async move {
+                let status = self.call(&node, "status", json!({})).await?;
+                parse_heights(&status).map_err(|_| CallError::Strange("status"))
+            }
+            .boxed()
+        };
+        let answers = self.ask_all(ask).await;
+        let beyond = answers.iter().find_map(|(node, answer)| match answer {
+            Ok((_, head)) if *head > height => Some((node, head)),
+            _ => None,
+        });
+        beyond.map(|(node, head)| format!("{node} has block {head}"))
+    }
+
     /// A node's pool, and its height.
     async fn pool(&self, node: &NodeName) -> Result<(Pool, u64), CallError> {
         let limit = json!({"limit": PER_PAGE.to_string()});

@@ -16,7 +16,9 @@ use bsn_core::intent::refusal::Category;
 use bsn_core::intent::writer::{Place, Task};
 use bsn_core::membership::model::{Change, Engine, Liveness, Step as PlannedStep};
 use bsn_core::names::NodeName;
-use bsn_core::steps::{Effect, Outcome, PastStep, RecordedChange, RecordedRestart, RecordedStep};
+use bsn_core::steps::{
+    Effect, Outcome, PastStep, RecordedChange, RecordedRestart, RecordedStep, RecordedSwitch,
+};
 use bsn_core::watch::{Known, Sight};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -27,6 +29,7 @@ use super::{history, with_names};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
 use crate::apply::read;
+use crate::build::stateful_set::halts_at_of;
 use crate::controller::context::RandomIds;
 use crate::controller::network::apply::Pass;
 use crate::controller::network::validate::Authority;
@@ -85,6 +88,13 @@ impl Acting<'_> {
                 self.begin_change(ledger, change, memory).await
             }
             PlannedStep::BeginRestart { node } => self.begin_restart(node, memory).await,
+            PlannedStep::BeginSwitch { ledger, height } => {
+                self.begin_switch(step, ledger, *height, memory).await
+            }
+            PlannedStep::Halt { node } => self.restart_for_switch(node, None, memory).await,
+            PlannedStep::Switch { node, anew } => {
+                self.restart_for_switch(node, Some(*anew), memory).await
+            }
             PlannedStep::Send => match self.world.intent() {
                 Some(intent) => self.send(intent, consents, memory).await,
                 None => Ok(Ok(None)),
@@ -164,7 +174,10 @@ impl Acting<'_> {
     async fn cure(&self, node: &NodeName) -> Taken {
         // Live: what the cache shows may have passed.
         let pod = self.live_pod(node).await?;
-        if engine_state(pod.as_ref()) != Engine::NotReady {
+        let annotations = pod.as_ref().and_then(|pod| pod.metadata.annotations.as_ref());
+        let last = halts_at_of(annotations).filter(|last| Some(*last) != self.halting());
+        let halted = last.is_some_and(|last| last <= self.sight.height);
+        if engine_state(pod.as_ref()) != Engine::NotReady && !halted {
             return Ok(Ok(None));
         }
         let described = self.described(node);
@@ -184,7 +197,9 @@ impl Acting<'_> {
         };
         let old = anchor.identity(node).and_then(|identity| identity.cure.as_ref()?.pod.clone());
         self.remember(None, format!("restart {node}, which is down"), Outcome::Done).await;
-        let done = restart::restart_node(&self.restarting(&anchor), node, old.as_deref()).await?;
+        let how = restart::How::AsDescribed { halting: self.halting() };
+        let restarting = self.restarting(&anchor);
+        let done = restart::restart_node(&restarting, node, old.as_deref(), how).await?;
         Ok(done.map(|()| None))
     }
 
@@ -393,17 +408,11 @@ impl Acting<'_> {
         let task = Task::Send { ledger: LEDGER.to_owned(), number: intent.number };
         let anchor = used.as_ref().unwrap_or(self.world.anchor);
         let restarting = self.restarting(anchor);
-        let mut end = PodEnd { restarting, recorded, ended: None };
+        let (node, old_pod) = (&recorded.node, recorded.old_pod.as_deref());
+        let how = restart::How::AsDescribed { halting: None };
+        let mut end = PodEnd { restarting, node, old_pod, how, ended: None };
         let done = self.drive(task, memory, &mut end).await?;
-        match end.ended {
-            // It may have been done all the same; the pod tells.
-            Some(Err(error)) => {
-                tracing::warn!(node = %recorded.node, %error, "the restart was not ended");
-            }
-            Some(Ok(Err(refusal))) => return Ok(Err(refusal)),
-            Some(Ok(Ok(()))) | None => {}
-        }
-        Ok(done.map(|()| used))
+        Ok(end.into_result(node)?.and(done).map(|()| used))
     }
 
     fn restarting<'b>(&'b self, anchor: &'b Anchor) -> restart::Restarting<'b> {
@@ -416,10 +425,66 @@ impl Acting<'_> {
         }
     }
 
+    // --- switches -------------------------------------------------------------------------------------
+
+    async fn begin_switch(
+        &self,
+        step: &PlannedStep,
+        ledger: &str,
+        height: u64,
+        memory: &mut Memory,
+    ) -> Taken {
+        let ledger = ledger.to_owned();
+        let effect = Effect::Switch(RecordedSwitch { ledger, height });
+        Ok(self.begin(step, effect, memory).await?.map(|()| None))
+    }
+
+    /// Restarts a node for the switch under way: to halt, or with the new application.
+    async fn restart_for_switch(
+        &self,
+        node: &NodeName,
+        anew: Option<bool>,
+        memory: &mut Memory,
+    ) -> Taken {
+        let Some(intent) = self.world.intent() else { return Ok(Ok(None)) };
+        let Effect::Switch(RecordedSwitch { height, .. }) = intent.step.effect else {
+            return Ok(Ok(None));
+        };
+        let first = self.world.anchor.members().all(|(_, one)| one.switched_at.is_none());
+        if anew.is_some() && first {
+            // Live: nobody has gone on by the old rules.
+            if let Some(why) = self.chain.is_beyond(height).await {
+                tracing::info!(network = %self.pass.key, %node, why, "not switched now");
+                return Ok(Ok(None));
+            }
+        }
+        if memory.sent.as_ref().is_none_or(|(number, _)| *number != intent.number) {
+            memory.sent = Some((intent.number, self.pass.ctx.now()));
+        }
+        let how = match anew {
+            None => restart::How::Halts(height),
+            Some(anew) => restart::How::Switched { height, anew },
+        };
+        let task = Task::Send { ledger: LEDGER.to_owned(), number: intent.number };
+        let restarting = self.restarting(self.world.anchor);
+        let mut end = PodEnd { restarting, node, old_pod: None, how, ended: None };
+        let done = self.drive(task, memory, &mut end).await?;
+        Ok(end.into_result(node)?.and(done).map(|()| None))
+    }
+
+    /// Height of the switch under way.
+    fn halting(&self) -> Option<u64> {
+        self.world.halting()
+    }
+
     // --- ends -----------------------------------------------------------------------------------------
 
     async fn settle(&self, intent: &StepIntent, memory: &mut Memory) -> Taken {
+        if let (Effect::Switch(_), Phase::Begun) = (&intent.step.effect, intent.phase) {
+            return self.withdraw(intent, memory).await;
+        }
         let (outcome, height) = match self.verdict {
+            _ if let Effect::Switch(switch) = &intent.step.effect => self.end_of(switch),
             Some(Verdict::Confirmed { height }) => (Outcome::Done, Some(*height)),
             Some(Verdict::WithoutEffect { height }) => (Outcome::NeverTookEffect, Some(*height)),
             Some(Verdict::Impossible) => (Outcome::NeverTookEffect, None),
@@ -433,6 +498,7 @@ impl Acting<'_> {
                 let noted = self.change_identity(&recorded.node, |one| one.last_restart = number);
                 Some(noted.await?)
             }
+            (Effect::Switch(_), _) => Some(self.end_switch().await?),
             (Effect::Change(_), _) => None,
         };
         let anchor = match noted {
@@ -447,6 +513,26 @@ impl Acting<'_> {
             self.end(intent, outcome, height, memory).await;
         }
         Ok(done.map(|()| anchor))
+    }
+
+    /// Whether a switch was done, or given up.
+    fn end_of(&self, switch: &RecordedSwitch) -> (Outcome, Option<u64>) {
+        let mut members = self.world.anchor.members();
+        if members.any(|(_, identity)| identity.switched_at == Some(switch.height)) {
+            (Outcome::Done, Some(switch.height))
+        } else {
+            (Outcome::Withdrawn, None)
+        }
+    }
+
+    /// Forgets who was switched.
+    async fn end_switch(&self) -> Step<Anchor> {
+        let forget = |stored: &mut Anchor| {
+            for identity in stored.identities.values_mut() {
+                identity.switched_at = None;
+            }
+        };
+        self.pass.update(forget).await
     }
 
     /// How long after the chain could prove it the step was ended: the set of a block is proved by the commit
@@ -700,17 +786,33 @@ impl Effects<RecordedStep> for &mut Submission<'_> {
     }
 }
 
-/// Puts the described template in force and ends the pod of the old one.
+/// Puts a template in force and ends the pod of the old one.
 struct PodEnd<'a> {
     restarting: restart::Restarting<'a>,
-    recorded: &'a RecordedRestart,
+    node: &'a NodeName,
+    old_pod: Option<&'a str>,
+    how: restart::How,
     ended: Option<Step<()>>,
+}
+
+impl PodEnd<'_> {
+    /// What came of it. An error is none: it may have been done all the same, and the pod tells.
+    fn into_result(self, node: &NodeName) -> Step<()> {
+        match self.ended {
+            Some(Err(error)) => {
+                tracing::warn!(%node, %error, "the restart was not ended");
+                Ok(Ok(()))
+            }
+            Some(ended) => ended,
+            None => Ok(Ok(())),
+        }
+    }
 }
 
 impl Effects<RecordedStep> for &mut PodEnd<'_> {
     async fn act(&mut self, _: &StepIntent) {
-        let RecordedRestart { node, old_pod, .. } = self.recorded;
-        self.ended = Some(restart::restart_node(&self.restarting, node, old_pod.as_deref()).await);
+        let done = restart::restart_node(&self.restarting, self.node, self.old_pod, self.how);
+        self.ended = Some(done.await);
     }
 }
 
@@ -726,6 +828,9 @@ fn kind(step: &PlannedStep) -> &'static str {
         PlannedStep::Withdraw => "withdraw",
         PlannedStep::BeginRestart { .. } => "begin-restart",
         PlannedStep::EndPod { .. } => "end-pod",
+        PlannedStep::BeginSwitch { .. } => "begin-switch",
+        PlannedStep::Halt { .. } => "halt",
+        PlannedStep::Switch { .. } => "switch",
         PlannedStep::Cure { .. } => "cure",
         PlannedStep::Retire { .. } => "retire",
     }

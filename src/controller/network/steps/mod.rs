@@ -10,6 +10,8 @@ pub mod memory;
 mod observe;
 pub mod slots;
 
+use std::time::Duration;
+
 use bsn_core::anchor::{Anchor, EntryRecord};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
@@ -30,7 +32,10 @@ use crate::engine::cometbft::driver::{Chain, Obstacle};
 use crate::evidence::known::engine_start;
 use crate::evidence::poller::Attention;
 use crate::intent::STEPS_KEY;
-use crate::view::MembershipView;
+use crate::view::{InForce, MembershipView};
+
+/// Blocks there are at least before a switch: a chain may become faster.
+const MIN_SWITCH_LEAD: u64 = 30;
 
 /// Where the steps of a network are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -119,7 +124,7 @@ impl Pass<'_> {
         }
         let chain = Chain { targets: &targets, caches: &self.ctx.caches, key: self.key };
         let verdict = self.verdict(&world, &chain, &known, &mut memory).await;
-        let policy = self.policy(&anchor);
+        let policy = self.policy(&anchor, sight.interval);
         let observed = world.observed(&sight, &known, verdict.as_ref(), &mut memory, &policy);
         let decision = next_step(&self.validated.membership, &observed, &policy);
         let restarts = world.intent().is_some_and(is_restart);
@@ -213,9 +218,16 @@ impl Pass<'_> {
     }
 
     /// The user's policy, with the consents that were not used yet.
-    fn policy(&self, anchor: &Anchor) -> Policy {
+    fn policy(&self, anchor: &Anchor, interval: Option<Duration>) -> Policy {
         let mut policy = self.validated.policy.clone();
         policy.submits = self.validated.authority != Authority::External;
+        // How many blocks are made while every node is restarted three times.
+        let nodes = u32::try_from(anchor.members().count()).unwrap_or(u32::MAX);
+        let roll = self.validated.restart_time * nodes;
+        let interval = interval.unwrap_or(Duration::from_secs(1)).max(Duration::from_millis(1));
+        policy.switch_lead = u64::try_from((roll * 3).as_millis() / interval.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(MIN_SWITCH_LEAD);
         policy.consents.retain(|consent| !anchor.used_consents.contains_key(consent));
         policy
     }
@@ -285,7 +297,10 @@ impl Pass<'_> {
             .map(|set| (set.name.to_string(), self.validated.inputs_hash(set.name.as_str())));
         let in_force = anchor
             .members()
-            .filter_map(|(name, identity)| Some((name, identity.inputs_hash.clone()?)))
+            .filter_map(|(name, identity)| {
+                let app = identity.app_hash.clone();
+                Some((name, InForce { inputs: identity.inputs_hash.clone()?, app }))
+            })
             .collect();
         let view = MembershipView {
             desired: self.validated.membership.clone(),
@@ -343,7 +358,7 @@ fn steps(
 ) -> Steps {
     let intent = world.intent();
     let pending = observed.map_or(0, |observed| {
-        observed.nodes.values().filter(|node| node.inputs == Inputs::Pending).count()
+        observed.nodes.values().filter(|node| node.inputs != Inputs::Current).count()
     });
     let decision = decision.map(|decision| for_people(&decision, world.anchor));
     let next = match &decision {

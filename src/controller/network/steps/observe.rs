@@ -7,11 +7,14 @@ use bsn_core::anchor::{Anchor, EntryRecord, Identity};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::Verdict;
 use bsn_core::intent::record::{Intent, Phase, Record};
-use bsn_core::membership::model::{Begun, Engine, Entry, Fate, Hub, Node, Progress, Replacement};
+use bsn_core::membership::model::{
+    Begun, Engine, Entry, Fate, Hub, Node, Progress, Replacement, Stand,
+};
 use bsn_core::membership::{Observed, Policy};
 use bsn_core::names::NodeName;
 use bsn_core::steps::{
-    Effect, PodSeen, RecordedRestart, RecordedStep, cure_progress, inputs, restart_progress,
+    Described, Effect, PodSeen, RecordedRestart, RecordedStep, RecordedSwitch, cure_progress,
+    inputs, is_halted, restart_progress, stand, switched_before,
 };
 use bsn_core::watch::{Known, Sight};
 use k8s_openapi::api::core::v1::Pod;
@@ -19,7 +22,7 @@ use kube::ResourceExt;
 
 use super::memory::Memory;
 use crate::api::conditions::{READY, Reason, STALLED, find};
-use crate::build::stateful_set::template_hash_of;
+use crate::build::stateful_set::{halts_at_of, template_hash_of};
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::validate::ValidatedNetwork;
@@ -59,8 +62,32 @@ impl<'a> World<'a> {
     pub fn own_transaction(&self) -> Option<&'a str> {
         match &self.intent()?.step.effect {
             Effect::Change(change) => Some(&change.transaction),
-            Effect::Restart(_) => None,
+            Effect::Restart(_) | Effect::Switch(_) => None,
         }
+    }
+
+    /// Height of the switch under way.
+    pub fn halting(&self) -> Option<u64> {
+        match &self.intent()?.step.effect {
+            Effect::Switch(switch) => Some(switch.height),
+            Effect::Change(_) | Effect::Restart(_) => None,
+        }
+    }
+
+    fn stand(
+        &self,
+        name: &NodeName,
+        identity: &Identity,
+        pod: Option<PodSeen<'_>>,
+        back: bool,
+    ) -> Stand {
+        let Some(height) = self.halting() else { return Stand::Old };
+        let before = switched_before(height, &self.anchor.identities, name);
+        let target = match before {
+            Some((_, other)) => other.app_hash.clone(),
+            None => self.validated.app_hash(),
+        };
+        stand(height, identity, target.as_deref().unwrap_or_default(), pod, back)
     }
 
     /// A node's pod, by the cache.
@@ -118,6 +145,7 @@ impl<'a> World<'a> {
     ) -> Node {
         let pod = self.pod(name);
         let described = self.validated.inputs_hash(&identity.set);
+        let (sighted, switches) = (sight.nodes.get(name), self.validated.switches());
         let machine = pod.as_ref().and_then(|pod| pod.spec.as_ref()?.node_name.clone());
         let (asked_to_go, disk_lost) = self.said_by_object(name);
         let facts = pod.as_deref().map(Facts::of);
@@ -129,7 +157,15 @@ impl<'a> World<'a> {
         Node {
             domain: machine.unwrap_or_default(),
             engine: known.map_or(Engine::NotReady, |known| known.engine),
-            inputs: inputs(identity, seen, &described),
+            inputs: inputs(
+                identity,
+                seen,
+                Described { inputs: &described, switches: switches.as_deref() },
+                self.halting(),
+            ),
+            stand: self.stand(name, identity, seen, sighted.is_some_and(|node| node.back)),
+            halted: is_halted(seen, sight.height, self.halting()),
+            back_seconds: sighted.map_or(0, |node| node.listed_seconds),
             disk_lost,
             replacement: match (identity.replaced, asked_to_go) {
                 (true, _) => Replacement::Recorded,
@@ -143,7 +179,7 @@ impl<'a> World<'a> {
                 EntryRecord::Entering => Entry::Entering,
                 EntryRecord::Failed => Entry::Failed,
             },
-            down_seconds: sight.nodes.get(name).map_or(0, |node| node.down_seconds),
+            down_seconds: sighted.map_or(0, |node| node.down_seconds),
             described: asked_for(&described, identity.last_restart),
             ..Node::new(&identity.set)
         }
@@ -183,6 +219,9 @@ impl<'a> World<'a> {
                     (Phase::Sent, _) => Fate::Sent,
                 },
             },
+            Effect::Switch(RecordedSwitch { ledger, height }) => {
+                Begun::Switch { ledger: ledger.clone(), height: *height }
+            }
             Effect::Restart(restart) => Begun::Restart {
                 node: restart.node.clone(),
                 progress: self.progress(intent, restart, sight),
@@ -220,6 +259,7 @@ fn asked_for(described: &str, last_restart: u64) -> String {
 struct Facts {
     uid: String,
     template: Option<String>,
+    halts_at: Option<u64>,
     ending: bool,
 }
 
@@ -228,11 +268,13 @@ impl Facts {
         Self {
             uid: pod.uid().unwrap_or_default(),
             template: template_hash_of(pod.metadata.annotations.as_ref()),
+            halts_at: halts_at_of(pod.metadata.annotations.as_ref()),
             ending: pod.metadata.deletion_timestamp.is_some(),
         }
     }
 
     fn seen(&self) -> PodSeen<'_> {
-        PodSeen { uid: &self.uid, template: self.template.as_deref(), ending: self.ending }
+        let template = self.template.as_deref();
+        PodSeen { uid: &self.uid, template, halts_at: self.halts_at, ending: self.ending }
     }
 }

@@ -4,8 +4,8 @@
 // as one of two versions whose application hashes differ, so that a chain whose nodes are moved from one to the other
 // one by one falls apart. A whole chain is moved at a height H like this:
 //
-//   - version 1 is given HALT_HEIGHT=H: it commits block H, records `haltedAt: H`, and ends instead of making the
-//     next; with HALT_BY=reject it lives on and agrees to none;
+//   - version 1 is given HALT_HEIGHT=H: it commits block H, records `haltedAt: H`, lives on and agrees to no other
+//     block; with HALT_BY=exit it agrees, and ends instead of making the next;
 //   - version 2 is started on the same file: its rule applies from block H+1 on.
 //
 // A version 2 that begins with an empty file is told H by UPGRADE_HEIGHT=H. With neither, its rule applies at once.
@@ -236,7 +236,7 @@ func main() {
 		fail("it was built without its version")
 	}
 	app := &ledger{log: log.NewTMLogger(os.Stdout), file: filepath.Join(os.Getenv("APP_DATA"), "ledger.json")}
-	app.halt, app.rejects = number("HALT_HEIGHT"), os.Getenv("HALT_BY") == "reject"
+	app.halt, app.rejects = number("HALT_HEIGHT"), os.Getenv("HALT_BY") != "exit"
 	app.begin(number("UPGRADE_HEIGHT"))
 	app.log.Info("ledgerapp", "version", version, "height", app.done.Height, "rule2From", app.done.Rule2From, "halt", app.halt)
 	service := server.NewSocketServer(os.Getenv("ABCI_ADDRESS"), app)
