@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use bsn_core::membership::Decision;
 use bsn_core::membership::model::{
-    Begun, Engine, Fate, Inputs, Ledger, Liveness, Member, Observed, Progress,
+    Begun, Engine, Fate, Inputs, Ledger, Liveness, Member, Observed, Progress, SILENT,
 };
 use comfy_table::{CellAlignment, Table, presets};
 use kube::api::Api;
@@ -134,7 +134,10 @@ fn nodes(observed: &Observed) -> String {
     }
     let mut shown = Vec::new();
     for ledger in observed.ledgers.values() {
-        for (key, member) in &ledger.members {
+        // Ours by name, not by key as the ledger has them; then those of others.
+        let mut members: Vec<_> = ledger.members.iter().collect();
+        members.sort_by_key(|(_, member)| (member.node.is_none(), member.node.as_ref()));
+        for (key, member) in members {
             let name = member.node.as_ref().map_or(key.as_str(), |node| node.as_str());
             let (counts, because) = liveness(observed, member);
             shown.push(member.node.clone());
@@ -161,7 +164,7 @@ fn row(
 ) -> [String; 6] {
     let node = observed.nodes.iter().find(|(node, _)| node.as_str() == name);
     let lag = ledger.followers.iter().find(|(node, _)| node.as_str() == name);
-    let lag = lag.map(|(_, follower)| follower.lag).filter(|lag| *lag != u64::MAX);
+    let lag = lag.map(|(_, follower)| follower.lag).filter(|lag| *lag != SILENT);
     let runs = match node {
         Some((_, node)) if node.held => "held",
         Some((_, node)) if node.inputs == Inputs::Pending => "to be restarted",
@@ -209,3 +212,7 @@ fn duration(seconds: u64) -> String {
         _ => format!("{seconds} s"),
     }
 }
+
+#[cfg(test)]
+#[path = "explain_tests.rs"]
+mod tests;
