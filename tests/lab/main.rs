@@ -18,6 +18,8 @@ mod faults;
 mod freezing;
 mod guard;
 mod killed;
+mod metrics;
+mod plugin;
 mod proxy;
 mod quiet;
 mod roll;

@@ -318,7 +318,11 @@ fn show(
         let follows = ends || matches!(planned.step, Step::Send | Step::EndPod { .. });
         if !(open && follows) {
             let number = steps.len() + 1;
-            let what = step_words(&planned.step, &names);
+            // As the history will have it: with the node's name.
+            let what = match &planned.made {
+                Some(node) => format!("provision {node}"),
+                None => step_words(&planned.step, &names),
+            };
             steps.push(ShownStep { number, what, spare_voters: planned.spare, consents: vec![] });
             open = matches!(planned.step, Step::BeginChange { .. } | Step::BeginRestart { .. });
         }
