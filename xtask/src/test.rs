@@ -185,7 +185,7 @@ fn run_stories(parts: &mut Parts, names: &[String]) -> bool {
     let (mut passed, mut told) = (true, Vec::new());
     let (side_by_side, alone) = stories.counts();
     if side_by_side > 0 {
-        passed &= parts.run("side by side", 40, |end| stories.run_side_by_side(end, &mut told));
+        passed &= parts.run("side by side", 25, |end| stories.run_side_by_side(end, &mut told));
     }
     if alone > 0 {
         passed &= parts.run("alone", 60, |end| stories.run_alone(end, &mut told));

@@ -13,3 +13,4 @@ mod keys;
 mod own_application;
 mod refusals;
 mod steps;
+mod waits;
