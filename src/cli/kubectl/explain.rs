@@ -12,7 +12,7 @@ use kube::api::Api;
 use super::live::{LiveError, fetch_membership};
 use super::status::{StatusError, connect};
 use super::steps::{
-    Names, advice, change_words, consent_command, names_of, refusal_of, step_words, text,
+    Names, advice, before, change_words, consent_command, names_of, refusal_of, step_words, text,
 };
 use super::table::trimmed;
 use super::{NetworkArgs, Output};
@@ -65,9 +65,9 @@ pub fn render_explanation(key: &NetworkKey, view: &MembershipView) -> String {
         (_, Some((class, refusal))) => {
             let _ = writeln!(
                 out,
-                "It {class}, for {}, before: {}.\nGate {}: {}\nWhat helps: {}.",
+                "It {class}, for {}{}.\nGate {}: {}\nWhat helps: {}.",
                 duration(view.for_seconds),
-                text(&refusal.step, &names),
+                before(", ", &text(&refusal.step, &names)),
                 refusal.gate,
                 text(&refusal.message, &names),
                 advice(refusal.gate)

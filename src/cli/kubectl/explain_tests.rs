@@ -90,6 +90,13 @@ fn a_closed_gate_is_named_with_its_time_its_reason_and_what_opens_it() {
 }
 
 #[test]
+fn a_node_that_needs_a_person_holds_up_no_step() {
+    let message = "city-ledger-a-1 is down, and a restart cannot help or did not; replace it";
+    let told = explained(&view(Decision::Stuck(refusal(Gate::NodeWorks, "", message))));
+    assert!(told.contains("\n\nIt is stuck, for 75 s.\nGate node_works: "), "{told}");
+}
+
+#[test]
 fn a_consent_is_asked_for_with_the_command_that_gives_it() {
     let message = "while city-ledger-a-0 restarts, ledger main has 0 live power and needs 667, with 0 voters to spare";
     let mut refusal = refusal(Gate::QuorumDuringRestart, "restart city-ledger-a-0", message);

@@ -20,8 +20,8 @@ use serde::Serialize;
 use super::live::{LiveError, fetch_membership};
 use super::status::{StatusError, connect};
 use super::steps::{
-    Names, advice, change_words, consent_command, names_of, refusal_of, spare_words, step_words,
-    text,
+    Names, advice, before, change_words, consent_command, names_of, refusal_of, spare_words,
+    step_words, text,
 };
 use super::table::trimmed;
 use super::{PlanArgs, PlanOutput};
@@ -118,7 +118,7 @@ pub struct ShownStep {
 pub struct ShownRefusal {
     /// The gate that is closed.
     pub gate: String,
-    /// The step it stands before.
+    /// The step it stands before; empty = none, a node needs a person.
     pub before: String,
     /// Why it is closed.
     pub message: String,
@@ -385,8 +385,12 @@ fn render_table(plan: &ShownPlan) -> String {
     if let Some(refusal) = &plan.refusal {
         let _ = writeln!(
             out,
-            "Then it {} before: {}.\nGate {}: {}\nWhat helps: {}.",
-            plan.end, refusal.before, refusal.gate, refusal.message, refusal.advice
+            "Then it {}{}.\nGate {}: {}\nWhat helps: {}.",
+            plan.end,
+            before(" ", &refusal.before),
+            refusal.gate,
+            refusal.message,
+            refusal.advice
         );
         if let Some(consent) = &refusal.consent {
             let _ = writeln!(out, "To consent: {}", consent_command(&plan.network, consent));
@@ -418,8 +422,12 @@ fn render_markdown(plan: &ShownPlan) -> String {
     if let Some(refusal) = &plan.refusal {
         let _ = writeln!(
             out,
-            "\n> **It {}** before: {}.\n> Gate `{}`: {}\n> What helps: {}.",
-            plan.end, refusal.before, refusal.gate, refusal.message, refusal.advice
+            "\n> **It {}**{}.\n> Gate `{}`: {}\n> What helps: {}.",
+            plan.end,
+            before(" ", &refusal.before),
+            refusal.gate,
+            refusal.message,
+            refusal.advice
         );
         if let Some(consent) = &refusal.consent {
             let _ = writeln!(out, "> To consent: `{}`", consent_command(&plan.network, consent));

@@ -323,8 +323,11 @@ fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool, is_new: b
         };
         return state(reason, format!("under way: {what}; it waits for {why}"));
     }
-    let refused =
-        |refusal: &StepRefusal| format!("next: {}; it waits for {}", refusal.step, why(refusal));
+    let refused = |refusal: &StepRefusal| match refusal.step.as_str() {
+        // A node that needs a person holds up no step.
+        "" => format!("it waits for {}", why(refusal)),
+        step => format!("next: {step}; it waits for {}", why(refusal)),
+    };
     match &steps.decision {
         Some(Decision::Converged) => {
             State::new(MEMBERSHIP_CONVERGED, true, Reason::AsDescribed, "")
