@@ -1,6 +1,9 @@
 //! Condition types and reasons, each defined once. They are part of the API.
 //!
-//! `Ready`, `Progressing` and `Stalled` follow `kstatus`, so that GitOps tools wait correctly.
+//! `Ready`, `Reconciling` and `Stalled` are those of kstatus (`sigs.k8s.io/cli-utils`), by which GitOps tools wait.
+//! It says *failed* where `Stalled` is true, *current* where only `Ready` is, *in progress* otherwise; of two that
+//! are true, the first in the list counts, so `Reconciling` and `Stalled` are never true together.
+//! `testkit/lab/go/gitops` holds us to it with the library itself.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -8,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 /// The object is as described and works.
 pub const READY: &str = "Ready";
 /// The operator is working towards the description.
-pub const PROGRESSING: &str = "Progressing";
+pub const RECONCILING: &str = "Reconciling";
 /// Nothing will happen until a person helps.
 pub const STALLED: &str = "Stalled";
 /// Blocks advance.

@@ -16,3 +16,9 @@ pub use node::*;
 pub const GROUP: &str = "bsn-operator.io";
 /// API version of all kinds.
 pub const VERSION: &str = "v1alpha1";
+
+/// The status of an object that the operator has not seen yet: of a generation that never is. Tools that wait by
+/// kstatus take an object without any status for one that is done.
+pub(crate) fn unseen_status() -> serde_json::Value {
+    serde_json::json!({"observedGeneration": -1})
+}

@@ -300,12 +300,13 @@ impl Default for Leaf {
 /// live numbers are in the metrics and in `kubectl bsn status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("default" = super::unseen_status()))]
 pub struct BsnNetworkStatus {
     /// Generation of the spec this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// `Ready`, `Progressing`, `Stalled`, `ChainLive`, `MembershipConverged`, `CertificatesValid`,
+    /// `Ready`, `Reconciling`, `Stalled`, `ChainLive`, `MembershipConverged`, `CertificatesValid`,
     /// `Paused`.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]

@@ -69,12 +69,13 @@ pub struct NetworkRef {
 /// What the operator reports about a node; it changes on transitions only.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("default" = super::unseen_status()))]
 pub struct BsnNodeStatus {
     /// Generation of the spec this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// `Ready`, `Progressing`, `Stalled`, `CertificatesValid`.
+    /// `Ready`, `Reconciling`, `Stalled`, `CertificatesValid`.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,

@@ -1,7 +1,7 @@
 //! The command line of `bsn-operator`. (That of the kubectl plug-in is in [`kubectl`].)
 
 pub mod kubectl;
-mod render;
+pub(crate) mod render;
 mod run;
 
 use std::net::SocketAddr;

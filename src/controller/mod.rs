@@ -2,6 +2,8 @@
 //! network's, shared), `plan` (in `bsn-core`), `apply`, `report`.
 
 pub mod context;
+#[cfg(test)]
+mod gitops_tests;
 pub mod network;
 pub mod node;
 pub mod retention;

@@ -16,6 +16,7 @@ mod chain;
 mod client;
 mod faults;
 mod freezing;
+mod gitops;
 mod guard;
 mod killed;
 mod metrics;

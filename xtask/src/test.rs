@@ -5,7 +5,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use bsn_testkit::lab::{Lab, LabSpec};
+use bsn_testkit::lab::{Lab, LabSpec, tools};
 use bsn_testkit::operator::{self, OperatorImage};
 use clap::Args;
 
@@ -137,6 +137,7 @@ fn run_without_cluster(parts: &mut Parts) -> bool {
         let args = ["clippy", "--quiet", "--package", "bsn-operator", "--test", "lab", "--locked"];
         run_until(end, cargo().args(args).args(["--", "--deny", "warnings"]))
     });
+    parts.run("gitops", 10, |end| run_until(end, &mut tools::test("gitops")?));
     parts.run("quick", 15, |end| run_until(end, cargo().args(["test", "--workspace", "--locked"])))
 }
 

@@ -72,6 +72,30 @@ pub async fn apply_network(
     Ok(applied)
 }
 
+/// Looks at a paused network: whether it is as described is told, and nothing is made or changed.
+pub async fn look_at_network(
+    ctx: &Context,
+    key: &NetworkKey,
+    network: &BsnNetwork,
+    validated: &ValidatedNetwork,
+    observed: &ObservedNetwork,
+) -> Result<Applied, Error> {
+    let pass = Pass { ctx, key, meta: &network.metadata, validated, observed, owner: None };
+    let mut applied = Applied {
+        anchor: observed.anchor.clone(),
+        refusals: vec![],
+        waiting: vec![],
+        steps: Steps::default(),
+    };
+    if let Some(anchor) = observed.anchor.clone() {
+        match pass.take_step(anchor).boxed().await? {
+            Ok((_, steps)) => applied.steps = steps,
+            Err(refusal) => applied.refusals.push(refusal),
+        }
+    }
+    Ok(applied)
+}
+
 /// One pass.
 pub(super) struct Pass<'a> {
     pub(super) ctx: &'a Context,

@@ -63,12 +63,7 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
         }
     };
     let applied = if validated.paused {
-        apply::Applied {
-            anchor: observed.anchor.clone(),
-            refusals: Vec::new(),
-            waiting: Vec::new(),
-            steps: steps::Steps::default(),
-        }
+        apply::look_at_network(&ctx, &key, network, &validated, &observed).await?
     } else {
         apply::apply_network(&ctx, &key, network, &validated, &observed).await?
     };

@@ -20,7 +20,7 @@ use super::apply::Applied;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::{
-    self, CERTIFICATES_VALID, CHAIN_LIVE, MEMBERSHIP_CONVERGED, PAUSED, PROGRESSING, READY, Reason,
+    self, CERTIFICATES_VALID, CHAIN_LIVE, MEMBERSHIP_CONVERGED, PAUSED, READY, RECONCILING, Reason,
     STALLED, State, find, merge,
 };
 use crate::api::{BsnNetwork, BsnNetworkStatus, BsnNode};
@@ -38,20 +38,30 @@ pub async fn report_refusal(
     existing: Option<&BsnNetworkStatus>,
     refusal: Refusal,
 ) -> Result<(), Error> {
-    let Refusal { reason, message } = refusal;
-    let states = [
-        State::new(READY, false, reason, &message),
-        State::new(STALLED, true, reason, &message),
-        State::new(PROGRESSING, false, reason, "waiting for a person"),
-    ];
     let old = existing.cloned().unwrap_or_default();
-    let status = BsnNetworkStatus {
-        observed_generation: meta.generation,
-        conditions: merge(&old.conditions, &states, meta.generation, ctx.now()),
-        ..old.clone()
-    };
+    let status = refused_status(&old, &refusal, meta.generation, ctx.now());
     write(ctx, key, meta, &old, &status).await?;
     Ok(())
+}
+
+/// The status of a network that can't be looked at any further.
+pub fn refused_status(
+    old: &BsnNetworkStatus,
+    refusal: &Refusal,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> BsnNetworkStatus {
+    let Refusal { reason, message } = refusal;
+    let states = [
+        State::new(READY, false, *reason, message),
+        State::new(STALLED, true, *reason, message),
+        State::new(RECONCILING, false, *reason, "waiting for a person"),
+    ];
+    BsnNetworkStatus {
+        observed_generation: generation,
+        conditions: merge(&old.conditions, &states, generation, now),
+        ..old.clone()
+    }
 }
 
 /// Reports where a pass ended; returns when to look again without a cause.
@@ -142,14 +152,15 @@ pub fn compute_status(
 
     let live = chain_live(old, input.view, formed);
     let certificates = certificates(&members, &condition);
-    let is_new = old.observed_generation != generation;
-    let membership = membership(old, input, formed, is_new);
+    let membership = membership(old, input, formed, generation);
 
     let stalled = if let Some(first) = input.refusals.first() {
         let all: Vec<&str> =
             input.refusals.iter().map(|refusal| refusal.message.as_str()).collect();
         State::new(STALLED, true, first.reason, all.join("; "))
-    } else if membership.reason == Reason::StepRefused {
+    } else if matches!(membership.reason, Reason::StepRefused | Reason::ConsentNeeded) {
+        // Who waits for a change in Git must hear at once that it does not go on without them: until they hear,
+        // the tool they wait with applies nothing else, the consent included.
         State::new(STALLED, true, membership.reason, membership.message.clone())
     } else if live.reason == Reason::ChainFrozen {
         State::new(STALLED, true, live.reason, live.message.clone())
@@ -157,6 +168,13 @@ pub fn compute_status(
         let reason = Reason::ALL.iter().find(|r| r.as_str() == reason).copied();
         let message = format!("node {name}: {message}");
         State::new(STALLED, true, reason.unwrap_or(Reason::NodesStarting), message)
+    } else if input.paused && membership.status == Some(false) {
+        let message = if membership.reason == Reason::PausedByUser {
+            membership.message.clone()
+        } else {
+            format!("{}; spec.paused is set: set it to false to go on", membership.message)
+        };
+        State::new(STALLED, true, Reason::PausedByUser, message)
     } else {
         State::new(STALLED, false, Reason::AsDescribed, "")
     };
@@ -179,19 +197,21 @@ pub fn compute_status(
         State::new(READY, live.status, live.reason, live.message.clone())
     } else if certificates.status != Some(true) {
         State::new(READY, false, certificates.reason, certificates.message.clone())
+    } else if membership.status.is_none() {
+        State::new(READY, None, membership.reason, membership.message.clone())
     } else {
         let message = format!("{} nodes follow a chain that makes blocks", members.len());
         State::new(READY, true, Reason::AsDescribed, message)
     };
     let working = ready.status != Some(true) && !is_stalled && !input.paused;
-    let progressing = State::new(PROGRESSING, working, ready.reason, ready.message.clone());
+    let reconciling = State::new(RECONCILING, working, ready.reason, ready.message.clone());
     let paused = if input.paused {
         State::new(PAUSED, true, Reason::PausedByUser, "set spec.paused to false to go on")
     } else {
         State::new(PAUSED, false, Reason::NotPaused, "")
     };
 
-    let states = [ready, progressing, stalled, live, membership, certificates, paused];
+    let states = [ready, reconciling, stalled, live, membership, certificates, paused];
     // While the chain is not seen, what was known stays.
     let powers = Some(&input.steps.powers).filter(|powers| !powers.is_empty());
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -301,7 +321,12 @@ fn why(refusal: &StepRefusal) -> String {
 }
 
 /// Whether the members of the chain, and what its nodes run, are as described.
-fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool, is_new: bool) -> State {
+fn membership(
+    old: &BsnNetworkStatus,
+    input: &Input<'_>,
+    formed: bool,
+    generation: Option<i64>,
+) -> State {
     if !formed {
         let message = "the chain is being formed";
         return State::new(MEMBERSHIP_CONVERGED, false, Reason::Forming, message);
@@ -338,18 +363,38 @@ fn membership(old: &BsnNetworkStatus, input: &Input<'_>, formed: bool, is_new: b
             let reason = if restart { Reason::Restarting } else { Reason::Changing };
             state(reason, format!("next: {}", steps.next.as_deref().unwrap_or_default()))
         }
-        Some(Decision::Wait(refusal)) => state(Reason::GateClosed, refused(refusal)),
+        Some(Decision::Wait(refusal)) => {
+            // Time or somebody's recovery opens most of these gates; two of them, only another description.
+            let reason = match refusal.gate {
+                Gate::NotPaused => Reason::PausedByUser,
+                Gate::NotHeld => Reason::StepRefused,
+                _ => Reason::GateClosed,
+            };
+            state(reason, refused(refusal))
+        }
         Some(Decision::NeedsConsent(refusal)) => state(Reason::ConsentNeeded, refused(refusal)),
         Some(Decision::Stuck(refusal)) => state(Reason::StepRefused, refused(refusal)),
-        None if is_new && !input.paused => {
-            state(Reason::Changing, "this description is being looked at".to_owned())
-        }
-        // An operator that has just started does not know yet: what was said stays.
-        None => keep(old, MEMBERSHIP_CONVERGED).unwrap_or_else(|| {
-            let message = "the chain has not been seen yet";
-            State::new(MEMBERSHIP_CONVERGED, None, Reason::NotYetObserved, message)
-        }),
+        None => not_judged(old, input.paused, generation),
     }
+}
+
+/// Nothing was decided. An operator that has just started does not know yet: what was said stays, but not
+/// what was said of another description. It would call a change done that nobody has looked at.
+fn not_judged(old: &BsnNetworkStatus, paused: bool, generation: Option<i64>) -> State {
+    let said = find(&old.conditions, MEMBERSHIP_CONVERGED);
+    let is_new = said.is_some_and(|said| said.observed_generation != generation);
+    let unknown = |message: &str| {
+        State::new(MEMBERSHIP_CONVERGED, None, Reason::NotYetObserved, message.to_owned())
+    };
+    if is_new && paused {
+        // Whether anything waits is not known, and may not be while it is paused.
+        return unknown("spec.paused is set, and this description was not looked at");
+    }
+    if is_new {
+        let message = "this description is being looked at";
+        return State::new(MEMBERSHIP_CONVERGED, false, Reason::Changing, message);
+    }
+    keep(old, MEMBERSHIP_CONVERGED).unwrap_or_else(|| unknown("the chain has not been seen yet"))
 }
 
 async fn write(

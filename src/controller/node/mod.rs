@@ -1,9 +1,9 @@
 //! The node controller: one node's keys, disk, Service, certificate and workload.
 
-mod apply;
+pub(super) mod apply;
 mod consent;
 mod keys;
-mod report;
+pub(super) mod report;
 pub mod restart;
 mod token;
 mod workload;

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::SLOW_LOOK;
 use super::apply::Applied;
 use crate::api::conditions::{
-    CERTIFICATES_VALID, PROGRESSING, READY, Reason, STALLED, State, find, merge,
+    CERTIFICATES_VALID, READY, RECONCILING, Reason, STALLED, State, find, merge,
 };
 use crate::api::{BsnNode, BsnNodeStatus};
 use crate::apply::{ApiError, bounded};
@@ -45,7 +45,7 @@ fn refusal_states(refusal: &Refusal) -> [State; 3] {
     [
         State::new(READY, false, *reason, message),
         State::new(STALLED, true, *reason, message),
-        State::new(PROGRESSING, false, *reason, "waiting for a person"),
+        State::new(RECONCILING, false, *reason, "waiting for a person"),
     ]
 }
 
@@ -87,7 +87,7 @@ pub async fn report_node(
 }
 
 /// Computes a node's conditions.
-fn compute_states(
+pub(in crate::controller) fn compute_states(
     old: &BsnNodeStatus,
     applied: &Applied,
     pod: Option<&Pod>,
@@ -97,14 +97,14 @@ fn compute_states(
     let certificates = certificates(old, applied, now);
     let refusal = applied.refusal.clone().or_else(|| guard_refusal(old, seen));
     if let Some(refusal) = refusal {
-        let [ready, stalled, progressing] = refusal_states(&refusal);
-        return vec![ready, stalled, progressing, certificates];
+        let [ready, stalled, reconciling] = refusal_states(&refusal);
+        return vec![ready, stalled, reconciling, certificates];
     }
     let ready = ready(old, applied, pod, &judge(seen));
     let working = ready.status != Some(true);
-    let progressing = State::new(PROGRESSING, working, ready.reason, ready.message.clone());
+    let reconciling = State::new(RECONCILING, working, ready.reason, ready.message.clone());
     let stalled = State::new(STALLED, false, Reason::AsDescribed, "");
-    vec![ready, stalled, progressing, certificates]
+    vec![ready, stalled, reconciling, certificates]
 }
 
 fn ready(

@@ -2,8 +2,8 @@
 //! and an application for it in two that do not agree.
 //!
 //! `testkit/lab/go/<module>/` holds a `go.mod` and `go.sum` for each, so a build is reproducible and needs
-//! only the Go module proxy; the application's code lies beside them. A module whose inputs have not changed
-//! is not built again.
+//! only the Go module proxy; the application's code lies beside them, and so do tests that ask the libraries
+//! of GitOps tools. A module whose inputs have not changed is not built again.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -148,11 +148,7 @@ impl Module {
     }
 
     fn build(&self, bin: &Path) -> Result<()> {
-        let go = packages::find("go")
-            .or_else(|| packages::find("/usr/local/go/bin/go"))
-            .context("Go is missing: install it from https://go.dev/dl and put it into PATH")?;
-        let mut build = Command::new(go);
-        build.current_dir(self.folder()).env("CGO_ENABLED", "0").env("GOWORK", "off");
+        let mut build = go(&self.folder())?;
         build.arg("build").args(FLAGS).arg(format!("-ldflags={}", self.ldflags)).arg("-o");
         // Go names programs by their package, except where one package is built into one file. It also
         // leaves a program alone that is already what it would link.
@@ -163,6 +159,25 @@ impl Module {
         build.args(self.tools.iter().map(|(_, package)| *package));
         command::run_command(&mut build).map(drop)
     }
+}
+
+/// The tests of a module of our own, below `testkit/lab/go/`. What they are built from stays in Go's own cache.
+pub fn test(module: &str) -> Result<Command> {
+    let mut test = go(&Path::new(env!("CARGO_MANIFEST_DIR")).join("lab/go").join(module))?;
+    // Not from Go's memory of earlier results: it does not see files outside of the module. And without vet, which
+    // would look through everything that is imported.
+    test.arg("test").args(FLAGS).args(["-count=1", "-vet=off", "./..."]);
+    Ok(test)
+}
+
+/// Go, in `folder`. With the same settings everywhere, so that what several modules share is compiled once.
+fn go(folder: &Path) -> Result<Command> {
+    let go = packages::find("go")
+        .or_else(|| packages::find("/usr/local/go/bin/go"))
+        .context("Go is missing: install it from https://go.dev/dl and put it into PATH")?;
+    let mut command = Command::new(go);
+    command.current_dir(folder).env("CGO_ENABLED", "0").env("GOWORK", "off");
+    Ok(command)
 }
 
 fn stamp_file(bin: &Path, name: &str) -> PathBuf {

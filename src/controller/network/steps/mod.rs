@@ -61,7 +61,7 @@ fn parse_record(map: Option<&ConfigMap>) -> Result<Option<Record<RecordedStep>>,
 }
 
 impl Pass<'_> {
-    /// Takes the next step, if there is one.
+    /// Takes the next step, if there is one; of a paused network it only tells which that would be.
     pub(super) async fn take_step(&self, mut anchor: Anchor) -> Step<(Anchor, Steps)> {
         if !anchor.formed {
             return Ok(Ok((anchor, Steps::default())));
@@ -110,7 +110,9 @@ impl Pass<'_> {
             let decision = decided.map(|(decision, _)| decision.clone());
             return Ok(Ok((anchor.clone(), steps(&world, &sight, decision, None))));
         }
-        if is_outdated(&anchor, &sight, &known) {
+        // A paused network is looked at, so that nobody takes it for what is described; nothing is written.
+        let paused = self.validated.paused;
+        if !paused && is_outdated(&anchor, &sight, &known) {
             let recorded = self.forget(&sight, &known).await?;
             memory.not_before = self.ctx.watches.now();
             return Ok(recorded.map(|anchor| (anchor, Steps::default())));
@@ -122,7 +124,13 @@ impl Pass<'_> {
         let decision = next_step(&self.validated.membership, &observed, &policy);
         let restarts = world.intent().is_some_and(is_restart);
         let pending = observed.nodes.values().any(|node| node.inputs == Inputs::Pending);
-        let decision = self.ctx.slots.settle(self.key, restarts, pending, decision);
+        let decision = if paused {
+            // It goes on when a person says so: the others do not wait for that.
+            self.ctx.slots.release(self.key);
+            decision
+        } else {
+            self.ctx.slots.settle(self.key, restarts, pending, decision)
+        };
         let number = world.intent().map(|intent| intent.number);
         let unsent = memory.unsent.as_ref().filter(|(of, _)| Some(*of) == number);
         let unsent = unsent.map(|(_, obstacle)| obstacle);
@@ -130,7 +138,8 @@ impl Pass<'_> {
         self.publish_decision(&anchor, &observed, &policy, &told, &mut memory);
         let told = memory.decided.as_ref().map(|(decision, _)| decision.clone());
         let shown = steps(&world, &sight, told, Some(&observed));
-        let busy = matches!(decision, Decision::Step { .. }) || shown.under_way.is_some();
+        let acts = matches!(decision, Decision::Step { .. }) || shown.under_way.is_some();
+        let busy = acts && !paused;
         let attention = match &decision {
             _ if busy => Attention::Busy,
             // What is done about a node that is silent or down comes with time, and time is no change.
@@ -138,6 +147,9 @@ impl Pass<'_> {
             _ => Attention::Watchful,
         };
         self.ctx.targets.attend(self.key, attention);
+        if paused {
+            return Ok(Ok((anchor, shown)));
+        }
         let acting = act::Acting {
             pass: self,
             world: &world,

@@ -1,0 +1,98 @@
+//! What the conditions say in the states that are easily mistaken for each other.
+
+use bsn_core::membership::Decision;
+use bsn_core::membership::model::Gate;
+
+use super::networks::{World, consent_needed, decided, network_cases, refused, restarting, stuck};
+use super::nodes::node_cases;
+use super::now;
+use crate::api::BsnNetworkStatus;
+use crate::api::conditions::{MEMBERSHIP_CONVERGED, READY, RECONCILING, Reason, STALLED, find};
+use crate::controller::Refusal;
+use crate::controller::network::report::refused_status;
+use crate::controller::network::steps::Steps;
+
+/// A condition's status and reason.
+fn said(status: &BsnNetworkStatus, kind: &str) -> (String, String) {
+    let condition = find(&status.conditions, kind).unwrap();
+    (condition.status.clone(), condition.reason.clone())
+}
+
+fn is(status: &str, reason: Reason) -> (String, String) {
+    (status.to_owned(), reason.as_str().to_owned())
+}
+
+#[test]
+fn who_waits_for_a_person_is_stalled_also_in_the_middle_of_a_step() {
+    for (steps, reason) in [
+        (decided(consent_needed()), Reason::ConsentNeeded),
+        (restarting(consent_needed()), Reason::ConsentNeeded),
+        (decided(stuck()), Reason::StepRefused),
+        (restarting(stuck()), Reason::StepRefused),
+    ] {
+        let status = World { steps, ..World::changed() }.status();
+        for kind in [READY, RECONCILING, MEMBERSHIP_CONVERGED] {
+            assert_eq!(said(&status, kind), is("False", reason), "{kind}");
+        }
+        assert_eq!(said(&status, STALLED), is("True", reason));
+    }
+}
+
+#[test]
+fn a_consent_that_is_needed_is_named_word_for_word() {
+    for steps in [decided(consent_needed()), restarting(consent_needed())] {
+        let status = World { steps, ..World::changed() }.status();
+        let message = &find(&status.conditions, STALLED).unwrap().message;
+        let end = "To consent: \
+                   bsn-operator.io/consent=restart-with-downtime/city-ledger-hangzhou-0/5eed";
+        assert!(message.ends_with(end), "{message}");
+    }
+}
+
+#[test]
+fn a_changed_description_is_never_called_done_before_it_was_looked_at() {
+    let unseen = |paused| World { paused, steps: Steps::default(), ..World::changed() };
+    let status = unseen(false).status();
+    assert_eq!(said(&status, READY), is("False", Reason::Changing));
+    assert_eq!(said(&status, RECONCILING), is("True", Reason::Changing));
+    // Nor in the next pass.
+    assert_eq!(World { old: status.clone(), ..unseen(false) }.status(), status);
+    let status = unseen(true).status();
+    assert_eq!(said(&status, READY), is("Unknown", Reason::NotYetObserved));
+    assert_eq!(said(&status, STALLED), is("False", Reason::AsDescribed));
+    // Nor after a refusal that was about something else.
+    let refusal = Refusal::new(Reason::AnchorRefused, "the anchor is missing");
+    let old = refused_status(&World::default().status(), &refusal, Some(2), now());
+    let status = World { old, ..unseen(false) }.status();
+    assert_eq!(said(&status, READY), is("False", Reason::Changing));
+    // What was said of the same description stays.
+    let same = World { old: World::default().status(), generation: 1, ..unseen(false) }.status();
+    assert_eq!(said(&same, READY), is("True", Reason::AsDescribed));
+}
+
+#[test]
+fn a_paused_network_is_stalled_only_if_something_waits() {
+    let paused = |steps| World { paused: true, steps, ..World::changed() }.status();
+    let status = paused(decided(Decision::Converged));
+    assert_eq!(said(&status, READY), is("True", Reason::AsDescribed));
+    assert_eq!(said(&status, STALLED), is("False", Reason::AsDescribed));
+    let gate = refused(Gate::NotPaused, "spec.paused is set; set it to false to go on");
+    let status = paused(decided(Decision::Wait(gate)));
+    assert_eq!(said(&status, STALLED), is("True", Reason::PausedByUser));
+    assert_eq!(said(&status, RECONCILING), is("False", Reason::PausedByUser));
+    let status = paused(restarting(stuck()));
+    assert_eq!(said(&status, STALLED), is("True", Reason::StepRefused));
+}
+
+/// kstatus takes the first of the two that is true.
+#[test]
+fn nothing_is_reconciling_and_stalled_at_once() {
+    for case in network_cases().into_iter().chain(node_cases()) {
+        let conditions = case.object["status"]["conditions"].as_array().cloned();
+        let is_true = |kind| {
+            let mut all = conditions.iter().flatten();
+            all.any(|condition| condition["type"] == kind && condition["status"] == "True")
+        };
+        assert!(!(is_true(RECONCILING) && is_true(STALLED)), "{}", case.name);
+    }
+}
