@@ -138,6 +138,11 @@ async fn a_lost_disk_is_refused_until_a_person_consents_and_then_nothing_is_sign
         helps: "see the node's own condition: kubectl describe bsnnode",
     };
     world.await_explained(expected, MINUTE).await;
+    // And what to do about it.
+    let network = world.get().await.unwrap();
+    let stalled = find(&network.status.as_ref().unwrap().conditions, "Stalled").unwrap();
+    assert_eq!(stalled.reason, Reason::DiskLost.as_str(), "{stalled:?}");
+    assert_eq!(consent_in(&stalled.message), consent_in(&said));
     world.consent(&consent_in(&said));
     world.await_ready().await;
     chain.await_votes(&client, &lost, &witness).await;
