@@ -12,5 +12,6 @@ mod heals;
 mod keys;
 mod own_application;
 mod refusals;
+mod silent_gateway;
 mod steps;
 mod waits;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bsn_core::membership::model::Gate;
 use bsn_core::steps::PastStep;
-use bsn_operator::api::conditions::Reason;
+use bsn_operator::api::conditions::{CHAIN_LIVE, Reason};
 use bsn_testkit::lab::pod_cut::cut_pod;
 use bsn_testkit::proxy::{Action, Rule, before_gateway};
 
@@ -59,6 +59,8 @@ async fn waits_for_evidence(world: &World, voter: &str) {
     let front = before_gateway(&world.lab, CLUSTER, &world.namespace, voter, tls).await.unwrap();
     let steps = world.history();
     front.proxy().rule(Rule::new("no evidence", Action::Cut));
+    // What was known before the cut is too old to decide anything on.
+    world.await_condition(CHAIN_LIVE, "Unknown", MINUTE).await;
     world.apply(&world.yaml(&spec(1, 500)));
     let said = world.await_refused(Reason::GateClosed, &["evidence_is_fresh"], MINUTE).await;
     println!("{said}");
