@@ -40,6 +40,7 @@ fn network(nodes: usize) -> (Desired, Observed) {
         agreed: true,
         age_seconds: 1,
         head: Head::Producing,
+        height: 100,
         pending: None,
         followers: BTreeMap::new(),
     };

@@ -12,7 +12,7 @@ use crate::evidence::{
     ChainLiveness, EngineReport, HeadTrack, LedgerReport, MIN_WINDOW, NodeEvidence, frozen,
 };
 use crate::membership::Policy;
-use crate::membership::model::{Engine, Follower, Head, Ledger, Liveness, Member};
+use crate::membership::model::{Engine, Follower, Head, Ledger, Liveness, Member, SILENT};
 use crate::names::NodeName;
 
 /// A voter counts as alive if it signed one of this many newest final blocks: one it may miss by being slow.
@@ -325,7 +325,7 @@ impl Watch {
         now: Duration,
     ) -> Follower {
         let Some(report) = seen.reports.get(&known.name) else {
-            return Follower { lag: u64::MAX, steady_seconds: 0, connected: false };
+            return Follower { lag: SILENT, steady_seconds: 0, connected: false };
         };
         let steady = self.nodes.get(&known.name).and_then(|track| track.steady);
         let others = u64::try_from(count.saturating_sub(1)).unwrap_or(u64::MAX);

@@ -5,16 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use bsn_operator::http::exchange;
-use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
-use http_body_util::Full;
-use hyper::{Request, StatusCode};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::Api;
+use hyper::StatusCode;
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::rpc::{Client, ip_of, submit};
+use crate::rpc::{Client, submit};
 use crate::support::{READY_WITHIN, World, count, eventually, find_process};
 
 /// Requests for bringing up a network of four; committed, so that a change shows in review. What
@@ -87,18 +82,12 @@ fn check_view(world: &World) {
 }
 
 async fn check_metrics(world: &World) {
-    let leader = world.leader().await;
-    let pods = Api::<Pod>::namespaced(world.client.clone(), OPERATOR_NAMESPACE);
-    let pod = pods.get(&leader).await.unwrap();
-    let request = Request::get("/metrics").header("host", "x").body(Full::default()).unwrap();
-    let stream = TcpStream::connect(SocketAddr::new(ip_of(&pod), 8080)).await.unwrap();
-    let (status, body) = exchange(stream, request, 1 << 20).await.unwrap();
-    assert_eq!(status, StatusCode::OK);
-    let text = String::from_utf8(body.to_vec()).unwrap();
+    let text = world.metrics().await;
     let labels = format!(r#"namespace="{}",network="{}""#, world.namespace, world.network);
     assert!(text.contains(&format!("bsn_chain_live{{{labels}}} 1.0")), "{text}");
     assert!(text.contains("bsn_node_certificate_expiry_timestamp_seconds{"), "{text}");
     assert!(text.contains("bsn_leader 1"), "{text}");
+    let leader = world.leader().await;
     let pid = find_process(&leader, "bsn-operator").unwrap().pid;
     let memory = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = memory.lines().find(|line| line.starts_with("VmRSS")).unwrap();

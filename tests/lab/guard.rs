@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use bsn_operator::api::conditions::find;
+use bsn_core::membership::model::Gate;
+use bsn_operator::api::conditions::{Reason, find};
 use bsn_testkit::lab::MachineId;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 
+use crate::plugin::Explained;
 use crate::rpc::Client;
 use crate::support::{CLUSTER, World, consent_in, eventually, find_process};
 
@@ -126,6 +128,21 @@ async fn a_lost_disk_is_refused_until_a_person_consents_and_then_nothing_is_sign
     // Wiped under its own claim: no uid differs, and the guard notices all the same.
     chain.wipe(&lost).await;
     let said = chain.await_stalled(&lost, "is empty now and was not before").await;
+    // Where people look first: the network says which node it is, and what it waits for.
+    let expected = ["node_works", &lost, "restore its volume"];
+    println!("{}", world.await_refused(Reason::StepRefused, &expected, LONG).await);
+    let expected = Explained {
+        gate: Gate::NodeWorks,
+        seconds: 10,
+        words: &[&lost, "restore its volume"],
+        helps: "see the node's own condition: kubectl describe bsnnode",
+    };
+    world.await_explained(expected, MINUTE).await;
+    // And what to do about it.
+    let network = world.get().await.unwrap();
+    let stalled = find(&network.status.as_ref().unwrap().conditions, "Stalled").unwrap();
+    assert_eq!(stalled.reason, Reason::DiskLost.as_str(), "{stalled:?}");
+    assert_eq!(consent_in(&stalled.message), consent_in(&said));
     world.consent(&consent_in(&said));
     world.await_ready().await;
     chain.await_votes(&client, &lost, &witness).await;

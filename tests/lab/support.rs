@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use bsn_core::consent::CONSENT_ANNOTATION;
 use bsn_operator::api::conditions::{MEMBERSHIP_CONVERGED, Reason, find};
 use bsn_operator::api::{BsnNetwork, BsnNode};
-use bsn_operator::view::NetworkView;
 use bsn_testkit::lab::Lab;
 use bsn_testkit::lab::process::ProcessId;
 use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
@@ -52,13 +51,6 @@ pub struct World {
     pub network: String,
 }
 
-#[derive(Deserialize)]
-struct Status {
-    live: Option<NetworkView>,
-    #[serde(rename = "liveProblem")]
-    problem: Option<String>,
-}
-
 impl World {
     /// Makes an empty namespace for a story; one that an earlier run left is removed first.
     pub async fn new(story: &str) -> Self {
@@ -95,15 +87,10 @@ impl World {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    fn command(&self, program: PathBuf) -> Command {
-        let mut command = Command::new(program);
-        command.env("KUBECONFIG", self.lab.kubeconfig(CLUSTER));
-        command
-    }
-
-    pub fn kubectl(&self, args: &[&str], input: &str) -> Output {
-        let mut child = self
-            .command(self.lab.tool("kubectl"))
+    /// Runs a program with the cluster's kubeconfig and this on its standard input.
+    pub fn run(&self, program: PathBuf, args: &[&str], input: &str) -> Output {
+        let mut child = Command::new(program)
+            .env("KUBECONFIG", self.lab.kubeconfig(CLUSTER))
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -112,6 +99,10 @@ impl World {
             .unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         child.wait_with_output().unwrap()
+    }
+
+    pub fn kubectl(&self, args: &[&str], input: &str) -> Output {
+        self.run(self.lab.tool("kubectl"), args, input)
     }
 
     pub fn kubectl_ok(&self, args: &[&str]) -> String {
@@ -212,21 +203,6 @@ impl World {
         let (network, namespace) = (self.network.as_str(), self.namespace.as_str());
         let args = ["annotate", "bsnnetwork", network, "-n", namespace, "--overwrite", &annotation];
         self.kubectl_ok(&args);
-    }
-
-    /// Live numbers, through the plug-in as users have it.
-    pub fn view(&self) -> Result<NetworkView, String> {
-        let output = self
-            .command(PathBuf::from(env!("CARGO_BIN_EXE_kubectl-bsn")))
-            .args(["status", &self.network, "-n", &self.namespace, "-o", "json"])
-            .output()
-            .unwrap();
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-        }
-        let status: Status =
-            serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
-        status.live.ok_or_else(|| status.problem.unwrap_or_default())
     }
 
     /// Waits until every node is in sync at a height above `height`; gives the head.

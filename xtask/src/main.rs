@@ -5,6 +5,7 @@ mod generate;
 mod lab;
 mod programs;
 mod soak;
+mod stories;
 mod test;
 
 use anyhow::Result;

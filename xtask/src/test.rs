@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that is tested, in parts with a budget each.
 
 use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -10,6 +10,7 @@ use bsn_testkit::operator::{self, OperatorImage};
 use clap::Args;
 
 use crate::programs::{self, cargo};
+use crate::stories::{Stories, print_table};
 
 const CLUSTER: usize = 0;
 const SPEC: LabSpec = LabSpec { clusters: 1, machines: 2 };
@@ -82,9 +83,16 @@ impl Parts {
 /// Runs a program until it ends or `deadline` passes; then it is killed with all it started.
 fn run_until(deadline: Instant, command: &mut Command) -> Result<()> {
     let mut child = command.process_group(0).spawn().context("starting it")?;
+    let status = wait_until(deadline, &mut child)?;
+    if status.success() { Ok(()) } else { bail!("it ended with {status}") }
+}
+
+/// Waits for a program that was started in a process group of its own. After `deadline` it is killed with all it
+/// started, which is an error.
+pub fn wait_until(deadline: Instant, child: &mut Child) -> Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
-            return if status.success() { Ok(()) } else { bail!("it ended with {status}") };
+            return Ok(status);
         }
         if Instant::now() >= deadline {
             let group = format!("-{}", child.id());
@@ -106,7 +114,7 @@ pub async fn run(args: TestArgs) -> Result<()> {
     let lab = bring_up(&mut parts).await;
     if let Some(lab) = &lab {
         let passed = parts.run("manifests", 1, |end| check_manifests(lab, end))
-            & parts.run("stories", 85, |end| run_stories(&args.stories, end));
+            & run_stories(&mut parts, &args.stories);
         if !passed {
             diagnose(lab);
         }
@@ -167,12 +175,24 @@ fn check_manifests(lab: &Lab, deadline: Instant) -> Result<()> {
     Ok(())
 }
 
-fn run_stories(names: &[String], deadline: Instant) -> Result<()> {
-    let mut cargo = cargo();
-    cargo.args(["test", "--locked", "--package", "bsn-operator", "--test", "lab", "--"]);
-    // One at a time: they stop API servers and count requests.
-    cargo.args(["--test-threads", "1", "--nocapture"]).args(names);
-    run_until(deadline, &mut cargo)
+/// Runs the stories of these names: those that disturb nobody first, side by side, then the others.
+fn run_stories(parts: &mut Parts, names: &[String]) -> bool {
+    let mut stories = None;
+    let built = parts.run("build", 15, |_| {
+        stories = Some(Stories::build(names)?);
+        Ok(())
+    });
+    let Some(stories) = stories.filter(|_| built) else { return false };
+    let (mut passed, mut told) = (true, Vec::new());
+    let (side_by_side, alone) = stories.counts();
+    if side_by_side > 0 {
+        passed &= parts.run("side by side", 25, |end| stories.run_side_by_side(end, &mut told));
+    }
+    if alone > 0 {
+        passed &= parts.run("alone", 60, |end| stories.run_alone(end, &mut told));
+    }
+    print_table(&told);
+    passed
 }
 
 /// Shows what a person would look at first.

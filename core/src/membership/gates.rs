@@ -44,10 +44,13 @@ impl<'a> Planner<'a> {
     pub(super) fn check_evidence(&self, name: &str, ledger: &Ledger) -> Check {
         let fresh = is_fresh(ledger, self.policy);
         gate(Gate::EvidenceIsFresh, fresh, |g| {
-            let why = if ledger.agreed {
-                format!("the newest evidence is {} s old", ledger.age_seconds)
-            } else {
-                "its nodes do not give the same members".to_owned()
+            let why = match ledger.answering() {
+                _ if ledger.agreed => {
+                    format!("the newest evidence is {} s old", ledger.age_seconds)
+                }
+                0 if !ledger.followers.is_empty() => "none of its nodes answers".to_owned(),
+                1 if ledger.followers.len() > 1 => "only one of its nodes answers".to_owned(),
+                _ => "its nodes do not give the same members".to_owned(),
             };
             Closed::wait(g, format!("ledger {name}: {why}"))
         })
@@ -57,14 +60,8 @@ impl<'a> Planner<'a> {
     pub(super) fn check_at_rest(&self, name: &LedgerName, ledger: &Ledger) -> Check {
         self.check_evidence(name, ledger)?;
         check_not_frozen(name, ledger)?;
-        gate(Gate::ChainIsProducing, ledger.head == Head::Producing, |g| {
-            let what = if ledger.head == Head::Unknown {
-                "has not been watched for long enough to say whether it makes blocks"
-            } else {
-                "makes no blocks; it waits for its voters"
-            };
-            let wait = || Closed::wait(g, format!("ledger {name} {what}"));
-            self.standing(name, ledger).unwrap_or_else(wait)
+        gate(Gate::ChainIsProducing, ledger.head == Head::Producing, |_| {
+            self.standing(name, ledger).unwrap_or_else(|| without_blocks(name, ledger))
         })?;
         check_nothing_pending(name, ledger)
     }
@@ -413,6 +410,23 @@ fn check_quorum_after(name: &str, after: &Projection<'_>) -> Check {
             format!("ledger {name} would have {live} live of {total} power and need {needed}");
         Closed::wait(g, message)
     })
+}
+
+/// Why nothing is changed on a ledger that is not seen to make blocks.
+pub(super) fn without_blocks(name: &str, ledger: &Ledger) -> Closed {
+    let wait = |gate, what| Closed::wait(gate, format!("ledger {name} {what}"));
+    match ledger.head {
+        Head::Unknown => {
+            let what = "has not been watched for long enough to say whether it makes blocks";
+            wait(Gate::ChainIsProducing, what)
+        }
+        // It counts as standing, so that cures are not held up; it may as well be the way to its nodes.
+        _ if ledger.answering() == 0 && !ledger.followers.is_empty() => {
+            let what = "may make blocks or not: none of its nodes answers";
+            wait(Gate::EvidenceIsFresh, what)
+        }
+        _ => wait(Gate::ChainIsProducing, "makes no blocks; it waits for its voters"),
+    }
 }
 
 /// A change as a consent names it: each consent is for one step and works once.

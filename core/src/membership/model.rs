@@ -344,6 +344,13 @@ fn yes() -> bool {
     true
 }
 
+impl Ledger {
+    /// How many of our nodes answer.
+    pub fn answering(&self) -> usize {
+        self.followers.values().filter(|follower| follower.lag != SILENT).count()
+    }
+}
+
 /// Whether a ledger makes blocks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -392,11 +399,14 @@ pub enum Liveness {
     Unknown,
 }
 
+/// The lag of a node that does not answer.
+pub const SILENT: u64 = u64::MAX;
+
 /// How a node of ours follows a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Follower {
-    /// Blocks behind the head.
+    /// Blocks behind the head; [`SILENT`] = it does not answer.
     pub lag: u64,
     /// For how long it has trailed by no more than allowed, in seconds.
     #[serde(default)]

@@ -1,6 +1,6 @@
 //! The steps in their order of consideration, one operation after the other.
 
-use super::gates::{Granted, check_not_frozen, is_beyond_cure};
+use super::gates::{Granted, check_not_frozen, is_beyond_cure, without_blocks};
 use super::goals::{Goal, Goals, Seat, Seats};
 use super::model::{
     Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Head, Hub, Inputs, Ledger,
@@ -331,8 +331,7 @@ impl<'a> Planner<'a> {
                 return Some(closed);
             }
             if ledger.head == Head::Standing {
-                let message = format!("ledger {name} makes no blocks; it waits for its voters");
-                return Some(Closed::wait(Gate::ChainIsProducing, message));
+                return Some(without_blocks(name, ledger));
             }
         }
         let mute = self.observed.nodes.iter().find(|(name, node)| {

@@ -4,6 +4,9 @@
 //! planner is played forward against a world in which every step succeeds at once: new nodes catch up, pods
 //! come back, what is sent takes effect, newcomers sign, and a step that is under way ends well. What stops
 //! the play is what stops the operator.
+//!
+//! What a plan cannot know: which of several new nodes catches up first. In the plan they enter in the order of
+//! their names, in truth as they are ready.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -24,6 +27,9 @@ use crate::names::NodeName;
 pub struct PlannedStep {
     /// What is done.
     pub step: Step,
+    /// The node that it makes, if it makes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<NodeName>,
     /// The consents it uses up.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub consents: BTreeSet<String>,
@@ -62,10 +68,13 @@ pub fn plan(
             Decision::Wait(_) if goes_on(&mut world) => continue,
             end => return Plan { steps, end },
         };
-        let spare = play(desired, &mut world, &policy, &step, &mut name);
+        let mut made = None;
+        let spare = play(desired, &mut world, &policy, &step, &mut |set: &str| {
+            made.insert(name(set)).clone()
+        });
         // Each works once.
         policy.consents.retain(|consent| !consents.contains(consent));
-        steps.push(PlannedStep { step, consents, spare });
+        steps.push(PlannedStep { step, made, consents, spare });
     }
     // Every step of the planner leads on: see the model check.
     let end = next_step(desired, &world, &policy);

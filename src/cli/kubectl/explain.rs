@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use bsn_core::membership::Decision;
 use bsn_core::membership::model::{
-    Begun, Engine, Fate, Inputs, Ledger, Liveness, Member, Observed, Progress, Stand,
+    Begun, Engine, Fate, Inputs, Ledger, Liveness, Member, Observed, Progress, SILENT, Stand,
 };
 use comfy_table::{CellAlignment, Table, presets};
 use kube::api::Api;
@@ -12,7 +12,7 @@ use kube::api::Api;
 use super::live::{LiveError, fetch_membership};
 use super::status::{StatusError, connect};
 use super::steps::{
-    Names, advice, change_words, consent_command, names_of, refusal_of, step_words, text,
+    Names, advice, before, change_words, consent_command, names_of, refusal_of, step_words, text,
 };
 use super::table::trimmed;
 use super::{NetworkArgs, Output};
@@ -65,9 +65,9 @@ pub fn render_explanation(key: &NetworkKey, view: &MembershipView) -> String {
         (_, Some((class, refusal))) => {
             let _ = writeln!(
                 out,
-                "It {class}, for {}, before: {}.\nGate {}: {}\nWhat helps: {}.",
+                "It {class}, for {}{}.\nGate {}: {}\nWhat helps: {}.",
                 duration(view.for_seconds),
-                text(&refusal.step, &names),
+                before(", ", &text(&refusal.step, &names)),
                 refusal.gate,
                 text(&refusal.message, &names),
                 advice(refusal.gate)
@@ -137,7 +137,10 @@ fn nodes(observed: &Observed) -> String {
     }
     let mut shown = Vec::new();
     for ledger in observed.ledgers.values() {
-        for (key, member) in &ledger.members {
+        // Ours by name, not by key as the ledger has them; then those of others.
+        let mut members: Vec<_> = ledger.members.iter().collect();
+        members.sort_by_key(|(_, member)| (member.node.is_none(), member.node.as_ref()));
+        for (key, member) in members {
             let name = member.node.as_ref().map_or(key.as_str(), |node| node.as_str());
             let (counts, because) = liveness(observed, member);
             shown.push(member.node.clone());
@@ -164,7 +167,7 @@ fn row(
 ) -> [String; 6] {
     let node = observed.nodes.iter().find(|(node, _)| node.as_str() == name);
     let lag = ledger.followers.iter().find(|(node, _)| node.as_str() == name);
-    let lag = lag.map(|(_, follower)| follower.lag).filter(|lag| *lag != u64::MAX);
+    let lag = lag.map(|(_, follower)| follower.lag).filter(|lag| *lag != SILENT);
     let runs = match node {
         Some((_, node)) if node.held => "held",
         Some((_, node)) if node.inputs == Inputs::Pending => "to be restarted",
@@ -214,3 +217,7 @@ fn duration(seconds: u64) -> String {
         _ => format!("{seconds} s"),
     }
 }
+
+#[cfg(test)]
+#[path = "explain_tests.rs"]
+mod tests;

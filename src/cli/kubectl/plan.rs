@@ -20,8 +20,8 @@ use serde::Serialize;
 use super::live::{LiveError, fetch_membership};
 use super::status::{StatusError, connect};
 use super::steps::{
-    Names, advice, change_words, consent_command, names_of, refusal_of, spare_words, step_words,
-    text,
+    Names, advice, before, change_words, consent_command, names_of, refusal_of, spare_words,
+    step_words, text,
 };
 use super::table::trimmed;
 use super::{PlanArgs, PlanOutput};
@@ -118,7 +118,7 @@ pub struct ShownStep {
 pub struct ShownRefusal {
     /// The gate that is closed.
     pub gate: String,
-    /// The step it stands before.
+    /// The step it stands before; empty = none, a node needs a person.
     pub before: String,
     /// Why it is closed.
     pub message: String,
@@ -325,7 +325,11 @@ fn show(
         let follows = ends || matches!(planned.step, Step::Send | Step::EndPod { .. });
         if !(open && follows) {
             let number = steps.len() + 1;
-            let what = step_words(&planned.step, &names);
+            // As the history will have it: with the node's name.
+            let what = match &planned.made {
+                Some(node) => format!("provision {node}"),
+                None => step_words(&planned.step, &names),
+            };
             steps.push(ShownStep { number, what, spare_voters: planned.spare, consents: vec![] });
             let begins = matches!(
                 planned.step,
@@ -394,8 +398,12 @@ fn render_table(plan: &ShownPlan) -> String {
     if let Some(refusal) = &plan.refusal {
         let _ = writeln!(
             out,
-            "Then it {} before: {}.\nGate {}: {}\nWhat helps: {}.",
-            plan.end, refusal.before, refusal.gate, refusal.message, refusal.advice
+            "Then it {}{}.\nGate {}: {}\nWhat helps: {}.",
+            plan.end,
+            before(" ", &refusal.before),
+            refusal.gate,
+            refusal.message,
+            refusal.advice
         );
         if let Some(consent) = &refusal.consent {
             let _ = writeln!(out, "To consent: {}", consent_command(&plan.network, consent));
@@ -427,8 +435,12 @@ fn render_markdown(plan: &ShownPlan) -> String {
     if let Some(refusal) = &plan.refusal {
         let _ = writeln!(
             out,
-            "\n> **It {}** before: {}.\n> Gate `{}`: {}\n> What helps: {}.",
-            plan.end, refusal.before, refusal.gate, refusal.message, refusal.advice
+            "\n> **It {}**{}.\n> Gate `{}`: {}\n> What helps: {}.",
+            plan.end,
+            before(" ", &refusal.before),
+            refusal.gate,
+            refusal.message,
+            refusal.advice
         );
         if let Some(consent) = &refusal.consent {
             let _ = writeln!(out, "> To consent: `{}`", consent_command(&plan.network, consent));

@@ -70,6 +70,12 @@ pub fn consent_command(key: &NetworkKey, consent: &str) -> String {
     )
 }
 
+/// The step that a gate stands before, with what joins it to the words in front; nothing, if it holds up no step, as
+/// when a node needs a person.
+pub fn before(joint: &str, step: &str) -> String {
+    if step.is_empty() { String::new() } else { format!("{joint}before: {step}") }
+}
+
 /// What opens a gate.
 pub fn advice(gate: Gate) -> &'static str {
     match gate {

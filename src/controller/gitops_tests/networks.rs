@@ -11,7 +11,7 @@ use super::Health::{Degraded, Healthy, Progressing, Suspended};
 use super::Kstatus::{Current, Failed, InProgress, Terminating};
 use super::nodes::{NodeWorld, first, node};
 use super::{Case, anchor, as_json, at, case, network_object, now, spec, view};
-use crate::api::conditions::Reason;
+use crate::api::conditions::{Reason, STALLED, find};
 use crate::api::{BsnNetworkStatus, BsnNode};
 use crate::controller::Refusal;
 use crate::controller::network::report::{Input, compute_status, refused_status};
@@ -258,6 +258,29 @@ fn cases_of_changes() -> Vec<Case> {
     ]
 }
 
+fn lost_disk() -> NodeWorld {
+    NodeWorld {
+        refusal: Some(Refusal::new(Reason::DiskLost, "its disk is gone; restore it")),
+        ..NodeWorld::default()
+    }
+}
+
+#[test]
+fn what_a_refused_node_says_comes_before_what_is_planned_for_it() {
+    let nodes = nodes(&first(), &lost_disk());
+    let steps = decided(stuck());
+    let stalled = |liveness| {
+        let world =
+            World { nodes: nodes.clone(), steps: steps.clone(), liveness, ..World::default() };
+        let status = world.status();
+        find(&status.conditions, STALLED).unwrap().clone()
+    };
+    let said = stalled(Liveness::Live);
+    assert!(said.reason == "DiskLost" && said.message.ends_with("restore it"), "{said:?}");
+    // There it would be the wrong thing to do.
+    assert_ne!(stalled(Liveness::Frozen).reason, "DiskLost");
+}
+
 /// What is broken, or refused.
 fn cases_of_trouble() -> Vec<Case> {
     let refusal = |reason, message: &str| {
@@ -266,10 +289,7 @@ fn cases_of_trouble() -> Vec<Case> {
         network.status = Some(refused_status(&World::default().status(), &refusal, Some(2), now()));
         as_json(&network)
     };
-    let lost = NodeWorld {
-        refusal: Some(Refusal::new(Reason::DiskLost, "its disk is gone; restore it")),
-        ..NodeWorld::default()
-    };
+    let lost = lost_disk();
     vec![
         case(
             "a_node_is_down",

@@ -158,16 +158,20 @@ pub fn compute_status(
         let all: Vec<&str> =
             input.refusals.iter().map(|refusal| refusal.message.as_str()).collect();
         State::new(STALLED, true, first.reason, all.join("; "))
+    } else if let Some((name, reason, message)) = stalled_nodes.first()
+        && live.reason != Reason::ChainFrozen
+    {
+        // What the planner says of such a node is that it needs a person; the node says what to do, and with which
+        // consent. On a frozen chain nothing is to be done to any node.
+        let reason = Reason::ALL.iter().find(|r| r.as_str() == reason).copied();
+        let message = format!("node {name}: {message}");
+        State::new(STALLED, true, reason.unwrap_or(Reason::NodesStarting), message)
     } else if matches!(membership.reason, Reason::StepRefused | Reason::ConsentNeeded) {
         // Who waits for a change in Git must hear at once that it does not go on without them: until they hear,
         // the tool they wait with applies nothing else, the consent included.
         State::new(STALLED, true, membership.reason, membership.message.clone())
     } else if live.reason == Reason::ChainFrozen {
         State::new(STALLED, true, live.reason, live.message.clone())
-    } else if let Some((name, reason, message)) = stalled_nodes.first() {
-        let reason = Reason::ALL.iter().find(|r| r.as_str() == reason).copied();
-        let message = format!("node {name}: {message}");
-        State::new(STALLED, true, reason.unwrap_or(Reason::NodesStarting), message)
     } else if input.paused && membership.status == Some(false) {
         let message = if membership.reason == Reason::PausedByUser {
             membership.message.clone()
@@ -348,8 +352,11 @@ fn membership(
         };
         return state(reason, format!("under way: {what}; it waits for {why}"));
     }
-    let refused =
-        |refusal: &StepRefusal| format!("next: {}; it waits for {}", refusal.step, why(refusal));
+    let refused = |refusal: &StepRefusal| match refusal.step.as_str() {
+        // A node that needs a person holds up no step.
+        "" => format!("it waits for {}", why(refusal)),
+        step => format!("next: {step}; it waits for {}", why(refusal)),
+    };
     match &steps.decision {
         Some(Decision::Converged) => {
             State::new(MEMBERSHIP_CONVERGED, true, Reason::AsDescribed, "")

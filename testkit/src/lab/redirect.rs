@@ -4,6 +4,7 @@
 //! names the process that made it, so that those of a test that was killed are found and removed: by the next
 //! redirect, and by [`Lab::heal`]. Connections that are open already go on where they went.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -97,6 +98,10 @@ impl Lab {
         self.check_cluster(cluster)?;
         let namespaces =
             self.spec.machines().filter(|id| id.cluster == cluster).map(MachineId::namespace);
+        // Tests that run side by side would take each other's jump for their own to remove.
+        let turn = self.layout().cluster(cluster).join("redirect.lock");
+        let turn = File::create(&turn).with_context(|| format!("making {}", turn.display()))?;
+        turn.lock().context("waiting for another redirect")?;
         Redirect::begin(namespaces.collect(), sources, service, to)
             .with_context(|| format!("redirecting {service} in cluster {cluster} to {to}"))
     }

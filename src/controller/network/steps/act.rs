@@ -153,7 +153,9 @@ impl Acting<'_> {
             return Ok(Ok(None));
         }
         let recorded = self.change_identity(node, |identity| identity.replaced = true).await?;
-        self.remember(None, format!("replace {node}"), Outcome::Done).await;
+        // In the words of `kubectl bsn plan`.
+        let step = PlannedStep::Condemn { node: node.clone() };
+        self.remember(None, step.to_string(), Outcome::Done).await;
         Ok(recorded.map(Some))
     }
 

@@ -16,7 +16,7 @@ use bsn_core::anchor::{Anchor, EntryRecord};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
 use bsn_core::intent::record::{Phase, Record};
-use bsn_core::membership::model::{Gate, Inputs, Liveness, Step as PlannedStep};
+use bsn_core::membership::model::{Engine, Gate, Inputs, Liveness, Step as PlannedStep};
 use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_step, warnings};
 use bsn_core::steps::{Effect, RecordedStep};
 use bsn_core::watch::{Known, Sight};
@@ -147,7 +147,8 @@ impl Pass<'_> {
         let busy = acts && !paused;
         let attention = match &decision {
             _ if busy => Attention::Busy,
-            Decision::Converged => Attention::Calm,
+            // What is done about a node that is silent or down comes with time, and time is no change.
+            Decision::Converged if all_well(&observed) => Attention::Calm,
             _ => Attention::Watchful,
         };
         self.ctx.targets.attend(self.key, attention);
@@ -326,6 +327,17 @@ fn is_outdated(anchor: &Anchor, sight: &Sight, known: &[Known]) -> bool {
     })
 }
 
+/// Every node of ours answers and runs, and those that vote are seen to sign.
+fn all_well(observed: &Observed) -> bool {
+    let mut engines = observed.nodes.values().map(|node| node.engine);
+    engines.all(|engine| engine == Engine::Ready)
+        && observed.ledgers.values().all(|ledger| {
+            let mut ours = ledger.members.values().filter(|member| member.node.is_some());
+            ledger.answering() == ledger.followers.len()
+                && ours.all(|member| member.liveness == Liveness::Live)
+        })
+}
+
 fn is_restart(intent: &observe::StepIntent) -> bool {
     matches!(intent.step.effect, Effect::Restart(_))
 }
@@ -419,5 +431,60 @@ fn for_people(decision: &Decision, anchor: &Anchor) -> Decision {
         Decision::NeedsConsent(why) => Decision::NeedsConsent(refusal(why)),
         Decision::Stuck(why) => Decision::Stuck(refusal(why)),
         Decision::Converged | Decision::Step { .. } => decision.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bsn_core::engine::cometbft::QUORUM;
+    use bsn_core::membership::model::{Follower, Head, Hub, Ledger, Member, Node, SILENT};
+    use bsn_core::names::NodeName;
+
+    use super::*;
+
+    #[test]
+    fn who_is_silent_or_down_is_looked_at_again_without_a_change() {
+        let name = NodeName::from_object("net-a-0");
+        let follower = Follower { lag: 0, steady_seconds: 60, connected: true };
+        let member = |node: Option<&NodeName>, liveness| Member {
+            power: 1000,
+            node: node.cloned(),
+            liveness,
+            signed: 12,
+        };
+        let ledger = Ledger {
+            quorum: QUORUM,
+            weights: true,
+            members: [
+                ("own".to_owned(), member(Some(&name), Liveness::Live)),
+                // Nothing is ever done about another owner's voter.
+                ("foreign".to_owned(), member(None, Liveness::Unknown)),
+            ]
+            .into(),
+            agreed: true,
+            age_seconds: 1,
+            head: Head::Producing,
+            height: 100,
+            pending: None,
+            followers: [(name.clone(), follower)].into(),
+        };
+        let well = Observed {
+            nodes: [(name.clone(), Node::new("a"))].into(),
+            ledgers: [(LEDGER.to_owned(), ledger)].into(),
+            begun: None,
+            hub: Hub::Current,
+        };
+        assert!(all_well(&well));
+        let mut stopped = well.clone();
+        stopped.nodes.get_mut(&name).unwrap().engine = Engine::NotReady;
+        assert!(!all_well(&stopped), "its last signature is young, and it will be proved down");
+        let changed = |change: &dyn Fn(&mut Ledger)| {
+            let mut world = well.clone();
+            change(world.ledgers.get_mut(LEDGER).unwrap());
+            all_well(&world)
+        };
+        assert!(!changed(&|ledger| ledger.followers.get_mut(&name).unwrap().lag = SILENT));
+        let mute = member(Some(&name), Liveness::Unknown);
+        assert!(!changed(&|ledger| _ = ledger.members.insert("own".to_owned(), mute.clone())));
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::support::{READY_WITHIN, World, eventually};
 
-const SAMPLE: &str = include_str!("../../manifests/samples/gitops/ledger/network.yaml");
+const SAMPLE: &str = include_str!("../../../manifests/samples/gitops/ledger/network.yaml");
 const MANAGER: &str = "--field-manager=gitops";
 /// Longest for one more voter: it is made, catches up, enters and is raised.
 const GROWS_WITHIN: Duration = Duration::from_mins(5);

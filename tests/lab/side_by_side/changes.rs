@@ -1,11 +1,14 @@
 //! Validators come and go, and their powers change, while a user's transactions flow.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bsn_core::steps::Outcome;
 use jiff::Timestamp;
 
 use crate::chain::{print_gaps, verify};
 use crate::client::Traffic;
+use crate::metrics::Histogram;
 use crate::rpc::Client;
 use crate::sampler::{watch_pods, watch_steps};
 use crate::support::{World, eventually};
@@ -13,6 +16,8 @@ use crate::support::{World, eventually};
 /// Longest for one edit: up to three nodes are made, catch up, enter and are raised, one after the other.
 const CONVERGES_WITHIN: Duration = Duration::from_mins(10);
 const MINUTE: Duration = Duration::from_mins(1);
+/// From the block that proves a change to the end of its step.
+const REACTION: &str = "bsn_step_reaction_seconds";
 
 const SPEC: &str = r"
 chainId: changes-1
@@ -56,6 +61,39 @@ async fn await_voters(world: &World, replicas: usize, power: u64) {
     .await;
 }
 
+/// Names newcomers by the order in which they enter: which of several catches up first no plan can know.
+fn by_entry(steps: &[String]) -> Vec<String> {
+    let entered = |step: &String| {
+        let node = step.strip_prefix("add ")?.split_whitespace().next()?;
+        Some(node.to_owned())
+    };
+    let newcomers: BTreeMap<String, usize> =
+        steps.iter().filter_map(entered).enumerate().map(|(place, node)| (node, place)).collect();
+    let named = |word: &str| match newcomers.get(word) {
+        Some(place) => format!("newcomer-{place}"),
+        None => word.to_owned(),
+    };
+    // They are made, all of them, before the first enters: there a plan knows the order.
+    let rename = |step: &String| match step.strip_prefix("provision ") {
+        Some(_) => step.clone(),
+        None => step.split(' ').map(named).collect::<Vec<_>>().join(" "),
+    };
+    steps.iter().map(rename).collect()
+}
+
+/// The steps that were taken are those that the plan showed, in its order.
+fn check_plan(planned: &[String], taken: &[String]) {
+    let list = |steps: &[String]| steps.join("\n  ");
+    assert_eq!(
+        by_entry(planned),
+        by_entry(taken),
+        "planned:\n  {}\ntaken:\n  {}",
+        list(planned),
+        list(taken)
+    );
+    println!("{} steps as planned", taken.len());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn validators_come_and_go_while_transactions_flow() {
     let world = World::new("changes").await;
@@ -65,17 +103,34 @@ async fn validators_come_and_go_while_transactions_flow() {
     let (steps, pods) = (watch_steps(&world), watch_pods(&world));
     let traffic = Traffic::start(&world).await;
     let began = Timestamp::now();
+    let reactions = Histogram::parse(&world.metrics().await, REACTION);
 
     for (replicas, power) in [(4, 1000), (7, 1000), (5, 1000), (4, 1000), (4, 500)] {
+        let new = world.yaml(&spec(replicas, power));
+        let (planned, before) = (world.planned(&new), world.history().len());
         let (edited, sent) = (Timestamp::now(), traffic.count());
-        world.apply(&world.yaml(&spec(replicas, power)));
+        world.apply(&new);
         world.await_converged(CONVERGES_WITHIN).await;
         await_voters(&world, replicas, power).await;
         let seconds = Timestamp::now().duration_since(edited).as_secs();
         let sent = traffic.count() - sent;
         println!("{replicas} voters with power {power} after {seconds} s, {sent} transactions");
         assert!(sent > 0, "no transaction was taken while the voters changed");
+        let taken: Vec<String> = world.history().drain(before..).map(|step| step.what).collect();
+        check_plan(&planned, &taken);
     }
+
+    // Of all networks: changes of others that run beside this one are among them, if there are any.
+    let reactions = Histogram::parse(&world.metrics().await, REACTION).since(&reactions);
+    println!(
+        "{} changes ended, 95 % of them within {} s of their proof",
+        reactions.count(),
+        reactions.within(95)
+    );
+    let history = world.history();
+    let changes = history.iter().filter(|step| step.height.is_some()).count();
+    assert!(changes > 0 && history.iter().all(|step| step.outcome == Outcome::Done), "{history:?}");
+    assert!(reactions.count() >= u64::try_from(changes).unwrap(), "{changes}: {reactions:?}");
 
     let acknowledged = traffic.end().await;
     let (steps, pods) = (steps.end().await, pods.end().await);

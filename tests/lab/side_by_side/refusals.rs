@@ -4,10 +4,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bsn_core::membership::model::Gate;
 use bsn_operator::api::conditions::Reason;
 use bsn_testkit::lab::process::ProcessId;
 use kube::ResourceExt;
 
+use crate::plugin::Explained;
 use crate::rpc::Client;
 use crate::support::{World, consent_in, eventually, find_process};
 
@@ -53,6 +55,17 @@ async fn freeze(world: &World, node: &str) -> ProcessId {
     engine
 }
 
+/// Waits until the refusal has stood for a while, as users are told.
+async fn await_others_explained(world: &World, step: &str) {
+    let expected = Explained {
+        gate: Gate::OthersHealthy,
+        seconds: WHILE.as_secs(),
+        words: &[step],
+        helps: "the nodes it names have to recover, or to be replaced",
+    };
+    world.await_explained(expected, 2 * MINUTE).await;
+}
+
 async fn voters(world: &World, witness: &str) -> BTreeSet<String> {
     Client::new(world).await.voters(witness, None).await.into_keys().collect()
 }
@@ -71,7 +84,7 @@ async fn refusals_are_named() {
     world.apply(&world.yaml(&four("5", "[]")));
     let said = world.await_refused(Reason::GateClosed, &expected, LONG).await;
     println!("{said}");
-    tokio::time::sleep(WHILE).await;
+    await_others_explained(&world, "add refusals-a-4 as a voter with power 10").await;
     assert_eq!(voters(&world, witness).await, before, "changed in spite of: {said}");
     engine.resume().unwrap();
     world.await_converged(LONG).await;
@@ -83,7 +96,7 @@ async fn refusals_are_named() {
     world.apply(&world.yaml(&four("4", "[refusals-a-1]")));
     let said = world.await_refused(Reason::GateClosed, &expected, LONG).await;
     println!("{said}");
-    tokio::time::sleep(WHILE).await;
+    await_others_explained(&world, "remove voter refusals-a-1").await;
     assert_eq!(voters(&world, witness).await, before, "changed in spite of: {said}");
     engine.resume().unwrap();
     world.await_converged(LONG).await;
@@ -130,9 +143,16 @@ async fn ask_for_restart(world: &World, timeout_commit: &str) -> String {
     let expected = ["quorum_during_restart", prefix.as_str()];
     let said = world.await_refused(Reason::ConsentNeeded, &expected, MINUTE).await;
     println!("{said}");
-    tokio::time::sleep(WHILE).await;
-    assert_eq!(world.pod_uids().await, before, "restarted in spite of: {said}");
     let consent = consent_in(&said);
+    let command = format!("bsn-operator.io/consent={consent}\n");
+    let expected = Explained {
+        gate: Gate::QuorumDuringRestart,
+        seconds: WHILE.as_secs(),
+        words: &[&format!("before: restart {ONLY}."), "\nTo consent: kubectl annotate", &command],
+        helps: "more voters have to be live",
+    };
+    world.await_explained(expected, 2 * MINUTE).await;
+    assert_eq!(world.pod_uids().await, before, "restarted in spite of: {said}");
     assert!(consent.starts_with(&prefix) && consent.len() > prefix.len(), "{said}");
     consent
 }

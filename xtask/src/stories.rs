@@ -1,0 +1,198 @@
+//! Runs the stories on the cluster, each in a process of its own: so its lines and its time can be told from those of
+//! others that run beside it, and one that hangs is ended alone.
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader, Read};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use crate::programs::{cargo, root};
+use crate::test::wait_until;
+
+/// Stories of this module of `tests/lab` disturb nobody. All others run alone.
+const SIDE_BY_SIDE: &str = "side_by_side::";
+/// How many of those run at once. More networks than this share two processors at the cost of time limits.
+const AT_ONCE: usize = 3;
+/// What of a story's name stands before its lines.
+const SHOWN_NAME: usize = 28;
+
+/// The stories that were asked for.
+pub struct Stories {
+    program: PathBuf,
+    side_by_side: Vec<String>,
+    alone: Vec<String>,
+}
+
+/// One that was run.
+pub struct Told {
+    name: String,
+    took: Duration,
+    failure: Option<String>,
+}
+
+/// What Cargo says about a file it has built.
+#[derive(Deserialize)]
+struct Built {
+    target: Option<BuiltTarget>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct BuiltTarget {
+    name: String,
+}
+
+impl Stories {
+    /// Builds the stories and picks those whose names contain one of `names`; all, if there are none.
+    pub fn build(names: &[String]) -> Result<Self> {
+        let program = build_program()?;
+        let listed = Command::new(&program).args(["--list", "--format", "terse"]).output()?;
+        let listed = String::from_utf8(listed.stdout).context("the list of stories")?;
+        let wanted =
+            |story: &&str| names.is_empty() || names.iter().any(|name| story.contains(name));
+        let stories = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+        let stories: Vec<String> = stories.filter(wanted).map(str::to_owned).collect();
+        if stories.is_empty() {
+            bail!("no story's name contains one of {names:?}");
+        }
+        let (side_by_side, alone) =
+            stories.into_iter().partition(|story| story.starts_with(SIDE_BY_SIDE));
+        Ok(Self { program, side_by_side, alone })
+    }
+
+    /// How many run side by side, and how many alone.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.side_by_side.len(), self.alone.len())
+    }
+
+    /// Runs those that disturb nobody.
+    pub fn run_side_by_side(&self, deadline: Instant, told: &mut Vec<Told>) -> Result<()> {
+        self.run(&self.side_by_side, AT_ONCE, deadline, told)
+    }
+
+    /// Runs the others.
+    pub fn run_alone(&self, deadline: Instant, told: &mut Vec<Told>) -> Result<()> {
+        self.run(&self.alone, 1, deadline, told)
+    }
+
+    fn run(
+        &self,
+        stories: &[String],
+        at_once: usize,
+        deadline: Instant,
+        told: &mut Vec<Told>,
+    ) -> Result<()> {
+        let queue: Mutex<VecDeque<&String>> = Mutex::new(stories.iter().collect());
+        let done = Mutex::new(Vec::new());
+        // A function, so that the lock is not held while the story runs.
+        let next = || lock(&queue).pop_front();
+        std::thread::scope(|scope| {
+            for _ in 0..at_once.min(stories.len()) {
+                scope.spawn(|| {
+                    while let Some(story) = next() {
+                        let one = tell(&self.program, story, deadline);
+                        lock(&done).push(one);
+                    }
+                });
+            }
+        });
+        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let failed = done.iter().filter(|one| one.failure.is_some());
+        let failed: Vec<String> = failed.map(|one| one.name.clone()).collect();
+        told.extend(done);
+        if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join(", ")) }
+    }
+}
+
+/// A panic of a thread loses no result of the others.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn build_program() -> Result<PathBuf> {
+    let mut cargo = cargo();
+    cargo.args(["test", "--locked", "--package", "bsn-operator", "--test", "lab", "--no-run"]);
+    cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output = cargo.output().context("running cargo test --no-run")?;
+    if !output.status.success() {
+        bail!("the stories were not built: see above");
+    }
+    let built = output.stdout.split(|byte| *byte == b'\n');
+    let built = built.filter_map(|line| serde_json::from_slice::<Built>(line).ok());
+    let is_lab = |built: &Built| built.target.as_ref().is_some_and(|target| target.name == "lab");
+    let found = built.filter(is_lab).find_map(|built| built.executable);
+    found.context("Cargo named no program with the stories")
+}
+
+/// Runs one story, and says when it ends.
+fn tell(program: &Path, story: &str, deadline: Instant) -> Told {
+    let name = story.strip_prefix(SIDE_BY_SIDE).unwrap_or(story).to_owned();
+    println!("--- {name}");
+    let began = Instant::now();
+    let failure = run_story(program, story, &name, deadline).err().map(|why| format!("{why:#}"));
+    let took = began.elapsed();
+    match &failure {
+        None => println!("--- {name}: passed after {:.0} s", took.as_secs_f64()),
+        Some(why) => println!("--- {name}: FAILED after {:.0} s: {why}", took.as_secs_f64()),
+    }
+    Told { name, took, failure }
+}
+
+fn run_story(program: &Path, story: &str, name: &str, deadline: Instant) -> Result<()> {
+    if Instant::now() >= deadline {
+        bail!("not begun: the stories before it took the whole budget");
+    }
+    let mut command = Command::new(program);
+    // With two threads the one test's name is printed when it ends, and not before its first line.
+    command.args(["--exact", story, "--nocapture", "--test-threads", "2"]);
+    command.current_dir(root()).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.process_group(0).spawn().context("starting it")?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let status = std::thread::scope(|scope| {
+        scope.spawn(|| out.map(|out| print_lines(name, out)));
+        scope.spawn(|| err.map(|err| print_lines(name, err)));
+        wait_until(deadline, &mut child)
+    })?;
+    if status.success() { Ok(()) } else { bail!("it ended with {status}") }
+}
+
+/// Prints what a story says, with its name before each line.
+fn print_lines(name: &str, from: impl Read) {
+    let shown = name.get(..SHOWN_NAME).unwrap_or(name);
+    let mut lines = BufReader::new(from);
+    let mut line = Vec::new();
+    // A pipe that cannot be read has ended.
+    while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end();
+        if !is_harness(text) {
+            println!("{shown:<SHOWN_NAME$} | {text}");
+        }
+        line.clear();
+    }
+}
+
+/// What the test harness says around a single test, which the table says better.
+fn is_harness(line: &str) -> bool {
+    line.is_empty()
+        || line == "running 1 test"
+        || line.starts_with("test result: ")
+        || line.starts_with("test ") && line.ends_with(" ... ok")
+        || line.starts_with("test ") && line.ends_with(" has been running for over 60 seconds")
+}
+
+/// How long each took.
+pub fn print_table(told: &[Told]) {
+    println!("\n{:>7}  {:<6}  story", "seconds", "result");
+    for one in told {
+        let result = if one.failure.is_none() { "passed" } else { "FAILED" };
+        println!("{:>7.0}  {result:<6}  {}", one.took.as_secs_f64(), one.name);
+    }
+}
