@@ -163,13 +163,12 @@ pub fn inputs(
     if !halts && (behind || identity.halts_at.is_some()) {
         return Inputs::Pending;
     }
-    if described.switches.is_some_and(|app| identity.app_hash.as_deref() != Some(app)) {
-        return Inputs::Switch;
-    }
     if identity.inputs_hash.as_deref() == Some(described.inputs) {
-        Inputs::Current
-    } else {
-        Inputs::Pending
+        return Inputs::Current;
+    }
+    match described.switches {
+        Some(app) if identity.app_hash.as_deref() != Some(app) => Inputs::Switch,
+        _ => Inputs::Pending,
     }
 }
 
@@ -393,6 +392,9 @@ mod tests {
         assert_eq!(to(Some("a2")), Inputs::Switch);
         assert_eq!(to(Some("a1")), Inputs::Pending, "something else of it changed");
         assert_eq!(to(None), Inputs::Pending, "it may come one by one");
+        let unknown = identity("t1", "d2");
+        let described = Described { inputs: "d2", switches: Some("a2") };
+        assert_eq!(inputs(&unknown, None, described, None), Inputs::Current);
     }
 
     #[test]
