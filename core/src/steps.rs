@@ -119,6 +119,8 @@ pub enum Outcome {
     NeverTookEffect,
     /// A person gave it up by consent.
     Abandoned,
+    /// The node that was restarted did not come back, and something else is done about it now.
+    NotBack,
 }
 
 /// Key of the history in its `ConfigMap`.

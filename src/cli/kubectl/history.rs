@@ -84,6 +84,7 @@ fn outcome(outcome: Outcome) -> &'static str {
         Outcome::Withdrawn => "withdrawn",
         Outcome::NeverTookEffect => "never took effect",
         Outcome::Abandoned => "abandoned",
+        Outcome::NotBack => "node not back",
     }
 }
 

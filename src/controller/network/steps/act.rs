@@ -14,7 +14,7 @@ use bsn_core::forming::add_identity;
 use bsn_core::intent::record::{NewStep, Phase};
 use bsn_core::intent::refusal::Category;
 use bsn_core::intent::writer::{Place, Task};
-use bsn_core::membership::model::{Change, Engine, Liveness, Step as PlannedStep};
+use bsn_core::membership::model::{Change, Engine, Liveness, Progress, Step as PlannedStep};
 use bsn_core::names::NodeName;
 use bsn_core::steps::{
     Effect, Outcome, PastStep, RecordedChange, RecordedRestart, RecordedStep, RecordedSwitch,
@@ -487,6 +487,10 @@ impl Acting<'_> {
         }
         let (outcome, height) = match self.verdict {
             _ if let Effect::Switch(switch) = &intent.step.effect => self.end_of(switch),
+            _ if let Effect::Restart(restart) = &intent.step.effect => {
+                let back = self.world.progress(intent, restart, self.sight) == Progress::Back;
+                (if back { Outcome::Done } else { Outcome::NotBack }, None)
+            }
             Some(Verdict::Confirmed { height }) => (Outcome::Done, Some(*height)),
             Some(Verdict::WithoutEffect { height }) => (Outcome::NeverTookEffect, Some(*height)),
             Some(Verdict::Impossible) => (Outcome::NeverTookEffect, None),
@@ -751,6 +755,7 @@ impl Acting<'_> {
             Outcome::Withdrawn => ("StepWithdrawn", true),
             Outcome::NeverTookEffect => ("StepWithoutEffect", false),
             Outcome::Abandoned => ("StepAbandoned", false),
+            Outcome::NotBack => ("StepNodeNotBack", false),
         };
         tracing::info!(network = %pass.key, step = past.number, what = past.what, reason, "step ended");
         pass.ctx

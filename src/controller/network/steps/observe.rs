@@ -235,7 +235,13 @@ impl<'a> World<'a> {
         used.map(|(consent, _)| consent.clone()).collect()
     }
 
-    fn progress(&self, intent: &StepIntent, restart: &RecordedRestart, sight: &Sight) -> Progress {
+    /// How far the restart under way is.
+    pub fn progress(
+        &self,
+        intent: &StepIntent,
+        restart: &RecordedRestart,
+        sight: &Sight,
+    ) -> Progress {
         let Some(identity) = self.anchor.identity(&restart.node) else { return Progress::Back };
         let pod = self.pod(&restart.node);
         let facts = pod.as_deref().map(Facts::of);
