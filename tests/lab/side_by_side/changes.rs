@@ -105,7 +105,7 @@ async fn validators_come_and_go_while_transactions_flow() {
     let began = Timestamp::now();
     let reactions = Histogram::parse(&world.metrics().await, REACTION);
 
-    for (replicas, power) in [(4, 1000), (7, 1000), (5, 1000), (4, 1000), (4, 500)] {
+    for (replicas, power) in [(4, 1000), (7, 1000), (4, 1000), (5, 1000), (4, 1000), (4, 500)] {
         let new = world.yaml(&spec(replicas, power));
         let (planned, before) = (world.planned(&new), world.history().len());
         let (edited, sent) = (Timestamp::now(), traffic.count());
