@@ -217,6 +217,29 @@ pub struct ObjectUids {
 }
 
 impl Identity {
+    /// One of which nothing was made yet.
+    pub fn new(id: String, set: String, role: Role) -> Self {
+        Self {
+            id,
+            set,
+            role,
+            retired: false,
+            keys: None,
+            uids: ObjectUids::default(),
+            template_hash: None,
+            inputs_hash: None,
+            app_hash: None,
+            halts_at: None,
+            switched_at: None,
+            first_start: FirstStart::NotIssued,
+            used_consents: Vec::new(),
+            vote: Vote::default(),
+            replaced: false,
+            cure: None,
+            last_restart: 0,
+        }
+    }
+
     /// Keys, disk and Service exist and are recorded: others may depend on this node.
     pub fn provisioned(&self) -> bool {
         self.keys.is_some()

@@ -12,9 +12,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use crate::anchor::{ANCHOR_VERSION, Anchor, Founder, Identity, ObjectUids, Role, Vote};
+use crate::anchor::{ANCHOR_VERSION, Anchor, Founder, Identity, Role};
 use crate::engine::cometbft::genesis::{Genesis, GenesisError, GenesisValidator, build_genesis};
-use crate::first_start::FirstStart;
 use crate::names::{NameError, NetworkName, NodeName, SetName};
 
 /// A node set as the user wants it.
@@ -113,28 +112,8 @@ pub fn add_identity(
     set: &DesiredSet,
     ids: &mut impl IdSource,
 ) {
-    anchor.identities.insert(
-        name.to_string(),
-        Identity {
-            id: ids.next_id(),
-            set: set.name.to_string(),
-            role: set.role,
-            retired: false,
-            keys: None,
-            uids: ObjectUids::default(),
-            template_hash: None,
-            inputs_hash: None,
-            app_hash: None,
-            halts_at: None,
-            switched_at: None,
-            first_start: FirstStart::NotIssued,
-            used_consents: Vec::new(),
-            vote: Vote::default(),
-            replaced: false,
-            cure: None,
-            last_restart: 0,
-        },
-    );
+    let identity = Identity::new(ids.next_id(), set.name.to_string(), set.role);
+    anchor.identities.insert(name.to_string(), identity);
 }
 
 /// What forming waits for or does next.
@@ -211,7 +190,7 @@ pub fn next_forming_step(anchor: &Anchor) -> Result<FormingStep, FormingRefusal>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::anchor::{IdentityKeys, KeyRecord};
+    use crate::anchor::{IdentityKeys, KeyRecord, ObjectUids};
     use crate::engine::cometbft::keys::PrivateKey;
 
     struct Counter(u32);

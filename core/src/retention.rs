@@ -62,29 +62,10 @@ pub fn plan_release(anchor: &Anchor, annotation: &str, network_exists: bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::anchor::{ANCHOR_VERSION, Identity, ObjectUids, Role, Vote};
-    use crate::first_start::FirstStart;
+    use crate::anchor::{ANCHOR_VERSION, Identity, Role};
 
     fn identity(id: &str, retired: bool) -> Identity {
-        Identity {
-            id: id.into(),
-            set: "a".into(),
-            role: Role::FullNode,
-            retired,
-            keys: None,
-            uids: ObjectUids::default(),
-            template_hash: None,
-            inputs_hash: None,
-            app_hash: None,
-            halts_at: None,
-            switched_at: None,
-            first_start: FirstStart::NotIssued,
-            used_consents: Vec::new(),
-            vote: Vote::default(),
-            replaced: false,
-            cure: None,
-            last_restart: 0,
-        }
+        Identity { retired, ..Identity::new(id.into(), "a".into(), Role::FullNode) }
     }
 
     fn anchor() -> Anchor {

@@ -274,8 +274,7 @@ pub fn cure_progress(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::anchor::{CureRecord, ObjectUids, Role, Vote};
-    use crate::first_start::FirstStart;
+    use crate::anchor::{CureRecord, Role};
 
     #[test]
     fn a_recorded_step_reads_as_it_was_written() {
@@ -310,23 +309,9 @@ mod tests {
 
     fn identity(in_force: &str, put: &str) -> Identity {
         Identity {
-            id: "i".into(),
-            set: "a".into(),
-            role: Role::Validator,
-            retired: false,
-            keys: None,
-            uids: ObjectUids::default(),
             template_hash: Some(in_force.into()),
             inputs_hash: Some(put.into()),
-            app_hash: None,
-            halts_at: None,
-            switched_at: None,
-            first_start: FirstStart::NotIssued,
-            used_consents: Vec::new(),
-            vote: Vote::default(),
-            replaced: false,
-            cure: None,
-            last_restart: 0,
+            ..Identity::new("i".into(), "a".into(), Role::Validator)
         }
     }
 

@@ -153,10 +153,7 @@ impl<'a> Planner<'a> {
                 let check = if wanted { gates().ok() } else { None };
                 Ok(check.map_or((Step::Withdraw, Granted::new()), |granted| (end_pod, granted)))
             }
-            Progress::Ordered => {
-                let granted = gates().map_err(|closed| closed.before(&end_pod))?;
-                Ok((end_pod, granted))
-            }
+            Progress::Ordered => open(end_pod, gates()),
             // What it needs now is another disk, or another node; the restart has nothing more to give.
             Progress::Down if node.disk_lost || node.replacement != Replacement::No => {
                 Ok((Step::Settle, Granted::new()))
@@ -566,12 +563,15 @@ fn decision((step, consents): Open) -> Decision {
     Decision::Step { step, consents }
 }
 
-pub(super) fn open_or(closed: &mut Vec<Closed>, step: Step, check: Check<Granted>) -> Option<Open> {
+/// The step, if its gates are open; why not, and that it is this one, else.
+pub(super) fn open(step: Step, check: Check<Granted>) -> Check<Open> {
     match check {
-        Ok(granted) => Some((step, granted)),
-        Err(why) => {
-            closed.push(why.before(&step));
-            None
-        }
+        Ok(granted) => Ok((step, granted)),
+        Err(why) => Err(why.before(&step)),
     }
+}
+
+/// The same; why not goes to the others.
+pub(super) fn open_or(closed: &mut Vec<Closed>, step: Step, check: Check<Granted>) -> Option<Open> {
+    open(step, check).map_err(|why| closed.push(why)).ok()
 }

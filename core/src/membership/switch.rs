@@ -15,9 +15,9 @@
 //! the second node on all get what the first one has, and what was described meanwhile comes by another switch:
 //! nodes with different applications must not make a block together.
 
-use super::gates::Granted;
+use super::gates::{Granted, without_blocks};
 use super::model::{Begun, Engine, Gate, Head, Inputs, Ledger, LedgerName, Node, Stand, Step};
-use super::planner::{Open, Planner, open_or};
+use super::planner::{Open, Planner, open, open_or};
 use super::refusal::{Check, Closed, gate};
 use crate::names::NodeName;
 
@@ -72,8 +72,7 @@ impl<'a> Planner<'a> {
         };
         self.check_evidence(name, ledger)?;
         if ledger.head == Head::Unknown {
-            let message = format!("ledger {name} has not been watched for long enough");
-            return Err(Closed::wait(Gate::ChainIsProducing, message).before(&Step::Settle));
+            return Err(without_blocks(name, ledger).before(&Step::Settle));
         }
         if self.observed.nodes.values().any(|node| node.stand.is_new()) {
             return self.go_on(ledger, height);
@@ -110,7 +109,6 @@ impl<'a> Planner<'a> {
     /// Tells the next node to halt.
     fn halt_next(&self, height: u64, stands: bool) -> Check<Open> {
         let nodes = &self.observed.nodes;
-        let under_way = |node: &Node| matches!(node.stand, Stand::HaltOrdered | Stand::HaltDown);
         if let Some((name, node)) = nodes.iter().find(|(_, node)| node.stand == Stand::HaltDown) {
             let message =
                 format!("{name} was told to halt at block {height} and does not follow yet");
@@ -120,7 +118,7 @@ impl<'a> Planner<'a> {
             nodes.iter().filter(|(_, node)| node.stand < Stand::HaltDown).collect();
         old.sort_by_key(|(name, node)| {
             let votes = !self.seats.of(name).is_empty();
-            (!under_way(node), node.engine != Engine::NotReady, votes, *name)
+            (node.stand == Stand::Old, node.engine != Engine::NotReady, votes, *name)
         });
         let Some((name, node)) = old.first().copied() else {
             let message = format!("block {height} was made; it is seen whether another one is");
@@ -135,10 +133,7 @@ impl<'a> Planner<'a> {
         } else {
             self.check_restart(name, node)
         };
-        match check {
-            Ok(granted) => Ok((step, granted)),
-            Err(closed) => Err(closed.before(&step)),
-        }
+        open(step, check)
     }
 
     /// The ledger is halted: the new application comes, to one node first.
@@ -146,10 +141,7 @@ impl<'a> Planner<'a> {
         let nodes = &self.observed.nodes;
         let restart = |name: &NodeName, anew| {
             let step = Step::Switch { node: name.clone(), anew };
-            match self.check_not_held(name) {
-                Ok(()) => Ok((step, Granted::new())),
-                Err(closed) => Err(closed.before(&step)),
-            }
+            open(step, self.check_not_held(name).map(|()| Granted::new()))
         };
         let switch = |name: &NodeName| restart(name, false);
         let mut new = nodes.iter().filter(|(_, node)| node.stand.is_new());
@@ -187,19 +179,16 @@ impl<'a> Planner<'a> {
             height + PROOF
         );
         // Who is longest down shows for how long nothing has happened.
-        let longest = nodes.values().max_by_key(|node| node.down_seconds);
+        let longest = nodes.values().max_by_key(|node| node.down_seconds).unwrap_or(node);
         // It makes none, for long, and another one is described: that is given to all.
         let mut anew = nodes.iter().filter(|(_, node)| node.inputs == Inputs::Switch);
         if let Some((name, _)) = anew.next()
             && ledger.height == height
-            && longest.is_some_and(|node| node.down_seconds >= self.policy.grace_seconds)
+            && longest.down_seconds >= self.policy.grace_seconds
         {
             return restart(name, true);
         }
-        Err(longest.map_or_else(
-            || Closed::wait(Gate::ChainIsProducing, message.clone()),
-            |node| self.not_back(node, &message),
-        ))
+        Err(self.not_back(longest, &message))
     }
 
     fn not_back(&self, node: &Node, message: &str) -> Closed {

@@ -4,8 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::anchor::{Identity, ObjectUids, Role, Vote};
-use crate::first_start::FirstStart;
+use crate::anchor::{Identity, Role};
 use crate::membership::model::{
     Begun, Decision, Desired, DesiredSet, Engine, Follower, Head, Hub, Ledger, Liveness, Member,
     Node, Observed, Policy, Stand, Step,
@@ -53,23 +52,12 @@ impl N {
     fn identity(&self) -> Identity {
         let app = self.in_force.app.to_string();
         Identity {
-            id: "i".into(),
-            set: "a".into(),
-            role: Role::Validator,
-            retired: false,
-            keys: None,
-            uids: ObjectUids::default(),
             template_hash: Some(self.in_force.hash()),
             inputs_hash: Some(app.clone()),
             app_hash: Some(app),
             halts_at: self.in_force.halts_at,
             switched_at: self.switched_at,
-            first_start: FirstStart::NotIssued,
-            used_consents: Vec::new(),
-            vote: Vote::default(),
-            replaced: false,
-            cure: None,
-            last_restart: 0,
+            ..Identity::new("i".into(), "a".into(), Role::Validator)
         }
     }
 }
