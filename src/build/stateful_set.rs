@@ -143,11 +143,7 @@ pub fn put_halt(template: &mut PodTemplateSpec, halt: Option<(&str, u64)>) {
     for app in apps.filter(|container| container.name == APP) {
         let env = app.env.get_or_insert_default();
         env.retain(|variable| Some(&variable.name) != old.as_ref());
-        env.extend(halt.map(|(name, height)| EnvVar {
-            name: name.to_owned(),
-            value: Some(height.to_string()),
-            ..EnvVar::default()
-        }));
+        env.extend(halt.map(|(name, height)| value_env(name, height.to_string())));
     }
     if let Some((name, height)) = halt {
         annotations.insert(labels::HALT_ENV.to_owned(), name.to_owned());
@@ -271,11 +267,11 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
 const IDENTITY_ENV: &str = "BSN_IDENTITY";
 
 fn identity_env(identity: &PodIdentity) -> Vec<EnvVar> {
-    vec![EnvVar {
-        name: IDENTITY_ENV.to_owned(),
-        value: Some(identity_json(identity)),
-        ..EnvVar::default()
-    }]
+    vec![value_env(IDENTITY_ENV, identity_json(identity))]
+}
+
+fn value_env(name: &str, value: String) -> EnvVar {
+    EnvVar { name: name.to_owned(), value: Some(value), ..EnvVar::default() }
 }
 
 /// A variable that the kubelet fills in from the pod.
@@ -435,19 +431,14 @@ fn engine(workload: &Workload, identity: &PodIdentity) -> Container {
 
 fn application(app: &AppWorkload) -> Container {
     let given = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
-    let env = |name: &str, value: String| EnvVar {
-        name: name.to_owned(),
-        value: Some(value),
-        ..EnvVar::default()
-    };
     Container {
         name: APP.to_owned(),
         image: Some(app.image.clone()),
         command: given(&app.command),
         args: given(&app.args),
         env: Some(vec![
-            env("ABCI_ADDRESS", format!("tcp://127.0.0.1:{ABCI_PORT}")),
-            env("APP_DATA", paths::APP_DATA.to_owned()),
+            value_env("ABCI_ADDRESS", format!("tcp://127.0.0.1:{ABCI_PORT}")),
+            value_env("APP_DATA", paths::APP_DATA.to_owned()),
         ]),
         resources: Some(resources("100m", "128Mi", None)),
         security_context: Some(restricted()),

@@ -10,7 +10,7 @@ pub mod retention;
 pub mod run;
 
 use crate::anchor::StoreError;
-use crate::api::conditions::Reason;
+use crate::api::conditions::{READY, RECONCILING, Reason, STALLED, State};
 use crate::apply::ApiError;
 use crate::pki::PkiError;
 use bsn_core::anchor::AnchorError;
@@ -61,6 +61,16 @@ impl Refusal {
     /// A refusal.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
+    }
+
+    /// What an object says that can't be looked at any further.
+    pub fn states(&self) -> [State; 3] {
+        let Self { reason, message } = self;
+        [
+            State::new(READY, false, *reason, message),
+            State::new(STALLED, true, *reason, message),
+            State::new(RECONCILING, false, *reason, "waiting for a person"),
+        ]
     }
 }
 

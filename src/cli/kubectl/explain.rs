@@ -12,7 +12,7 @@ use kube::api::Api;
 use super::live::{LiveError, fetch_membership};
 use super::status::{StatusError, connect};
 use super::steps::{
-    Names, advice, before, change_words, consent_command, names_of, refusal_of, step_words, text,
+    Names, advice, before, begun_words, consent_command, names_of, refusal_of, step_words, text,
 };
 use super::table::trimmed;
 use super::{NetworkArgs, Output};
@@ -80,7 +80,7 @@ pub fn render_explanation(key: &NetworkKey, view: &MembershipView) -> String {
         _ => writeln!(out, "All is as described, for {}.", duration(view.for_seconds)),
     };
     if let Some(begun) = &view.observed.begun {
-        let _ = writeln!(out, "Under way: {}.", begun_words(begun, &names));
+        let _ = writeln!(out, "Under way: {}.", begun_so_far(begun, &names));
     }
     if !view.policy.consents.is_empty() {
         let given: Vec<&str> = view.policy.consents.iter().map(String::as_str).collect();
@@ -93,30 +93,25 @@ pub fn render_explanation(key: &NetworkKey, view: &MembershipView) -> String {
     out
 }
 
-fn begun_words(begun: &Begun, names: &Names) -> String {
-    match begun {
-        Begun::Change { change, fate, .. } => {
-            let how = match fate {
-                Fate::Recorded => "recorded, and not sent",
-                Fate::Sent => "sent, and not settled",
-                Fate::Confirmed => "read back from the chain",
-                Fate::Impossible => "proved never to take effect",
-            };
-            format!("{}; {how}", change_words(change, names))
-        }
-        Begun::Restart { node, progress, .. } => {
-            let how = match progress {
-                Progress::Untouched => "recorded, and not begun",
-                Progress::Ordered => "its old pod still runs",
-                Progress::Down => "not back yet",
-                Progress::Back => "back",
-            };
-            format!("restart {node}; {how}")
-        }
-        Begun::Switch { height, .. } => {
-            format!("switch all nodes to another application after block {height}")
-        }
-    }
+/// How far the step under way is.
+fn begun_so_far(begun: &Begun, names: &Names) -> String {
+    let how = match begun {
+        Begun::Change { fate, .. } => match fate {
+            Fate::Recorded => "; recorded, and not sent",
+            Fate::Sent => "; sent, and not settled",
+            Fate::Confirmed => "; read back from the chain",
+            Fate::Impossible => "; proved never to take effect",
+        },
+        Begun::Restart { progress, .. } => match progress {
+            Progress::Untouched => "; recorded, and not begun",
+            Progress::Ordered => "; its old pod still runs",
+            Progress::Down => "; not back yet",
+            Progress::Back => "; back",
+        },
+        // The nodes below say.
+        Begun::Switch { .. } => "",
+    };
+    begun_words(begun, names) + how
 }
 
 /// Voters first, each with what is known of it and why.

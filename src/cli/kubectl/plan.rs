@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::live::{LiveError, fetch_membership};
 use super::status::{StatusError, connect};
 use super::steps::{
-    Names, advice, before, change_words, consent_command, names_of, refusal_of, spare_words,
+    Names, advice, before, begun_words, consent_command, names_of, refusal_of, spare_words,
     step_words, text,
 };
 use super::table::trimmed;
@@ -308,15 +308,7 @@ fn show(
         && !plan.steps.is_empty()
     {
         open = true;
-        let what = match begun {
-            bsn_core::membership::model::Begun::Change { change, .. } => {
-                change_words(change, &names)
-            }
-            bsn_core::membership::model::Begun::Restart { node, .. } => format!("restart {node}"),
-            bsn_core::membership::model::Begun::Switch { height, .. } => {
-                format!("switch all nodes to another application after block {height}")
-            }
-        };
+        let what = begun_words(begun, &names);
         let what = format!("{what} (under way)");
         steps.push(ShownStep { number: 1, what, spare_voters: Some(usize::MAX), consents: vec![] });
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bsn_core::consent::CONSENT_ANNOTATION;
-use bsn_core::membership::model::{Change, Gate, MemberKey, Refusal, Step};
+use bsn_core::membership::model::{Begun, Change, Gate, MemberKey, Refusal, Step};
 use bsn_core::membership::{Decision, Observed};
 use bsn_core::names::NodeName;
 
@@ -32,6 +32,17 @@ pub fn change_words(change: &Change, names: &Names) -> String {
             format!("give {} power {power}", name(member, names))
         }
         Change::Remove { member } => format!("remove voter {}", name(member, names)),
+    }
+}
+
+/// A step under way in words.
+pub fn begun_words(begun: &Begun, names: &Names) -> String {
+    match begun {
+        Begun::Change { change, .. } => change_words(change, names),
+        Begun::Restart { node, .. } => format!("restart {node}"),
+        Begun::Switch { height, .. } => {
+            format!("switch all nodes to another application after block {height}")
+        }
     }
 }
 

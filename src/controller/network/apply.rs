@@ -48,6 +48,13 @@ pub struct Applied {
     pub steps: Steps,
 }
 
+impl Applied {
+    /// A pass that did nothing.
+    fn untouched(anchor: Option<Anchor>) -> Self {
+        Self { anchor, refusals: vec![], waiting: vec![], steps: Steps::default() }
+    }
+}
+
 /// Takes all steps that can be taken now.
 pub async fn apply_network(
     ctx: &Context,
@@ -59,12 +66,7 @@ pub async fn apply_network(
     let owner = network.controller_owner_ref(&());
     let meta = &network.metadata;
     let pass = Pass { ctx, key, meta, validated, observed, owner: owner.as_ref() };
-    let mut applied = Applied {
-        anchor: observed.anchor.clone(),
-        refusals: vec![],
-        waiting: vec![],
-        steps: Steps::default(),
-    };
+    let mut applied = Applied::untouched(observed.anchor.clone());
     // A refusal ends the pass: what follows depends on what was refused.
     if let Err(refusal) = pass.run(&mut applied).await? {
         applied.refusals.push(refusal);
@@ -81,12 +83,7 @@ pub async fn look_at_network(
     observed: &ObservedNetwork,
 ) -> Result<Applied, Error> {
     let pass = Pass { ctx, key, meta: &network.metadata, validated, observed, owner: None };
-    let mut applied = Applied {
-        anchor: observed.anchor.clone(),
-        refusals: vec![],
-        waiting: vec![],
-        steps: Steps::default(),
-    };
+    let mut applied = Applied::untouched(observed.anchor.clone());
     if let Some(anchor) = observed.anchor.clone() {
         match pass.take_step(anchor).boxed().await? {
             Ok((_, steps)) => applied.steps = steps,

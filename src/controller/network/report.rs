@@ -51,15 +51,9 @@ pub fn refused_status(
     generation: Option<i64>,
     now: Timestamp,
 ) -> BsnNetworkStatus {
-    let Refusal { reason, message } = refusal;
-    let states = [
-        State::new(READY, false, *reason, message),
-        State::new(STALLED, true, *reason, message),
-        State::new(RECONCILING, false, *reason, "waiting for a person"),
-    ];
     BsnNetworkStatus {
         observed_generation: generation,
-        conditions: merge(&old.conditions, &states, generation, now),
+        conditions: merge(&old.conditions, &refusal.states(), generation, now),
         ..old.clone()
     }
 }

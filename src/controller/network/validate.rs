@@ -42,11 +42,8 @@ pub struct ValidatedNetwork {
     pub engine_image: String,
     /// A user's application, or the built-in store.
     pub app: Option<AppWorkload>,
-    /// The environment variable by which the application is told to halt, where another version comes to all
-    /// nodes at one height; `None` = one by one.
-    pub halt_env: Option<String>,
-    /// How long the restart of one node takes, for that.
-    pub restart_time: Duration,
+    /// How another version of it comes to all nodes at one height; `None` = one by one.
+    pub at_height: Option<AtHeight>,
     /// How long the engine waits after a block; `None` = its default.
     pub timeout_commit: Option<String>,
     /// Resources of engines, by node set.
@@ -59,6 +56,15 @@ pub struct ValidatedNetwork {
     pub paused: bool,
     /// Consents, as annotated.
     pub consent: Option<String>,
+}
+
+/// How another version of an application comes to all nodes at one height.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AtHeight {
+    /// The environment variable by which the application is told to halt.
+    pub halt_env: String,
+    /// How long the restart of one node takes.
+    pub restart_time: Duration,
 }
 
 /// Who changes a chain's validators.
@@ -77,7 +83,7 @@ impl ValidatedNetwork {
     /// Hash of what the user described of how a node of `set` runs. A change of it, and nothing else, makes
     /// a node restart.
     pub fn inputs_hash(&self, set: &str) -> String {
-        let app = self.app.as_ref().map(|app| (&app.image, &app.command, &app.args));
+        let app = self.app.as_ref().map(app_inputs);
         let resources = self.resources.get(set);
         let inputs = (&self.engine_image, app, &self.timeout_commit, resources);
         // Strings and lists of them: serialising them cannot fail.
@@ -86,15 +92,19 @@ impl ValidatedNetwork {
 
     /// Hash of the user's own application; `None` = it is the engine's.
     pub fn app_hash(&self) -> Option<String> {
-        let app = self.app.as_ref()?;
-        let inputs = (&app.image, &app.command, &app.args);
+        let inputs = app_inputs(self.app.as_ref()?);
         Some(short_hash(&serde_json::to_vec(&inputs).unwrap_or_default()))
     }
 
     /// The same, if it may change at one height only.
     pub fn switches(&self) -> Option<String> {
-        self.app_hash().filter(|_| self.halt_env.is_some())
+        self.app_hash().filter(|_| self.at_height.is_some())
     }
+}
+
+/// What of an application makes a node restart when it changes.
+fn app_inputs(app: &AppWorkload) -> (&String, &Vec<String>, &Vec<String>) {
+    (&app.image, &app.command, &app.args)
 }
 
 /// Why a description makes no sense; the message says what to do.
@@ -193,16 +203,6 @@ pub fn validate_network(
         }),
         _ => return Err(InvalidSpec::OneApp),
     };
-    let at_height = spec.upgrade.as_ref().filter(|one| one.strategy == UpgradeStrategy::AtHeight);
-    let restart_time = at_height.map_or(Ok(SignedDuration::ZERO), |upgrade| {
-        parse_duration("upgrade.restartTime", &upgrade.restart_time)
-    })?;
-    let container = cometbft.app.container.as_ref();
-    let halt_env = container.and_then(|one| one.halt.as_ref()).map(|halt| halt.env.clone());
-    if at_height.is_some() && halt_env.is_none() {
-        return Err(InvalidSpec::NoHalt);
-    }
-    let halt_env = halt_env.filter(|_| at_height.is_some());
     let id_length = spec.chain_id.chars().count();
     if id_length == 0 || id_length > MAX_CHAIN_ID {
         return Err(InvalidSpec::ChainId(id_length));
@@ -257,8 +257,7 @@ pub fn validate_network(
             .clone()
             .unwrap_or_else(|| default_image(version, image_prefix)),
         app,
-        halt_env,
-        restart_time: restart_time.unsigned_abs(),
+        at_height: validate_upgrade(spec, &cometbft.app)?,
         timeout_commit: cometbft.timeout_commit.clone(),
         resources,
         storage,
@@ -281,6 +280,17 @@ fn validate_membership(
         power: desired.power,
         retire: validate_names("retire", network, &desired.name, &set.retire)?,
     })
+}
+
+fn validate_upgrade(spec: &BsnNetworkSpec, app: &App) -> Result<Option<AtHeight>, InvalidSpec> {
+    let upgrade = spec.upgrade.as_ref();
+    let Some(upgrade) = upgrade.filter(|one| one.strategy == UpgradeStrategy::AtHeight) else {
+        return Ok(None);
+    };
+    let restart_time = parse_duration("upgrade.restartTime", &upgrade.restart_time)?;
+    let halt = app.container.as_ref().and_then(|container| container.halt.as_ref());
+    let halt_env = halt.ok_or(InvalidSpec::NoHalt)?.env.clone();
+    Ok(Some(AtHeight { halt_env, restart_time: restart_time.unsigned_abs() }))
 }
 
 fn validate_authority(spec: &BsnNetworkSpec, own_app: bool) -> Result<Authority, InvalidSpec> {
@@ -444,8 +454,9 @@ mod tests {
         let halts = json!({"image": "x", "halt": {"env": "STOP_AT"}});
         let at_height = json!({"strategy": "AtHeight", "restartTime": "90s"});
         let network = with(halts.clone(), at_height.clone()).unwrap();
-        assert_eq!(network.halt_env.as_deref(), Some("STOP_AT"));
-        assert_eq!(network.restart_time, Duration::from_secs(90));
+        let expected =
+            AtHeight { halt_env: "STOP_AT".to_owned(), restart_time: Duration::from_secs(90) };
+        assert_eq!(network.at_height, Some(expected));
         assert_eq!(network.switches(), network.app_hash());
         let rolling = with(halts.clone(), json!({"strategy": "Rolling"})).unwrap();
         assert_eq!((rolling.switches(), rolling.app_hash()), (None, network.app_hash()));

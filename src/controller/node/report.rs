@@ -30,7 +30,7 @@ const REFUSED_LOOK: Duration = Duration::from_secs(15);
 /// Reports a node that can't be looked at any further.
 pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) -> Result<(), Error> {
     let old = node.status.clone().unwrap_or_default();
-    let states = refusal_states(refusal);
+    let states = refusal.states();
     let status = BsnNodeStatus {
         observed_generation: node.metadata.generation,
         conditions: merge(&old.conditions, &states, node.metadata.generation, ctx.now()),
@@ -38,15 +38,6 @@ pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) ->
     };
     write(ctx, node, &old, &status).await?;
     Ok(())
-}
-
-fn refusal_states(refusal: &Refusal) -> [State; 3] {
-    let Refusal { reason, message } = refusal;
-    [
-        State::new(READY, false, *reason, message),
-        State::new(STALLED, true, *reason, message),
-        State::new(RECONCILING, false, *reason, "waiting for a person"),
-    ]
 }
 
 /// Reports where a pass ended; returns when to look again without a cause.
@@ -97,7 +88,7 @@ pub(in crate::controller) fn compute_states(
     let certificates = certificates(old, applied, now);
     let refusal = applied.refusal.clone().or_else(|| guard_refusal(old, seen));
     if let Some(refusal) = refusal {
-        let [ready, stalled, reconciling] = refusal_states(&refusal);
+        let [ready, stalled, reconciling] = refusal.states();
         return vec![ready, stalled, reconciling, certificates];
     }
     let ready = ready(old, applied, pod, &judge(seen));

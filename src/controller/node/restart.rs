@@ -124,18 +124,17 @@ impl Pass<'_> {
         how: How,
     ) -> Step<PodTemplateSpec> {
         let validated = self.validated;
-        let is_described = |identity: &Identity| {
-            identity.inputs_hash.as_ref() == Some(&validated.inputs_hash(&identity.set))
-                && identity.halts_at.is_none()
-        };
+        let described =
+            identity.inputs_hash.as_ref() == Some(&validated.inputs_hash(&identity.set));
+        let halts = identity.halts_at.is_some();
         let in_force = self.template_in_force(parts, identity, pod, anchor);
         let (template, puts) = match how {
             How::AsDescribed { halting } => {
                 let switches = validated.switches();
                 let keeps = switches.is_some() && identity.app_hash != switches;
-                let stale = identity.halts_at.is_some() && identity.halts_at != halting;
-                let halts = identity.halts_at.is_some() && !stale;
-                if is_described(identity) || halts || (keeps && !stale) {
+                // Told to halt by a switch that was given up.
+                let stale = halts && identity.halts_at != halting;
+                if !stale && (halts || keeps || described) {
                     return in_force.await;
                 }
                 if keeps {
@@ -149,12 +148,12 @@ impl Pass<'_> {
             }
             How::Halts(height) if identity.halts_at == Some(height) => return in_force.await,
             How::Halts(height) => {
-                let Some(env) = validated.halt_env.as_deref() else {
+                let Some(at_height) = &validated.at_height else {
                     let message = "spec.upgrade.strategy is not AtHeight any more; put it back until the switch has ended";
                     return Ok(Err(Refusal::new(Reason::StepRefused, message.to_owned())));
                 };
                 let mut template = or_refuse!(in_force.await?);
-                put_halt(&mut template, Some((env, height)));
+                put_halt(&mut template, Some((&at_height.halt_env, height)));
                 (template, Puts::Halts(Some(height)))
             }
             How::Switched { height, anew } => {
@@ -180,7 +179,7 @@ impl Pass<'_> {
                     put_halt(&mut template, None);
                     put_app_of(&mut template, &spec.template);
                     (template, Puts::Switched(height, Some(app)))
-                } else if is_described(identity) && identity.switched_at == Some(height) {
+                } else if described && !halts && identity.switched_at == Some(height) {
                     return in_force.await;
                 } else {
                     let template = self.build_new_template(parts, identity, pod, anchor).await?;

@@ -93,8 +93,8 @@ impl Pass<'_> {
     /// The description has an application that the chain does not run yet.
     fn waits_for_switch(&self, anchor: &Anchor) -> bool {
         let Some(described) = self.validated.switches() else { return false };
-        let runs = anchor.members().filter_map(|(_, identity)| identity.app_hash.as_ref());
-        runs.into_iter().any(|app| *app != described)
+        let mut runs = anchor.members().filter_map(|(_, identity)| identity.app_hash.as_ref());
+        runs.any(|app| *app != described)
     }
 
     pub(super) async fn known_set(&self) -> Result<Option<StatefulSet>, Error> {

@@ -180,9 +180,7 @@ impl Chain<'_> {
             gate: Gate::EvidenceIsFresh,
             why: format!("{entry} cannot be asked: {error}"),
         };
-        let strange = |_| said(CallError::Strange("status"));
-        let status = self.call(entry, "status", json!({})).await.map_err(said)?;
-        let (_, head) = parse_heights(&status).map_err(strange)?;
+        let head = self.head_of(entry).await.map_err(said)?;
         let params = json!({"height": head.to_string()});
         let results = self.call(entry, "block_results", params).await.map_err(said)?;
         let updates = results.get("validator_updates").and_then(Value::as_array);
@@ -323,16 +321,10 @@ impl Chain<'_> {
 
     /// Whether a node that answers has a block after `height`, and which.
     pub async fn is_beyond(&self, height: u64) -> Option<String> {
-        let ask = |node: NodeName| {
-            async move {
-                let status = self.call(&node, "status", json!({})).await?;
-                parse_heights(&status).map_err(|_| CallError::Strange("status"))
-            }
-            .boxed()
-        };
+        let ask = |node: NodeName| async move { self.head_of(&node).await }.boxed();
         let answers = self.ask_all(ask).await;
         let beyond = answers.iter().find_map(|(node, answer)| match answer {
-            Ok((_, head)) if *head > height => Some((node, head)),
+            Ok(head) if *head > height => Some((node, head)),
             _ => None,
         });
         beyond.map(|(node, head)| format!("{node} has block {head}"))
@@ -343,9 +335,14 @@ impl Chain<'_> {
         let limit = json!({"limit": PER_PAGE.to_string()});
         let pool = self.call(node, "unconfirmed_txs", limit).await?;
         let pool = parse_pool(&pool).map_err(|_| CallError::Strange("unconfirmed_txs"))?;
+        Ok((pool, self.head_of(node).await?))
+    }
+
+    /// A node's newest block.
+    async fn head_of(&self, node: &NodeName) -> Result<u64, CallError> {
         let status = self.call(node, "status", json!({})).await?;
-        let (_, height) = parse_heights(&status).map_err(|_| CallError::Strange("status"))?;
-        Ok((pool, height))
+        let (_, head) = parse_heights(&status).map_err(|_| CallError::Strange("status"))?;
+        Ok(head)
     }
 
     /// Reads blocks that were not read yet.

@@ -18,18 +18,18 @@ use bsn_core::membership::model::{Change, Engine, Liveness, Progress, Step as Pl
 use bsn_core::names::NodeName;
 use bsn_core::steps::{
     Effect, Outcome, PastStep, RecordedChange, RecordedRestart, RecordedStep, RecordedSwitch,
+    is_halted,
 };
 use bsn_core::watch::{Known, Sight};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use super::memory::Memory;
-use super::observe::{StepIntent, World};
+use super::observe::{Facts, StepIntent, World};
 use super::{history, with_names};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
 use crate::apply::read;
-use crate::build::stateful_set::halts_at_of;
 use crate::controller::context::RandomIds;
 use crate::controller::network::apply::Pass;
 use crate::controller::network::validate::Authority;
@@ -176,9 +176,9 @@ impl Acting<'_> {
     async fn cure(&self, node: &NodeName) -> Taken {
         // Live: what the cache shows may have passed.
         let pod = self.live_pod(node).await?;
-        let annotations = pod.as_ref().and_then(|pod| pod.metadata.annotations.as_ref());
-        let last = halts_at_of(annotations).filter(|last| Some(*last) != self.halting());
-        let halted = last.is_some_and(|last| last <= self.sight.height);
+        let facts = pod.as_ref().map(Facts::of);
+        let seen = facts.as_ref().map(Facts::seen);
+        let halted = is_halted(seen, self.sight.height, self.world.halting());
         if engine_state(pod.as_ref()) != Engine::NotReady && !halted {
             return Ok(Ok(None));
         }
@@ -199,7 +199,7 @@ impl Acting<'_> {
         };
         let old = anchor.identity(node).and_then(|identity| identity.cure.as_ref()?.pod.clone());
         self.remember(None, format!("restart {node}, which is down"), Outcome::Done).await;
-        let how = restart::How::AsDescribed { halting: self.halting() };
+        let how = restart::How::AsDescribed { halting: self.world.halting() };
         let restarting = self.restarting(&anchor);
         let done = restart::restart_node(&restarting, node, old.as_deref(), how).await?;
         Ok(done.map(|()| None))
@@ -341,9 +341,7 @@ impl Acting<'_> {
         memory: &mut Memory,
     ) -> Step<()> {
         let ctx = self.pass.ctx;
-        if memory.sent.as_ref().is_none_or(|(number, _)| *number != intent.number) {
-            memory.sent = Some((intent.number, ctx.now()));
-        }
+        memory.note_sent(intent.number, ctx.now());
         let task = Task::Send { ledger: LEDGER.to_owned(), number: intent.number };
         let mut submission = Submission { chain: self.chain, recorded, said: None };
         let done = self.drive(task, memory, &mut submission).await?;
@@ -404,9 +402,7 @@ impl Acting<'_> {
             Ok(used) => used,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        if memory.sent.as_ref().is_none_or(|(number, _)| *number != intent.number) {
-            memory.sent = Some((intent.number, self.pass.ctx.now()));
-        }
+        memory.note_sent(intent.number, self.pass.ctx.now());
         let task = Task::Send { ledger: LEDGER.to_owned(), number: intent.number };
         let anchor = used.as_ref().unwrap_or(self.world.anchor);
         let restarting = self.restarting(anchor);
@@ -460,9 +456,7 @@ impl Acting<'_> {
                 return Ok(Ok(None));
             }
         }
-        if memory.sent.as_ref().is_none_or(|(number, _)| *number != intent.number) {
-            memory.sent = Some((intent.number, self.pass.ctx.now()));
-        }
+        memory.note_sent(intent.number, self.pass.ctx.now());
         let how = match anew {
             None => restart::How::Halts(height),
             Some(anew) => restart::How::Switched { height, anew },
@@ -472,11 +466,6 @@ impl Acting<'_> {
         let mut end = PodEnd { restarting, node, old_pod: None, how, ended: None };
         let done = self.drive(task, memory, &mut end).await?;
         Ok(end.into_result(node)?.and(done).map(|()| None))
-    }
-
-    /// Height of the switch under way.
-    fn halting(&self) -> Option<u64> {
-        self.world.halting()
     }
 
     // --- ends -----------------------------------------------------------------------------------------

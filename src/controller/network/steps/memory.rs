@@ -62,6 +62,13 @@ impl Memory {
             generation: None,
         }
     }
+
+    /// The step is sent, if it was not yet.
+    pub fn note_sent(&mut self, step: u64, now: Timestamp) {
+        if self.sent.as_ref().is_none_or(|(number, _)| *number != step) {
+            self.sent = Some((step, now));
+        }
+    }
 }
 
 /// All of them.

@@ -222,13 +222,15 @@ impl Pass<'_> {
     fn policy(&self, anchor: &Anchor, interval: Option<Duration>) -> Policy {
         let mut policy = self.validated.policy.clone();
         policy.submits = self.validated.authority != Authority::External;
-        // How many blocks are made while every node is restarted three times.
-        let nodes = u32::try_from(anchor.members().count()).unwrap_or(u32::MAX);
-        let roll = self.validated.restart_time * nodes;
-        let interval = interval.unwrap_or(Duration::from_secs(1)).max(Duration::from_millis(1));
-        policy.switch_lead = u64::try_from((roll * 3).as_millis() / interval.as_millis())
-            .unwrap_or(u64::MAX)
-            .max(MIN_SWITCH_LEAD);
+        if let Some(at_height) = &self.validated.at_height {
+            // How many blocks are made while every node is restarted three times.
+            let nodes = u32::try_from(anchor.members().count()).unwrap_or(u32::MAX);
+            let roll = at_height.restart_time * nodes;
+            let interval = interval.unwrap_or(Duration::from_secs(1)).max(Duration::from_millis(1));
+            policy.switch_lead = u64::try_from((roll * 3).as_millis() / interval.as_millis())
+                .unwrap_or(u64::MAX)
+                .max(MIN_SWITCH_LEAD);
+        }
         policy.consents.retain(|consent| !anchor.used_consents.contains_key(consent));
         policy
     }

@@ -262,7 +262,7 @@ fn asked_for(described: &str, last_restart: u64) -> String {
 }
 
 /// What matters of a pod.
-struct Facts {
+pub struct Facts {
     uid: String,
     template: Option<String>,
     halts_at: Option<u64>,
@@ -270,7 +270,7 @@ struct Facts {
 }
 
 impl Facts {
-    fn of(pod: &Pod) -> Self {
+    pub fn of(pod: &Pod) -> Self {
         Self {
             uid: pod.uid().unwrap_or_default(),
             template: template_hash_of(pod.metadata.annotations.as_ref()),
@@ -279,7 +279,7 @@ impl Facts {
         }
     }
 
-    fn seen(&self) -> PodSeen<'_> {
+    pub fn seen(&self) -> PodSeen<'_> {
         let template = self.template.as_deref();
         PodSeen { uid: &self.uid, template, halts_at: self.halts_at, ending: self.ending }
     }
