@@ -10,7 +10,6 @@ use bsn_operator::intent::STEPS_KEY;
 use bsn_testkit::proxy::{
     Action, Mark, Outcome, Proxy, Rule, Side, before_api_server, before_gateway,
 };
-use k8s_openapi::api::core::v1::ConfigMap;
 
 use crate::proxy::{effects, gateway_tls, moments};
 use crate::support::{CLUSTER, World, eventually, kill9};
@@ -46,18 +45,12 @@ disruption: {{allowDowntime: true}}
     .to_owned()
 }
 
-async fn map(world: &World, suffix: &str, key: &str) -> String {
-    let name = format!("{}-{suffix}", world.network);
-    let map = world.api::<ConfigMap>().get(&name).await.unwrap();
-    map.data.unwrap_or_default().remove(key).unwrap_or_default()
-}
-
 /// Waits until the description is reached, and checks what must then be so.
 async fn await_end(world: &World, voters: u32) {
     world.await_condition(MEMBERSHIP_CONVERGED, "True", CHANGED_WITHIN).await;
     world.await_condition(READY, "True", MINUTE).await;
     let record: serde_json::Value =
-        serde_json::from_str(&map(world, "anchor", STEPS_KEY).await).unwrap();
+        serde_json::from_str(&world.stored("anchor", STEPS_KEY).await).unwrap();
     assert_eq!(record["open"], serde_json::json!({}), "a step is under way in the end");
     let powers: BTreeMap<String, Option<u64>> = eventually("all powers", MINUTE, async || {
         let view = world.view()?;
@@ -132,7 +125,7 @@ async fn a_transaction_whose_sender_or_answer_is_lost_takes_effect_once() {
     }
     front.stop().await.unwrap();
     let history: Vec<PastStep> =
-        serde_json::from_str(&map(&world, "history", HISTORY_KEY).await).unwrap();
+        serde_json::from_str(&world.stored("history", HISTORY_KEY).await).unwrap();
     let changes = history.iter().filter(|step| step.height.is_some());
     let changes: Vec<&str> = changes.map(|step| step.what.as_str()).collect();
     // Two adds with their raises, and two removals; none twice.
@@ -182,7 +175,7 @@ async fn the_operator_killed_at_every_write_of_a_change_ends_in_the_same_state()
         }
     }
     let history: Vec<PastStep> =
-        serde_json::from_str(&map(&world, "history", HISTORY_KEY).await).unwrap();
+        serde_json::from_str(&world.stored("history", HISTORY_KEY).await).unwrap();
     let numbers: Vec<u64> = history.iter().filter_map(|step| step.number).collect();
     assert!(numbers.is_sorted(), "steps ended out of order: {numbers:?}");
     for step in &history {

@@ -242,6 +242,13 @@ impl World {
         self.pods().await.iter().filter_map(uid).collect()
     }
 
+    /// What the network's `ConfigMap` of this suffix holds under a key; empty = nothing.
+    pub async fn stored(&self, suffix: &str, key: &str) -> String {
+        let name = format!("{}-{suffix}", self.network);
+        let map = self.api::<ConfigMap>().get(&name).await.unwrap();
+        map.data.unwrap_or_default().remove(key).unwrap_or_default()
+    }
+
     /// Uid and content of everything that must never be made twice: private keys and the genesis.
     pub async fn fingerprint(&self) -> BTreeMap<String, String> {
         let mut prints = BTreeMap::new();

@@ -7,7 +7,6 @@ use bsn_operator::api::conditions::MEMBERSHIP_CONVERGED;
 use bsn_operator::intent::STEPS_KEY;
 use bsn_testkit::lab::pod_cut::cut_pod;
 use bsn_testkit::proxy::{Action, Rule, Side, before_gateway};
-use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::Value;
 
 use crate::proxy::gateway_tls;
@@ -41,10 +40,8 @@ membership: {{catchUp: {{stableSeconds: 2}}}}
 }
 
 async fn open_step(world: &World) -> Value {
-    let name = format!("{}-anchor", world.network);
-    let map = world.api::<ConfigMap>().get(&name).await.unwrap();
-    let text = map.data.unwrap_or_default().remove(STEPS_KEY).unwrap_or_default();
-    let record: Value = serde_json::from_str(&text).unwrap_or_default();
+    let record: Value =
+        serde_json::from_str(&world.stored("anchor", STEPS_KEY).await).unwrap_or_default();
     record["open"]["main"].clone()
 }
 

@@ -7,7 +7,6 @@ use bsn_core::engine::cometbft::keys::PublicKey;
 use bsn_core::engine::cometbft::transaction::validator_transaction;
 use bsn_core::names::NodeName;
 use bsn_operator::api::conditions::Reason;
-use k8s_openapi::api::core::v1::ConfigMap;
 
 use crate::rpc::{Client, submit};
 use crate::support::{World, eventually, names};
@@ -94,8 +93,7 @@ async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_o
 
 /// The public part of a node's consensus key, as the operator recorded it.
 async fn consensus_key(world: &World, node: &str) -> PublicKey {
-    let map = world.api::<ConfigMap>().get(&format!("{}-anchor", world.network)).await.unwrap();
-    let anchor: Anchor = serde_json::from_str(&map.data.unwrap()[ANCHOR_KEY]).unwrap();
+    let anchor: Anchor = serde_json::from_str(&world.stored("anchor", ANCHOR_KEY).await).unwrap();
     let node = NodeName::from_object(node);
     anchor.identity(&node).unwrap().keys.clone().unwrap().consensus
 }
