@@ -5,9 +5,11 @@
 //! happens twice or is forgotten.
 
 mod act;
+mod changes;
 mod history;
 pub mod memory;
 mod observe;
+mod restarts;
 pub mod slots;
 
 use std::time::Duration;
