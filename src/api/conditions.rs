@@ -22,6 +22,12 @@ pub const MEMBERSHIP_CONVERGED: &str = "MembershipConverged";
 pub const CERTIFICATES_VALID: &str = "CertificatesValid";
 /// The operator leaves the object alone, on request.
 pub const PAUSED: &str = "Paused";
+/// The cluster's API server answers, and is the one it should be.
+pub const REACHABLE: &str = "Reachable";
+/// The operator has all rights it needs in the cluster.
+pub const RIGHTS_SUFFICIENT: &str = "RightsSufficient";
+/// The machines of the cluster can pull the image of the agents.
+pub const AGENT_IMAGE_AVAILABLE: &str = "AgentImageAvailable";
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -106,6 +112,36 @@ reasons! {
     NetworkMissing,
     /// Pods are not admitted or cannot run.
     PodFailing,
+    /// No cluster of this name is known.
+    ClusterMissing,
+    /// The cluster answers.
+    ClusterAnswers,
+    /// The operator has begun to connect to the cluster.
+    Connecting,
+    /// The kubeconfig of a cluster is missing.
+    KubeconfigMissing,
+    /// The kubeconfig of a cluster is none, or holds what the operator does not accept.
+    KubeconfigRefused,
+    /// Nothing at the cluster's address takes the connection.
+    ClusterUnreachable,
+    /// The cluster's address takes connections or packets, but no answer comes in time.
+    ClusterHangs,
+    /// The cluster's API server answers, but has a failure of its own.
+    ClusterFailing,
+    /// Something answers at the cluster's address that is no Kubernetes.
+    NotKubernetes,
+    /// The certificate at the cluster's address is not one that the kubeconfig's authority issued for it.
+    CertificateUntrusted,
+    /// The cluster does not accept the credentials in the kubeconfig: they ended or were revoked.
+    CredentialsRefused,
+    /// The operator has all rights it needs there.
+    RightsGranted,
+    /// The operator lacks rights there.
+    RightsMissing,
+    /// A namespace does not exist in the cluster.
+    NamespaceMissing,
+    /// Whether the image can be pulled there has not been tried.
+    ImageNotProved,
 }
 
 impl std::fmt::Display for Reason {

@@ -1,13 +1,15 @@
-//! The API: `BsnNetwork` and `BsnNode`, group `bsn-operator.io`.
+//! The API: `BsnNetwork`, `BsnNode` and `BsnCluster`, group `bsn-operator.io`.
 //!
 //! A field exists only once it does something. Schema and CEL rules answer wrong input at
 //! admission, with messages that say what to do.
 
+mod cluster;
 pub mod conditions;
 mod membership;
 mod network;
 mod node;
 
+pub use cluster::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use bsn_operator::api::conditions::Reason;
-use bsn_operator::api::{BsnNetwork, BsnNode};
+use bsn_operator::api::{BsnCluster, BsnNetwork, BsnNode};
 use kube::CustomResourceExt as _;
 use serde_json::Value;
 
@@ -28,6 +28,7 @@ pub fn generated() -> Result<Vec<Generated>> {
     let crds = [
         ("bsnnetworks", serde_json::to_value(BsnNetwork::crd())?),
         ("bsnnodes", serde_json::to_value(BsnNode::crd())?),
+        ("bsnclusters", serde_json::to_value(BsnCluster::crd())?),
     ];
     let mut files = Vec::new();
     let mut reference = format!(
