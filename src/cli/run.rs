@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bsn_core::hash::hex;
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ObjectMeta, PostParams};
@@ -13,7 +13,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use super::RunArgs;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
-use crate::cluster::{Watches as ClusterWatches, client, watches};
+use crate::cluster::{Clusters, Watches as HubWatches, client, member, watches};
 use crate::controller::context::{Context, Credentials, RecentReads, Settings};
 use crate::controller::network::steps::memory::Memories;
 use crate::controller::network::steps::slots::Slots;
@@ -105,17 +105,37 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     metrics.set_leader(true);
     health.set_leading(true);
 
-    let ClusterWatches { caches, triggers, network_queue, node_queue, tasks } =
-        watches::watch_cluster(&client);
+    let HubWatches { caches, triggers, network_queue, node_queue, mut tasks } =
+        watches::watch_hub(&client);
+    let clusters = Clusters::with_hub(client.clone(), caches.objects());
+    metrics.watch_clusters(&clusters);
+    let (members, notice, watching_members) = member::watch_clusters(&client);
+    tasks.push(watching_members);
+    let events = Events::new(client.clone(), &args.identity);
+    let dialling = metrics.clone();
+    let shared = member::Shared {
+        hub: client.clone(),
+        namespace: args.namespace.clone(),
+        hub_id: hub_id.clone(),
+        clusters: clusters.clone(),
+        described: caches.described(),
+        triggers: triggers.clone(),
+        events: events.clone(),
+        dial: Arc::new(move |config| {
+            let metrics = dialling.clone();
+            async move { client::connect_member(config, &metrics).await }.boxed()
+        }),
+    };
     let ctx = Arc::new(Context {
         client: client.clone(),
         caches: caches.clone(),
+        clusters,
         triggers: triggers.clone(),
         anchors: crate::anchor::AnchorStore::default(),
         targets: Targets::default(),
         views: views.clone(),
         metrics: metrics.clone(),
-        events: Events::new(client.clone(), &args.identity),
+        events,
         hub_id,
         settings: Settings { agent_image: args.agent_image, image_prefix: args.image_prefix },
         credentials: Credentials::default(),
@@ -170,6 +190,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         () = watching => Ok(()),
         () = poller.run() => Ok(()),
         () = retention::run(ctx.clone()) => Ok(()),
+        () = member::run(shared, members, notice) => Ok(()),
         () = lost => Err(RunError::LeadershipLost),
     };
     if ended.is_ok() {

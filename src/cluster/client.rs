@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use hyper::{Request, Response};
 use kube::client::{Body, ClientBuilder};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{Layer, Service};
 
@@ -17,7 +18,22 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Makes a client from the environment: in a cluster the service account, else the kubeconfig.
 pub async fn connect(metrics: &Metrics) -> Result<Client, kube::Error> {
-    let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
+    build(Config::infer().await.map_err(kube::Error::InferConfig)?, metrics)
+}
+
+/// Makes a client for a member cluster from a kubeconfig that [`parse_kubeconfig`] accepted. Nothing is dialled.
+///
+/// [`parse_kubeconfig`]: super::kubeconfig::parse_kubeconfig
+pub async fn connect_member(
+    kubeconfig: Kubeconfig,
+    metrics: &Metrics,
+) -> Result<Client, kube::Error> {
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    build(config.map_err(kube::Error::InferKubeconfig)?, metrics)
+}
+
+fn build(mut config: Config, metrics: &Metrics) -> Result<Client, kube::Error> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     // The client would repeat any method up to fifteen times, creates included, for minutes; every

@@ -1,6 +1,17 @@
-//! One cluster: a client, and a cache per kind that one watch each keeps current.
+//! Clusters: a client for each, and a cache per kind that one watch each keeps current.
+//!
+//! [`registry`] knows all clusters by name; the hub, in which the operator runs, has the name "". Of the others,
+//! each has a task of its own ([`member`]) that reads its kubeconfig, connects, probes ([`probe`]) and watches; what it
+//! finds becomes conditions in [`judge`]. [`rights`] is the one table of what the operator may do there.
 
 pub mod client;
+pub mod judge;
+pub mod kubeconfig;
+pub mod member;
+pub mod probe;
+pub mod registry;
+pub mod rights;
 pub mod watches;
 
-pub use watches::{Caches, Triggers, Watches};
+pub use registry::Clusters;
+pub use watches::{Caches, Objects, Triggers, Watches};

@@ -7,9 +7,10 @@ use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bsn_core::names::NetworkName;
-use futures::StreamExt;
 use futures::channel::mpsc;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -50,6 +51,58 @@ pub struct Caches {
     pub budgets: Store<PodDisruptionBudget>,
 }
 
+/// What the watches know of the objects that make up nodes, where those run. The same for every cluster; of a member
+/// cluster one for each namespace, since the operator's rights there end with it.
+#[derive(Clone)]
+pub struct Objects {
+    /// Workloads of nodes.
+    pub stateful_sets: Store<StatefulSet>,
+    /// Pods of nodes.
+    pub pods: Store<Pod>,
+    /// Services of nodes.
+    pub services: Store<Service>,
+    /// Disks of nodes.
+    pub disks: Store<PersistentVolumeClaim>,
+    /// `ConfigMap`s of networks and nodes.
+    pub config_maps: Store<ConfigMap>,
+    /// Disruption budgets of networks.
+    pub budgets: Store<PodDisruptionBudget>,
+}
+
+impl Objects {
+    /// Waits until every cache has been filled once.
+    pub async fn wait_until_ready(&self) {
+        // A writer that was dropped means the watches have ended; nobody uses the caches any more.
+        let _ = futures::join!(
+            self.stateful_sets.wait_until_ready(),
+            self.pods.wait_until_ready(),
+            self.services.wait_until_ready(),
+            self.disks.wait_until_ready(),
+            self.config_maps.wait_until_ready(),
+            self.budgets.wait_until_ready(),
+        );
+    }
+
+    /// Whether every cache has been filled once. Deciding on a half-filled one would make things that are there.
+    pub fn is_ready(&self) -> bool {
+        self.wait_until_ready().now_or_never().is_some()
+    }
+}
+
+impl Caches {
+    /// The part that every cluster has.
+    pub fn objects(&self) -> Objects {
+        Objects {
+            stateful_sets: self.stateful_sets.clone(),
+            pods: self.pods.clone(),
+            services: self.services.clone(),
+            disks: self.disks.clone(),
+            config_maps: self.config_maps.clone(),
+            budgets: self.budgets.clone(),
+        }
+    }
+}
+
 /// An object from a cache.
 pub fn cached<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<Arc<K>>
 where
@@ -79,29 +132,48 @@ impl Triggers {
 
     /// Asks for a look at everything there is: after a watch was broken, since what went away
     /// meanwhile is in no event.
-    fn everything(&self, caches: &Caches) {
-        for network in caches.networks.state() {
+    pub fn everything(&self, described: &Described) {
+        for network in described.networks.state() {
             let (namespace, name) = key_of(&*network);
             self.network(&namespace, &name);
         }
-        for node in caches.nodes.state() {
+        for node in described.nodes.state() {
             let (namespace, name) = key_of(&*node);
             self.node(&namespace, &name);
         }
     }
 
     /// Asks for a look at every node of a network.
-    pub fn nodes_of(&self, caches: &Caches, namespace: &str, network: &str) {
-        for node in nodes_of(caches, namespace, network) {
+    fn nodes_of(&self, described: &Described, namespace: &str, network: &str) {
+        for node in find_nodes(&described.nodes, namespace, network) {
             self.node(namespace, &node.name_any());
         }
     }
 }
 
+/// What is described, by the hub's caches: whom an event anywhere can be about.
+#[derive(Clone)]
+pub struct Described {
+    /// Networks.
+    pub networks: Store<GuardedNetwork>,
+    /// Nodes.
+    pub nodes: Store<GuardedNode>,
+}
+
+impl Caches {
+    /// What is described.
+    pub fn described(&self) -> Described {
+        Described { networks: self.networks.clone(), nodes: self.nodes.clone() }
+    }
+}
+
 /// The nodes of a network that parse, by the cache.
 pub fn nodes_of(caches: &Caches, namespace: &str, network: &str) -> Vec<BsnNode> {
-    caches
-        .nodes
+    find_nodes(&caches.nodes, namespace, network)
+}
+
+fn find_nodes(nodes: &Store<GuardedNode>, namespace: &str, network: &str) -> Vec<BsnNode> {
+    nodes
         .state_filter(|guarded| match &guarded.0 {
             Ok(node) => {
                 node.namespace().as_deref() == Some(namespace)
@@ -128,34 +200,25 @@ pub struct Watches {
     pub tasks: Vec<BoxFuture<'static, ()>>,
 }
 
-/// Sets up all watches of a cluster; they run once `tasks` are driven.
-pub fn watch_cluster(client: &Client) -> Watches {
+/// Sets up all watches of the hub; they run once `tasks` are driven.
+pub fn watch_hub(client: &Client) -> Watches {
     let (network_sender, network_queue) = mpsc::unbounded();
     let (node_sender, node_queue) = mpsc::unbounded();
     let triggers = Triggers { networks: network_sender, nodes: node_sender };
 
     let (networks, networks_writer) = reflector::store();
     let (nodes, nodes_writer) = reflector::store();
-    let (stateful_sets, stateful_sets_writer) = reflector::store();
-    let (pods, pods_writer) = reflector::store();
-    let (services, services_writer) = reflector::store();
-    let (disks, disks_writer) = reflector::store();
-    let (config_maps, config_maps_writer) = reflector::store();
-    let (budgets, budgets_writer) = reflector::store();
+    let described = Described { networks: networks.clone(), nodes: nodes.clone() };
+    let (objects, mut tasks) = watch_objects(client, None, &described, &triggers);
+    let Objects { stateful_sets, pods, services, disks, config_maps, budgets } = objects;
     let caches =
         Caches { networks, nodes, stateful_sets, pods, services, disks, config_maps, budgets };
 
-    let ours = watcher::Config::default().labels(&labels::managed_selector());
     let all = watcher::Config::default();
-    let mut tasks = Vec::new();
-    let relisted = {
-        let (caches, triggers) = (caches.clone(), triggers.clone());
-        move || triggers.everything(&caches)
-    };
-
-    let (c, t, seen) = (caches.clone(), triggers.clone(), Significance::default());
+    let relisted = relisted(&described, &triggers);
+    let (d, t, seen) = (described.clone(), triggers.clone(), Significance::default());
     tasks.push(watch_kind(
-        client,
+        Api::all(client.clone()),
         &all,
         networks_writer,
         relisted.clone(),
@@ -164,17 +227,17 @@ pub fn watch_cluster(client: &Client) -> Watches {
             t.network(&namespace, &name);
             // Nodes depend on the description, not on the network's status.
             if seen.changed(network) {
-                t.nodes_of(&c, &namespace, &name);
+                t.nodes_of(&d, &namespace, &name);
             }
         },
     ));
 
     let (t, seen) = (triggers.clone(), Significance::default());
     tasks.push(watch_kind(
-        client,
+        Api::all(client.clone()),
         &all,
         nodes_writer,
-        relisted.clone(),
+        relisted,
         move |node: &GuardedNode| {
             let (namespace, name) = key_of(node);
             // The network counts its ready nodes; the node itself need not see its own status.
@@ -187,54 +250,89 @@ pub fn watch_cluster(client: &Client) -> Watches {
         },
     ));
 
-    tasks.push(watch_kind(
-        client,
-        &ours,
-        stateful_sets_writer,
-        relisted.clone(),
-        by_node(&triggers),
-    ));
-    tasks.push(watch_kind(client, &ours, pods_writer, relisted.clone(), by_node(&triggers)));
-    tasks.push(watch_kind(client, &ours, services_writer, relisted.clone(), by_node(&triggers)));
-    tasks.push(watch_kind(client, &ours, disks_writer, relisted.clone(), by_node(&triggers)));
-
-    let (c, t) = (caches.clone(), triggers.clone());
-    tasks.push(watch_kind(
-        client,
-        &ours,
-        config_maps_writer,
-        relisted.clone(),
-        move |map: &ConfigMap| {
-            let (namespace, name) = key_of(map);
-            if let Some(node) = map.labels().get(labels::NODE) {
-                t.node(&namespace, node);
-                return;
-            }
-            let Some(network) = map.labels().get(labels::NETWORK) else {
-                return;
-            };
-            t.network(&namespace, network);
-            // What the anchor says decides what every node may do.
-            if NetworkName::parse(network).is_ok_and(|network| network.anchor() == name) {
-                t.nodes_of(&c, &namespace, network);
-            }
-        },
-    ));
-
-    let t = triggers.clone();
-    tasks.push(watch_kind(
-        client,
-        &ours,
-        budgets_writer,
-        relisted.clone(),
-        move |budget: &PodDisruptionBudget| {
-            if let Some(network) = budget.labels().get(labels::NETWORK) {
-                t.network(&budget.namespace().unwrap_or_default(), network);
-            }
-        },
-    ));
-
     Watches { caches, triggers, network_queue, node_queue, tasks }
+}
+
+/// Sets up the watches of the objects that make up nodes, in one namespace or in all; they run once the tasks
+/// are driven. An object is about the network or node of the same namespace, in whichever cluster it is.
+pub fn watch_objects(
+    client: &Client,
+    namespace: Option<&str>,
+    described: &Described,
+    triggers: &Triggers,
+) -> (Objects, Vec<BoxFuture<'static, ()>>) {
+    let (stateful_sets, stateful_sets_writer) = reflector::store();
+    let (pods, pods_writer) = reflector::store();
+    let (services, services_writer) = reflector::store();
+    let (disks, disks_writer) = reflector::store();
+    let (config_maps, config_maps_writer) = reflector::store();
+    let (budgets, budgets_writer) = reflector::store();
+    let objects = Objects { stateful_sets, pods, services, disks, config_maps, budgets };
+
+    let ours = watcher::Config::default().labels(&labels::managed_selector());
+    let relisted = relisted(described, triggers);
+    let (d, t) = (described.clone(), triggers.clone());
+    let by_map = move |map: &ConfigMap| {
+        let (namespace, name) = key_of(map);
+        if let Some(node) = map.labels().get(labels::NODE) {
+            t.node(&namespace, node);
+            return;
+        }
+        let Some(network) = map.labels().get(labels::NETWORK) else {
+            return;
+        };
+        t.network(&namespace, network);
+        // What the anchor says decides what every node may do.
+        if NetworkName::parse(network).is_ok_and(|network| network.anchor() == name) {
+            t.nodes_of(&d, &namespace, network);
+        }
+    };
+    let t = triggers.clone();
+    let by_budget = move |budget: &PodDisruptionBudget| {
+        if let Some(network) = budget.labels().get(labels::NETWORK) {
+            t.network(&budget.namespace().unwrap_or_default(), network);
+        }
+    };
+    let (n, r) = (namespace, relisted);
+    let tasks = vec![
+        watch_kind(
+            api(client, n),
+            &ours,
+            stateful_sets_writer,
+            r.clone(),
+            by_node::<StatefulSet>(triggers),
+        ),
+        watch_kind(api(client, n), &ours, pods_writer, r.clone(), by_node::<Pod>(triggers)),
+        watch_kind(api(client, n), &ours, services_writer, r.clone(), by_node::<Service>(triggers)),
+        watch_kind(
+            api(client, n),
+            &ours,
+            disks_writer,
+            r.clone(),
+            by_node::<PersistentVolumeClaim>(triggers),
+        ),
+        watch_kind(api(client, n), &ours, config_maps_writer, r.clone(), by_map),
+        watch_kind(api(client, n), &ours, budgets_writer, r, by_budget),
+    ];
+    (objects, tasks)
+}
+
+fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+fn relisted(
+    described: &Described,
+    triggers: &Triggers,
+) -> impl Fn() + Clone + Send + 'static + use<> {
+    let (described, triggers) = (described.clone(), triggers.clone());
+    move || triggers.everything(&described)
 }
 
 fn key_of(object: &impl Resource) -> (String, String) {
@@ -243,7 +341,7 @@ fn key_of(object: &impl Resource) -> (String, String) {
 }
 
 /// An object of a node is about that node.
-fn by_node<K: Resource>(triggers: &Triggers) -> impl Fn(&K) + Send + 'static {
+fn by_node<K: Resource>(triggers: &Triggers) -> impl Fn(&K) + Send + 'static + use<K> {
     let triggers = triggers.clone();
     move |object| {
         if let Some(node) = object.labels().get(labels::NODE) {
@@ -252,9 +350,9 @@ fn by_node<K: Resource>(triggers: &Triggers) -> impl Fn(&K) + Send + 'static {
     }
 }
 
-/// Watches one kind until the process ends; a broken watch is taken up again with back-off.
-fn watch_kind<K>(
-    client: &Client,
+/// Watches one kind for as long as it is driven; a broken watch is taken up again with back-off.
+pub(super) fn watch_kind<K>(
+    api: Api<K>,
     config: &watcher::Config,
     writer: reflector::store::Writer<K>,
     relisted: impl Fn() + Send + 'static,
@@ -263,7 +361,6 @@ fn watch_kind<K>(
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
-    let api = Api::<K>::all(client.clone());
     let stream = watch(api, config.clone())
         .default_backoff()
         // The largest part of an object by far, and nobody here reads it.
@@ -311,15 +408,7 @@ impl Caches {
     /// Waits until every cache has been filled once.
     pub async fn wait_until_ready(&self) {
         // A writer that was dropped means the watches have ended; the process is about to.
-        let _ = futures::join!(
-            self.networks.wait_until_ready(),
-            self.nodes.wait_until_ready(),
-            self.stateful_sets.wait_until_ready(),
-            self.pods.wait_until_ready(),
-            self.services.wait_until_ready(),
-            self.disks.wait_until_ready(),
-            self.config_maps.wait_until_ready(),
-            self.budgets.wait_until_ready(),
-        );
+        let _ = futures::join!(self.networks.wait_until_ready(), self.nodes.wait_until_ready(),);
+        self.objects().wait_until_ready().await;
     }
 }

@@ -13,7 +13,7 @@ use super::Error;
 use super::network::steps::memory::Memories;
 use super::network::steps::slots::Slots;
 use crate::anchor::AnchorStore;
-use crate::cluster::{Caches, Triggers};
+use crate::cluster::{Caches, Clusters, Triggers};
 use crate::evidence::poller::Targets;
 use crate::evidence::watches::Watches;
 use crate::lease::Term;
@@ -58,10 +58,12 @@ impl RecentReads {
 
 /// What every pass of a controller may use.
 pub struct Context {
-    /// The cluster.
+    /// The hub: where networks and nodes are described.
     pub client: kube::Client,
-    /// What the watches know.
+    /// What the watches of the hub know.
     pub caches: Caches,
+    /// All clusters, the hub among them: where nodes run.
+    pub clusters: Clusters,
     /// Asks for a look at an object.
     pub triggers: Triggers,
     /// Writes anchors.

@@ -17,6 +17,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::cluster::Clusters;
+use crate::cluster::registry::{ClusterHandle, HUB};
 use crate::view::{Liveness, NetworkKey, NetworkView, NodeView, Views};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -173,12 +175,60 @@ impl Metrics {
             .register_collector(Box::new(ViewCollector(views.clone())));
     }
 
+    /// Shows what `clusters` holds at the moment of each scrape.
+    pub fn watch_clusters(&self, clusters: &Clusters) {
+        self.registry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .register_collector(Box::new(ClusterCollector(clusters.clone())));
+    }
+
     /// Everything, in the OpenMetrics text format.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
+    }
+}
+
+/// Member clusters; the hub is not asked whether it answers.
+struct ClusterCollector(Clusters);
+
+impl fmt::Debug for ClusterCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClusterCollector")
+    }
+}
+
+/// One number about a cluster; `None` = not known, then the series is absent.
+type OfCluster = fn(&ClusterHandle) -> Option<f64>;
+
+const OF_CLUSTER: &[(&str, &str, OfCluster)] = &[
+    (
+        "cluster_usable",
+        "1 = the cluster answers and the operator may do what it needs",
+        |cluster| Some(f64::from(u8::from(cluster.standing.is_ok()))),
+    ),
+    (
+        "cluster_last_contact_age_seconds",
+        "Time since the cluster's API server answered",
+        |cluster| cluster.last_contact.map(|at| at.elapsed().as_secs_f64()),
+    ),
+];
+
+impl Collector for ClusterCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let clusters = self.0.all();
+        for (name, help, value) in OF_CLUSTER {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for cluster in clusters.iter().filter(|cluster| cluster.name != HUB) {
+                let Some(value) = value(cluster) else { continue };
+                let labels = [("cluster", cluster.name.as_str())];
+                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,485 @@
+//! Keeps the connection to every member cluster: one task each, so that a slow one delays no other.
+//!
+//! A task goes round and round: read the kubeconfig, make a client if it is a new one, ask for the version, ask now
+//! and then for the rights, watch what may be watched, say in the registry what can be used, and write the status
+//! if it changed. So a rotated kubeconfig takes effect without a restart, and within one round.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bsn_core::hash::sha256_hex;
+use futures::future::{BoxFuture, join_all};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Api, Patch, PatchParams};
+use kube::config::Kubeconfig;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher;
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::judge::{Connection, Hosted, Known, NoKubeconfig, next_status, standing};
+use super::kubeconfig::{parse_kubeconfig, server_of};
+use super::probe::{NamespaceRights, ProbeFault, classify, observe_rights, observe_version};
+use super::registry::{ClusterHandle, Clusters};
+use super::watches::{Described, Objects, Triggers, watch_kind, watch_objects};
+use crate::api::conditions::{READY, Reason, STALLED};
+use crate::api::{BsnCluster, BsnClusterStatus};
+use crate::apply::{ApiError, bounded, read};
+use crate::build::secret::entry;
+use crate::controller::network::report::transition;
+use crate::labels;
+use crate::telemetry::Events;
+
+/// Between two rounds.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// After the first question that was not answered: soon, to tell a lost packet from a lost cluster.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How long rights that suffice are taken for granted. That they do not any more, the first refused request tells
+/// as well.
+const RIGHTS_HOLD: Duration = Duration::from_mins(5);
+
+/// A cluster, or what is left of one that does not parse.
+pub type GuardedCluster = DeserializeGuard<BsnCluster>;
+
+/// Makes a client from a kubeconfig, without asking anything.
+pub type Dial =
+    Arc<dyn Fn(Kubeconfig) -> BoxFuture<'static, Result<Client, kube::Error>> + Send + Sync>;
+
+/// What the tasks of all clusters need.
+#[derive(Clone)]
+pub struct Shared {
+    /// The hub.
+    pub hub: Client,
+    /// The operator's namespace there, in which the kubeconfigs are.
+    pub namespace: String,
+    /// Id of the hub.
+    pub hub_id: String,
+    /// Where what can be used is told.
+    pub clusters: Clusters,
+    /// Whom events in a cluster may be about.
+    pub described: Described,
+    /// Who is told.
+    pub triggers: Triggers,
+    /// Publishes events.
+    pub events: Events,
+    /// Makes clients.
+    pub dial: Dial,
+}
+
+/// Watches the `BsnCluster`s; runs once the task is driven. The notice comes with every change.
+pub fn watch_clusters(
+    hub: &Client,
+) -> (Store<GuardedCluster>, Arc<Notify>, BoxFuture<'static, ()>) {
+    let (store, writer) = reflector::store();
+    let notice = Arc::new(Notify::new());
+    let (told, relisted) = (notice.clone(), notice.clone());
+    let task = watch_kind(
+        Api::all(hub.clone()),
+        &watcher::Config::default(),
+        writer,
+        move || relisted.notify_one(),
+        move |_: &GuardedCluster| told.notify_one(),
+    );
+    (store, notice, task)
+}
+
+/// A task under way, and what it is told.
+struct Running {
+    uid: Option<String>,
+    described: watch::Sender<Arc<BsnCluster>>,
+    // Ends with this.
+    _task: JoinSet<()>,
+}
+
+/// Keeps a task for each cluster there is: begun when it is added, ended when it is gone.
+pub async fn run(shared: Shared, store: Store<GuardedCluster>, notice: Arc<Notify>) {
+    // Before the first list, everything would seem to be gone.
+    let _ = store.wait_until_ready().await;
+    let mut running: BTreeMap<String, Running> = BTreeMap::new();
+    loop {
+        adjust(&shared, &store, &mut running);
+        notice.notified().await;
+    }
+}
+
+fn adjust(shared: &Shared, store: &Store<GuardedCluster>, running: &mut BTreeMap<String, Running>) {
+    let mut wanted: BTreeMap<String, Arc<BsnCluster>> = BTreeMap::new();
+    for guarded in store.state() {
+        match &guarded.0 {
+            Ok(cluster) => {
+                wanted.insert(cluster.name_any(), Arc::new(cluster.clone()));
+            }
+            Err(invalid) => {
+                let name = guarded.name_any();
+                tracing::warn!(cluster = %name, error = %invalid.error, "BsnCluster does not parse");
+                let message = format!("the BsnCluster does not parse: {}", invalid.error);
+                running.remove(&name);
+                let standing = Err((Reason::Unparsable, message));
+                shared.clusters.put(ClusterHandle::member(
+                    &name,
+                    standing,
+                    None,
+                    None,
+                    BTreeMap::new(),
+                ));
+            }
+        }
+    }
+    // Another object of the same name is another cluster.
+    running.retain(|name, task| {
+        let same = wanted.get(name).is_some_and(|cluster| cluster.uid() == task.uid);
+        if !same {
+            shared.clusters.remove(name);
+            shared.triggers.everything(&shared.described);
+        }
+        same
+    });
+    for (name, cluster) in wanted {
+        if let Some(task) = running.get(&name) {
+            // The status is written by the task itself: no news to it.
+            task.described.send_if_modified(|known| {
+                let changed = known.metadata.generation != cluster.metadata.generation;
+                if changed {
+                    known.clone_from(&cluster);
+                }
+                changed
+            });
+            continue;
+        }
+        let uid = cluster.uid();
+        let (described, told) = watch::channel(cluster);
+        let mut task = JoinSet::new();
+        task.spawn(Member::new(shared.clone(), name.clone(), told).run());
+        running.insert(name, Running { uid, described, _task: task });
+    }
+}
+
+/// The watches of one namespace.
+struct Watched {
+    objects: Objects,
+    // End with this.
+    _tasks: JoinSet<()>,
+}
+
+/// A client and what is watched by it.
+struct Link {
+    /// Of the kubeconfig it was made from.
+    fingerprint: String,
+    server: String,
+    client: Client,
+    namespaces: BTreeMap<String, Watched>,
+}
+
+struct Member {
+    shared: Shared,
+    name: String,
+    told: watch::Receiver<Arc<BsnCluster>>,
+    connection: Connection,
+    /// Probes in a row that failed.
+    failures: u32,
+    link: Option<Link>,
+    /// Watches by the client before, until those of the new one are filled: a rotation leaves no gap in what is
+    /// known of nodes.
+    before: BTreeMap<String, Watched>,
+    rights: BTreeMap<String, NamespaceRights>,
+    rights_asked: Option<Instant>,
+    last_contact: Option<(Instant, Timestamp)>,
+    /// The status as it was written last: the cache may be behind.
+    status: Option<BsnClusterStatus>,
+}
+
+impl Member {
+    fn new(shared: Shared, name: String, told: watch::Receiver<Arc<BsnCluster>>) -> Self {
+        Self {
+            shared,
+            name,
+            told,
+            connection: Connection::Connecting,
+            failures: 0,
+            link: None,
+            before: BTreeMap::new(),
+            rights: BTreeMap::new(),
+            rights_asked: None,
+            last_contact: None,
+            status: None,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            let cluster = self.told.borrow_and_update().clone();
+            self.observe(&cluster).await;
+            self.watch(&cluster);
+            self.publish(&cluster).await;
+            let wait = if self.failures == 1 { AGAIN } else { INTERVAL };
+            let filling = self.filling();
+            tokio::select! {
+                changed = self.told.changed() => if changed.is_err() { return },
+                () = filled(&filling), if !filling.is_empty() => {
+                    // Nothing else is new: the probe is not repeated for it.
+                    self.publish(&cluster).await;
+                    tokio::select! {
+                        changed = self.told.changed() => if changed.is_err() { return },
+                        () = sleep(wait) => {}
+                    }
+                }
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Connects and asks.
+    async fn observe(&mut self, cluster: &BsnCluster) {
+        let found = self.probe(cluster).await;
+        self.failures = match &found {
+            Connection::Down(_) => self.failures.saturating_add(1),
+            _ => 0,
+        };
+        if matches!(found, Connection::Up(_)) {
+            self.last_contact = Some((Instant::now(), Timestamp::now()));
+        }
+        let was_up = matches!(self.connection, Connection::Up(_));
+        self.connection = self.connection.after(found, self.failures);
+        if self.failures == 0 && matches!(self.connection, Connection::Up(_)) {
+            self.ask_rights(cluster, was_up).await;
+        }
+    }
+
+    async fn probe(&mut self, cluster: &BsnCluster) -> Connection {
+        let secret = &cluster.spec.kubeconfig_secret_ref;
+        match read::<Secret>(&self.shared.hub, &self.shared.namespace, &secret.name).await {
+            Ok(Some(found)) => match entry(&found, &secret.key) {
+                Some(text) => {
+                    if let Err(refused) = self.connect(text).await {
+                        return refused;
+                    }
+                }
+                None => return self.cut(Connection::NoKubeconfig(NoKubeconfig::Key)),
+            },
+            Ok(None) => return self.cut(Connection::NoKubeconfig(NoKubeconfig::Secret)),
+            // The hub's trouble says nothing about this cluster; what is known goes on being used.
+            Err(error) => {
+                tracing::warn!(cluster = %self.name, %error, "its kubeconfig cannot be read now");
+            }
+        }
+        let Some(link) = &self.link else { return Connection::Connecting };
+        match observe_version(&link.client).await {
+            Ok(version) => Connection::Up(version),
+            Err(fault) => Connection::Down(fault),
+        }
+    }
+
+    /// Without a kubeconfig there is no connection: who took it away wants that.
+    fn cut(&mut self, connection: Connection) -> Connection {
+        self.link = None;
+        self.before.clear();
+        connection
+    }
+
+    /// Makes a client, if the kubeconfig is another one than that of the client there is.
+    async fn connect(&mut self, text: &str) -> Result<(), Connection> {
+        let fingerprint = sha256_hex(text.as_bytes());
+        if self.link.as_ref().is_some_and(|link| link.fingerprint == fingerprint) {
+            return Ok(());
+        }
+        let config = match parse_kubeconfig(text) {
+            Ok(config) => config,
+            Err(fault) => return Err(self.cut(Connection::Refused(fault))),
+        };
+        let server = server_of(&config).unwrap_or_default().to_owned();
+        let client = match (self.shared.dial)(config).await {
+            Ok(client) => client,
+            Err(error) => return Err(self.cut(Connection::Down(classify(&error)))),
+        };
+        tracing::info!(cluster = %self.name, %server, "connecting with a new kubeconfig");
+        let namespaces = BTreeMap::new();
+        let link = Link { fingerprint, server, client, namespaces };
+        self.before = match self.link.replace(link) {
+            Some(old) if Some(&old.server) == self.link.as_ref().map(|link| &link.server) => {
+                old.namespaces
+            }
+            // Another address may be another cluster, of which nothing is known yet.
+            _ => BTreeMap::new(),
+        };
+        self.rights_asked = None;
+        // Of the new credentials nothing is known; one lost answer does not excuse them.
+        self.connection = Connection::Connecting;
+        Ok(())
+    }
+
+    async fn ask_rights(&mut self, cluster: &BsnCluster, was_up: bool) {
+        let allowed = &cluster.spec.allowed_namespaces;
+        let hold = |at: Instant| at.elapsed() < RIGHTS_HOLD;
+        let granted = allowed
+            .iter()
+            .all(|namespace| self.rights.get(namespace) == Some(&NamespaceRights::Granted));
+        let Some(link) = &self.link else { return };
+        if granted && was_up && self.rights_asked.is_some_and(hold) {
+            return;
+        }
+        let questions = allowed.iter().map(async |namespace| {
+            (namespace.clone(), observe_rights(&link.client, namespace).await)
+        });
+        let answers = join_all(questions).await;
+        self.rights.retain(|namespace, _| allowed.contains(namespace));
+        self.rights_asked = Some(Instant::now());
+        for (namespace, answer) in answers {
+            match answer {
+                Ok(rights) => {
+                    self.rights.insert(namespace, rights);
+                }
+                // Asked again in the next round.
+                Err(fault) => {
+                    tracing::debug!(cluster = %self.name, %namespace, ?fault, "rights not known");
+                    self.rights_asked = None;
+                    if let ProbeFault::CredentialsRefused = fault {
+                        self.connection = Connection::Down(fault);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Watches the namespaces in which it may, and no others.
+    fn watch(&mut self, cluster: &BsnCluster) {
+        let allowed = &cluster.spec.allowed_namespaces;
+        let rights = &self.rights;
+        let may = |namespace: &String| {
+            allowed.contains(namespace) && rights.get(namespace) == Some(&NamespaceRights::Granted)
+        };
+        self.before.retain(|namespace, _| may(namespace));
+        let Some(link) = &mut self.link else { return };
+        link.namespaces.retain(|namespace, _| may(namespace));
+        for namespace in allowed.iter().filter(|namespace| may(namespace)) {
+            if link.namespaces.contains_key(namespace) {
+                continue;
+            }
+            let Shared { described, triggers, .. } = &self.shared;
+            let (objects, watching) =
+                watch_objects(&link.client, Some(namespace), described, triggers);
+            let mut tasks = JoinSet::new();
+            for task in watching {
+                tasks.spawn(task);
+            }
+            let watched = Watched { objects, _tasks: tasks };
+            link.namespaces.insert(namespace.clone(), watched);
+        }
+    }
+
+    /// The caches that are not filled yet.
+    fn filling(&self) -> Vec<Objects> {
+        let all = self.link.iter().flat_map(|link| link.namespaces.values());
+        all.map(|watched| watched.objects.clone()).filter(|objects| !objects.is_ready()).collect()
+    }
+
+    /// Tells what can be used now.
+    async fn publish(&mut self, cluster: &BsnCluster) {
+        let mut namespaces = BTreeMap::new();
+        if let Some(link) = &self.link {
+            for (namespace, watched) in &link.namespaces {
+                if watched.objects.is_ready() {
+                    self.before.remove(namespace);
+                    namespaces.insert(namespace.clone(), watched.objects.clone());
+                } else if let Some(before) = self.before.get(namespace) {
+                    namespaces.insert(namespace.clone(), before.objects.clone());
+                }
+            }
+        }
+        let allowed = &cluster.spec.allowed_namespaces;
+        let rights = allowed
+            .iter()
+            .map(|namespace| (namespace.clone(), self.rights.get(namespace).cloned()))
+            .collect();
+        let known = Known {
+            name: &self.name,
+            secret: &cluster.spec.kubeconfig_secret_ref,
+            secret_namespace: &self.shared.namespace,
+            server: self.link.as_ref().map_or("", |link| &link.server),
+            connection: &self.connection,
+            rights: &rights,
+            filled: allowed.iter().all(|namespace| namespaces.contains_key(namespace)),
+        };
+        let hosted = (!namespaces.is_empty()).then(|| count(&namespaces, &self.shared.hub_id));
+        let old = self.status.clone().or_else(|| cluster.status.clone()).unwrap_or_default();
+        let status = next_status(
+            &old,
+            &known,
+            hosted,
+            self.last_contact.map(|(_, at)| at),
+            cluster.metadata.generation,
+            Timestamp::now(),
+        );
+        let handle = ClusterHandle::member(
+            &self.name,
+            standing(&known),
+            self.last_contact.map(|(at, _)| at),
+            self.link.as_ref().map(|link| link.client.clone()),
+            namespaces,
+        );
+        if self.shared.clusters.put(handle) {
+            self.shared.triggers.everything(&self.shared.described);
+        }
+        if status != old {
+            match self.report(cluster, &old, &status).await {
+                Ok(()) => self.status = Some(status),
+                // The next round writes it.
+                Err(error) => {
+                    tracing::warn!(cluster = %self.name, %error, "its status was not written");
+                }
+            }
+        }
+    }
+
+    async fn report(
+        &self,
+        cluster: &BsnCluster,
+        old: &BsnClusterStatus,
+        status: &BsnClusterStatus,
+    ) -> Result<(), ApiError> {
+        let api = Api::<BsnCluster>::all(self.shared.hub.clone());
+        // The uid: a status is never written to an object that replaced the one it is about.
+        let patch = json!({"metadata": {"uid": cluster.uid()}, "status": status});
+        let written = bounded(
+            || format!("patch status of BsnCluster {}", self.name),
+            api.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(&patch)),
+        )
+        .await;
+        match written {
+            // Deleted meanwhile: this task is about to end.
+            Err(error) if error.code() == Some(404) => return Ok(()),
+            other => other.map(|_| ())?,
+        }
+        for kind in [READY, STALLED] {
+            if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
+                self.shared.events.condition::<BsnCluster>(&cluster.metadata, change).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn filled(caches: &[Objects]) {
+    join_all(caches.iter().map(Objects::wait_until_ready)).await;
+}
+
+/// What of this hub's is there: a workload is what runs, whatever the descriptions say.
+fn count(namespaces: &BTreeMap<String, Objects>, hub_id: &str) -> Hosted {
+    let sets = namespaces.values().flat_map(|objects| objects.stateful_sets.state());
+    let ours: Vec<_> = sets
+        .filter(|set| set.labels().get(labels::HUB_ID).map(String::as_str) == Some(hub_id))
+        .map(|set| set.labels().get(labels::NETWORK_ID).cloned().unwrap_or_default())
+        .collect();
+    let networks: std::collections::BTreeSet<_> = ours.iter().collect();
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Hosted { nodes: number(ours.len()), networks: number(networks.len()) }
+}
+
+#[cfg(test)]
+#[path = "member_tests.rs"]
+mod tests;

@@ -1,0 +1,244 @@
+//! Asks a cluster whether it answers, and what the operator may do there.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Client;
+use kube::api::{Api, PostParams};
+
+use super::rights::missing;
+
+/// Longest a cluster may take to answer one question. A tenth of it is long for an API server far away.
+pub const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a cluster cannot be used now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeFault {
+    /// No connection: no such name, no route, refused.
+    Unreachable(String),
+    /// No answer within [`PROBE_DEADLINE`].
+    Hangs,
+    /// It answers with a failure of its own.
+    Failing(String),
+    /// Something else than Kubernetes answers.
+    NotKubernetes(String),
+    /// Its certificate is not one that the kubeconfig's authority issued for this address.
+    Untrusted(String),
+    /// It does not accept the credentials.
+    CredentialsRefused,
+    /// It accepts them, and refuses what everybody may who is known.
+    Forbidden(String),
+    /// The client could not be made or used.
+    Other(String),
+}
+
+impl ProbeFault {
+    /// Whether it may pass by itself. What does not, is for a person to mend.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Hangs | Self::Failing(_) => true,
+            Self::NotKubernetes(_)
+            | Self::Untrusted(_)
+            | Self::CredentialsRefused
+            | Self::Forbidden(_)
+            | Self::Other(_) => false,
+        }
+    }
+}
+
+/// What the operator may do in a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamespaceRights {
+    /// All it needs.
+    Granted,
+    /// Not these, as `verb resource`.
+    Missing(Vec<String>),
+    /// There is no such namespace.
+    NoNamespace,
+}
+
+/// Asks for the cluster's version: one small answer that needs valid credentials and no rights.
+pub async fn observe_version(client: &Client) -> Result<String, ProbeFault> {
+    within_deadline(client.apiserver_version()).await.map(|info| info.git_version)
+}
+
+/// Asks what the operator may do in a namespace.
+pub async fn observe_rights(
+    client: &Client,
+    namespace: &str,
+) -> Result<NamespaceRights, ProbeFault> {
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let found = async {
+        match namespaces.get_opt(namespace).await {
+            // It may exist; the rules tell more than this one refusal.
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(true),
+            found => found.map(|found| found.is_some()),
+        }
+    };
+    if !within_deadline(found).await? {
+        return Ok(NamespaceRights::NoNamespace);
+    }
+    let review = SelfSubjectRulesReview {
+        spec: SelfSubjectRulesReviewSpec { namespace: Some(namespace.to_owned()) },
+        ..SelfSubjectRulesReview::default()
+    };
+    let reviews = Api::<SelfSubjectRulesReview>::all(client.clone());
+    let params = PostParams::default();
+    let answer = match within_deadline(reviews.create(&params, &review)).await {
+        // Whoever may not even ask, may do nothing: such a kubeconfig names no user at all.
+        Err(ProbeFault::Forbidden(_)) => None,
+        answer => answer?.status,
+    };
+    let lacks = missing(&answer.map(|status| status.resource_rules).unwrap_or_default());
+    Ok(if lacks.is_empty() { NamespaceRights::Granted } else { NamespaceRights::Missing(lacks) })
+}
+
+async fn within_deadline<T>(
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, ProbeFault> {
+    match tokio::time::timeout(PROBE_DEADLINE, request).await {
+        Ok(answer) => answer.map_err(|error| classify(&error)),
+        Err(_) => Err(ProbeFault::Hangs),
+    }
+}
+
+/// Says what an error tells of the cluster.
+pub fn classify(error: &kube::Error) -> ProbeFault {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            401 => ProbeFault::CredentialsRefused,
+            403 => ProbeFault::Forbidden(status.message.clone()),
+            429 | 500.. => ProbeFault::Failing(format!("{} {}", status.code, status.message)),
+            // The version is for everybody who is known at all, and where it is, nothing else is.
+            404 => ProbeFault::NotKubernetes("it has no /version".to_owned()),
+            code => ProbeFault::Other(format!("{code} {}", status.message)),
+        },
+        kube::Error::SerdeError(_) | kube::Error::FromUtf8(_) => {
+            ProbeFault::NotKubernetes("its answer is not that of an API server".to_owned())
+        }
+        kube::Error::Service(source) => by_cause(&**source),
+        kube::Error::HyperError(source) => by_cause(source),
+        other => ProbeFault::Other(other.to_string()),
+    }
+}
+
+/// Looks for the cause down a chain of errors, of which each layer of the connection adds one.
+fn by_cause(error: &(dyn StdError + 'static)) -> ProbeFault {
+    let mut deepest = error;
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        deepest = cause;
+        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
+            return by_tls(tls);
+        }
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            if io.kind() == std::io::ErrorKind::TimedOut {
+                return ProbeFault::Hangs;
+            }
+            // What it wraps is not in the chain of sources.
+            if let Some(inner) = io.get_ref() {
+                next = Some(inner);
+                continue;
+            }
+        }
+        next = cause.source();
+    }
+    ProbeFault::Unreachable(deepest.to_string())
+}
+
+fn by_tls(error: &rustls::Error) -> ProbeFault {
+    use rustls::CertificateError as Certificate;
+    match error {
+        rustls::Error::InvalidCertificate(why) => ProbeFault::Untrusted(match why {
+            Certificate::UnknownIssuer | Certificate::BadSignature => {
+                "it was issued by another authority".to_owned()
+            }
+            Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
+                "it is for other names".to_owned()
+            }
+            Certificate::Expired | Certificate::ExpiredContext { .. } => "it has ended".to_owned(),
+            other => other.to_string(),
+        }),
+        // The server says so while the connection is made: it asked for a client certificate.
+        rustls::Error::AlertReceived(
+            rustls::AlertDescription::BadCertificate
+            | rustls::AlertDescription::CertificateExpired
+            | rustls::AlertDescription::CertificateRequired
+            | rustls::AlertDescription::UnknownCA
+            | rustls::AlertDescription::AccessDenied,
+        ) => ProbeFault::CredentialsRefused,
+        other => ProbeFault::NotKubernetes(format!("the TLS handshake failed: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use kube::core::Status;
+
+    use super::*;
+
+    fn answered(code: u16) -> kube::Error {
+        let status =
+            Status { code, message: "the server's word".to_owned(), ..Status::failure("", "") };
+        kube::Error::Api(status.boxed())
+    }
+
+    fn connecting(error: impl Into<Box<dyn StdError + Send + Sync>>) -> kube::Error {
+        kube::Error::Service(error.into())
+    }
+
+    #[test]
+    fn every_error_tells_what_is_wrong_with_the_cluster() {
+        let tls = |error| connecting(io::Error::other(rustls::Error::InvalidCertificate(error)));
+        let cases = [
+            (answered(401), ProbeFault::CredentialsRefused),
+            (answered(503), ProbeFault::Failing("503 the server's word".into())),
+            (answered(404), ProbeFault::NotKubernetes("it has no /version".into())),
+            (
+                tls(rustls::CertificateError::UnknownIssuer),
+                ProbeFault::Untrusted("it was issued by another authority".into()),
+            ),
+            (
+                tls(rustls::CertificateError::NotValidForName),
+                ProbeFault::Untrusted("it is for other names".into()),
+            ),
+            (
+                connecting(io::Error::new(io::ErrorKind::ConnectionRefused, "refused")),
+                ProbeFault::Unreachable("refused".into()),
+            ),
+            (connecting(io::Error::new(io::ErrorKind::TimedOut, "too long")), ProbeFault::Hangs),
+        ];
+        for (error, fault) in cases {
+            assert_eq!(classify(&error), fault, "{error}");
+        }
+    }
+
+    /// Real connections: what the layers between hyper and rustls make of an error is not ours to decide.
+    #[tokio::test]
+    async fn a_port_where_nobody_listens_and_one_that_speaks_no_tls() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serving = tokio::spawn(async move {
+            use tokio::io::AsyncWriteExt as _;
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        });
+        let client = || {
+            let uri = format!("https://127.0.0.1:{port}").parse().unwrap();
+            let mut config = kube::Config::new(uri);
+            config.default_retry = false;
+            config.root_cert = Some(Vec::new());
+            Client::try_from(config).unwrap()
+        };
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let fault = observe_version(&client()).await.unwrap_err();
+        assert!(matches!(fault, ProbeFault::NotKubernetes(_)), "{fault:?}");
+        serving.await.unwrap();
+        let fault = observe_version(&client()).await.unwrap_err();
+        assert!(matches!(fault, ProbeFault::Unreachable(_)), "{fault:?}");
+    }
+}

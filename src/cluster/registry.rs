@@ -1,0 +1,187 @@
+//! All clusters by name: what can be used now. Asking never dials and never blocks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use kube::Client;
+use tokio::time::Instant;
+
+use super::watches::Objects;
+use crate::api::conditions::Reason;
+use crate::controller::Refusal;
+
+/// Name of the hub, in which the operator runs.
+pub const HUB: &str = "";
+
+/// A cluster as it is known now.
+pub struct ClusterHandle {
+    /// Its name; [`HUB`] for the hub.
+    pub name: String,
+    /// Whether it can be used, and if not, why.
+    pub standing: Result<(), (Reason, String)>,
+    /// When it answered last. The hub is not asked.
+    pub last_contact: Option<Instant>,
+    /// Its client, once it has one.
+    client: Option<Client>,
+    objects: Known,
+}
+
+/// What is known of its objects, from filled caches only.
+enum Known {
+    /// In all namespaces.
+    Everywhere(Objects),
+    /// In these.
+    In(BTreeMap<String, Objects>),
+}
+
+impl ClusterHandle {
+    /// The hub.
+    pub fn hub(client: Client, objects: Objects) -> Self {
+        Self {
+            name: HUB.to_owned(),
+            standing: Ok(()),
+            last_contact: None,
+            client: Some(client),
+            objects: Known::Everywhere(objects),
+        }
+    }
+
+    /// A member, with the namespaces whose caches are filled.
+    pub fn member(
+        name: &str,
+        standing: Result<(), (Reason, String)>,
+        last_contact: Option<Instant>,
+        client: Option<Client>,
+        namespaces: BTreeMap<String, Objects>,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            standing,
+            last_contact,
+            client,
+            objects: Known::In(namespaces),
+        }
+    }
+
+    /// What was seen last of the objects in a namespace, also while the cluster cannot be reached. `None` = that
+    /// namespace is not watched, or its caches are not filled yet.
+    pub fn objects(&self, namespace: &str) -> Option<&Objects> {
+        match &self.objects {
+            Known::Everywhere(objects) => Some(objects),
+            Known::In(namespaces) => namespaces.get(namespace),
+        }
+    }
+}
+
+/// Where the objects of a node are: everything a controller needs to read and write them.
+#[derive(Clone)]
+pub struct Place {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Its client.
+    pub client: Client,
+    /// What the watches know of the namespace.
+    pub objects: Objects,
+}
+
+/// Why a cluster cannot be used for a namespace.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Absent {
+    /// No cluster of this name.
+    #[error("there is no BsnCluster {0}. Make it: kubectl bsn cluster join {0} --kubeconfig FILE")]
+    NoCluster(String),
+    /// It does not host this namespace.
+    #[error(
+        "the cluster {cluster} is not for namespace {namespace}. Add it: kubectl bsn cluster join {cluster} \
+         --kubeconfig FILE -n {namespace}"
+    )]
+    NotAllowed {
+        /// The cluster.
+        cluster: String,
+        /// The namespace.
+        namespace: String,
+    },
+    /// It cannot be used now.
+    #[error("cluster {cluster}: {message}")]
+    Unusable {
+        /// The cluster.
+        cluster: String,
+        /// Why, in one word.
+        reason: Reason,
+        /// Why, and what to do.
+        message: String,
+    },
+}
+
+impl From<Absent> for Refusal {
+    fn from(absent: Absent) -> Self {
+        let reason = match &absent {
+            Absent::NoCluster(_) => Reason::ClusterMissing,
+            Absent::NotAllowed { .. } => Reason::NamespaceMissing,
+            Absent::Unusable { reason, .. } => *reason,
+        };
+        Self::new(reason, absent.to_string())
+    }
+}
+
+/// All clusters; clones share them.
+#[derive(Clone, Default)]
+pub struct Clusters(Arc<RwLock<BTreeMap<String, Arc<ClusterHandle>>>>);
+
+impl Clusters {
+    /// A registry that knows the hub.
+    pub fn with_hub(client: Client, objects: Objects) -> Self {
+        let clusters = Self::default();
+        clusters.put(ClusterHandle::hub(client, objects));
+        clusters
+    }
+
+    /// A cluster as it is known now; it may be unreachable.
+    pub fn get(&self, name: &str) -> Option<Arc<ClusterHandle>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// A namespace of a cluster, if it can be used now.
+    pub fn place(&self, name: &str, namespace: &str) -> Result<Place, Absent> {
+        let cluster = self.get(name).ok_or_else(|| Absent::NoCluster(name.to_owned()))?;
+        if let Err((reason, message)) = cluster.standing.clone() {
+            return Err(Absent::Unusable { cluster: name.to_owned(), reason, message });
+        }
+        match (&cluster.client, cluster.objects(namespace)) {
+            (Some(client), Some(objects)) => Ok(Place {
+                cluster: name.to_owned(),
+                client: client.clone(),
+                objects: objects.clone(),
+            }),
+            _ => Err(Absent::NotAllowed {
+                cluster: name.to_owned(),
+                namespace: namespace.to_owned(),
+            }),
+        }
+    }
+
+    /// All clusters, the hub first.
+    pub fn all(&self) -> Vec<Arc<ClusterHandle>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Knows a cluster like this from now on. Tells whether what can be used of it has changed.
+    pub(super) fn put(&self, handle: ClusterHandle) -> bool {
+        let usable = |handle: &ClusterHandle| {
+            let namespaces = match &handle.objects {
+                Known::Everywhere(_) => Vec::new(),
+                Known::In(namespaces) => namespaces.keys().cloned().collect(),
+            };
+            (handle.standing.as_ref().err().map(|(reason, _)| *reason), namespaces)
+        };
+        let now = usable(&handle);
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let before = all.insert(handle.name.clone(), Arc::new(handle));
+        before.is_none_or(|before| usable(&before) != now)
+    }
+
+    /// Knows a cluster no more.
+    pub(super) fn remove(&self, name: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}

@@ -1,0 +1,211 @@
+//! The rights the operator needs in a member cluster: one table, from which `kubectl bsn cluster join` makes the
+//! roles, against which the operator checks what it was given, and which `docs/clusters.md` shows.
+//!
+//! A right is added here together with the first request that needs it. Clusters joined before then show the
+//! condition `RightsSufficient` as false, with the command that adds it.
+
+use k8s_openapi::api::authorization::v1::ResourceRule;
+use k8s_openapi::api::rbac::v1::PolicyRule;
+
+/// Rights on one kind of object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Right {
+    /// API group; "" = the core group.
+    pub group: &'static str,
+    /// The kind, as it is written in roles.
+    pub resource: &'static str,
+    /// What may be done.
+    pub verbs: &'static [&'static str],
+    /// What each verb is for.
+    pub why: &'static str,
+}
+
+/// In every allowed namespace, by a Role there.
+pub const IN_NAMESPACE: &[Right] = &[
+    Right {
+        group: "",
+        resource: "configmaps",
+        verbs: &["get", "list", "watch", "create", "patch", "update", "delete"],
+        why: "the network's anchor beside its nodes (update: compare-and-swap); genesis, configuration, certificates \
+              and lists of peers; what is no longer in force is deleted",
+    },
+    Right {
+        group: "",
+        resource: "secrets",
+        verbs: &["get", "create", "patch", "delete"],
+        why: "keys of nodes, made once, and first-start tokens, deleted once used. No list and no watch: only Secrets \
+              are read whose names the operator knows",
+    },
+    Right {
+        group: "",
+        resource: "services",
+        verbs: &["get", "list", "watch", "create", "patch"],
+        why: "the name under which a node is reached",
+    },
+    Right {
+        group: "",
+        resource: "persistentvolumeclaims",
+        verbs: &["get", "list", "watch", "create", "patch"],
+        why: "disks, made once and never deleted; patched to put back their marks and to let go of a released one",
+    },
+    Right {
+        group: "",
+        resource: "pods",
+        verbs: &["get", "list", "watch", "delete"],
+        why: "why a node is not ready; deleted as a step of the node's own restart",
+    },
+    Right {
+        group: "apps",
+        resource: "statefulsets",
+        verbs: &["get", "list", "watch", "create", "patch"],
+        why: "the workload of each node",
+    },
+    Right {
+        group: "policy",
+        resource: "poddisruptionbudgets",
+        verbs: &["get", "list", "watch", "create", "patch"],
+        why: "keeps drains from taking more validators than the chain can miss",
+    },
+];
+
+/// For the whole cluster, but only on the objects named: by a `ClusterRole` with `resourceNames`. The names are
+/// those of the allowed namespaces.
+pub const ON_NAMED_NAMESPACES: Right = Right {
+    group: "",
+    resource: "namespaces",
+    verbs: &["get"],
+    why: "to tell a namespace that does not exist from one without rights. The operator makes none",
+};
+
+/// The rules of the Role in an allowed namespace.
+pub fn role_rules() -> Vec<PolicyRule> {
+    IN_NAMESPACE.iter().map(|right| rule(right, None)).collect()
+}
+
+/// The rules of the `ClusterRole`.
+pub fn cluster_role_rules(namespaces: &[String]) -> Vec<PolicyRule> {
+    vec![rule(&ON_NAMED_NAMESPACES, Some(namespaces.to_vec()))]
+}
+
+fn rule(right: &Right, names: Option<Vec<String>>) -> PolicyRule {
+    PolicyRule {
+        api_groups: Some(vec![right.group.to_owned()]),
+        resources: Some(vec![right.resource.to_owned()]),
+        resource_names: names,
+        verbs: right.verbs.iter().map(|verb| (*verb).to_owned()).collect(),
+        ..PolicyRule::default()
+    }
+}
+
+/// What of [`IN_NAMESPACE`] the rules do not give, as `verb resource`. `rules` is what the API server says that
+/// the operator may do in a namespace.
+pub fn missing(rules: &[ResourceRule]) -> Vec<String> {
+    let mut missing = Vec::new();
+    for right in IN_NAMESPACE {
+        let lacks: Vec<_> = right
+            .verbs
+            .iter()
+            .copied()
+            .filter(|verb| !rules.iter().any(|rule| gives(rule, right, verb)))
+            .collect();
+        if !lacks.is_empty() {
+            missing.push(format!("{} {}", lacks.join("/"), right.resource));
+        }
+    }
+    missing
+}
+
+fn gives(rule: &ResourceRule, right: &Right, verb: &str) -> bool {
+    let holds = |list: Option<&Vec<String>>, wanted: &str| {
+        list.is_some_and(|list| list.iter().any(|one| one == "*" || one == wanted))
+    };
+    // A rule for named objects does not cover those that are yet to be made.
+    rule.resource_names.as_ref().is_none_or(Vec::is_empty)
+        && holds(rule.api_groups.as_ref(), right.group)
+        && holds(rule.resources.as_ref(), right.resource)
+        && holds(Some(&rule.verbs), verb)
+}
+
+/// The table for people, in Markdown.
+pub fn render_markdown() -> String {
+    let named = [("the namespaces themselves", &ON_NAMED_NAMESPACES)];
+    let rows = IN_NAMESPACE.iter().map(|right| ("each allowed namespace", right)).chain(named);
+    let rows = rows.map(|(place, Right { group, resource, verbs, why })| {
+        let dot = if group.is_empty() { "" } else { "." };
+        format!("| {place} | `{resource}{dot}{group}` | {} | {why} |", verbs.join(", "))
+    });
+    let head = ["| where | what | may | for |", "| --- | --- | --- | --- |"].map(str::to_owned);
+    head.into_iter().chain(rows).map(|row| row + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn granted(rules: &[PolicyRule]) -> Vec<ResourceRule> {
+        let granted = rules.iter().map(|rule| ResourceRule {
+            api_groups: rule.api_groups.clone(),
+            resources: rule.resources.clone(),
+            resource_names: rule.resource_names.clone(),
+            verbs: rule.verbs.clone(),
+        });
+        granted.collect()
+    }
+
+    #[test]
+    fn the_role_gives_what_the_check_asks_for() {
+        assert!(missing(&granted(&role_rules())).is_empty());
+        let all = ResourceRule {
+            api_groups: Some(vec!["*".into()]),
+            resources: Some(vec!["*".into()]),
+            resource_names: None,
+            verbs: vec!["*".into()],
+        };
+        assert!(missing(std::slice::from_ref(&all)).is_empty());
+        let named = ResourceRule { resource_names: Some(vec!["one".into()]), ..all };
+        assert_eq!(missing(&[named]).len(), IN_NAMESPACE.len());
+    }
+
+    #[test]
+    fn a_missing_verb_is_named_with_its_kind() {
+        let mut rules = role_rules();
+        rules[0].verbs.retain(|verb| verb != "update" && verb != "delete");
+        rules.retain(|rule| rule.resources.as_deref() != Some(&["pods".to_owned()][..]));
+        assert_eq!(
+            missing(&granted(&rules)),
+            ["update/delete configmaps", "get/list/watch/delete pods"]
+        );
+    }
+
+    /// The Secrets of a namespace are nobody's business but those whose names the operator made.
+    #[test]
+    fn secrets_are_never_listed() {
+        let secrets = IN_NAMESPACE.iter().filter(|right| right.resource == "secrets");
+        for right in secrets {
+            assert!(!right.verbs.contains(&"list") && !right.verbs.contains(&"watch"));
+        }
+    }
+
+    #[test]
+    fn the_documentation_shows_the_table() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/clusters.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        assert!(page.contains(&render_markdown()), "put this into it:\n{}", render_markdown());
+    }
+
+    /// The hub is a cluster like the others: the chart gives there at least what a member gives.
+    #[test]
+    fn the_chart_gives_no_less_on_the_hub() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/install.yaml");
+        let text = std::fs::read_to_string(path).unwrap();
+        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text).unwrap();
+        let role = documents
+            .into_iter()
+            .find(|object| {
+                object["kind"] == "ClusterRole" && object["metadata"]["name"] == "bsn-operator"
+            })
+            .unwrap();
+        let rules: Vec<PolicyRule> = serde_json::from_value(role["rules"].clone()).unwrap();
+        assert!(missing(&granted(&rules)).is_empty());
+    }
+}
