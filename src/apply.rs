@@ -366,7 +366,7 @@ fn satisfied<K: Object>(desired: &K, existing: &K) -> bool {
 
 /// Whether `existing` has every field of `desired` with the same value. Lists are compared element by
 /// element: our builders name all of a list's elements, in the server's order.
-fn contains(existing: &Value, desired: &Value) -> bool {
+pub(crate) fn contains(existing: &Value, desired: &Value) -> bool {
     match (existing, desired) {
         (Value::Object(existing), Value::Object(desired)) => desired.iter().all(|(key, wish)| {
             existing.get(key).map_or_else(|| is_empty(wish), |value| contains(value, wish))

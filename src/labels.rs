@@ -22,6 +22,9 @@ pub const ROLE: &str = "bsn-operator.io/role";
 /// Id of the hub that manages the object.
 pub const HUB_ID: &str = "bsn-operator.io/hub-id";
 
+/// The member cluster that an object belongs to the join of.
+pub const CLUSTER: &str = "bsn-operator.io/cluster";
+
 /// Annotation: hash of what was applied last, to see a changed wish without asking the API server.
 pub const APPLIED_HASH: &str = "bsn-operator.io/applied-hash";
 

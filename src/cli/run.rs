@@ -28,9 +28,9 @@ use crate::turns::Turns;
 use crate::view::{Memberships, Views};
 
 /// Secret with this hub's id; back it up.
-const HUB_SECRET: &str = "bsn-operator-hub";
+pub(super) const HUB_SECRET: &str = "bsn-operator-hub";
 /// Its entry.
-const HUB_ID: &str = "hubId";
+pub(super) const HUB_ID: &str = "hubId";
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]

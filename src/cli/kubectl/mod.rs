@@ -1,5 +1,6 @@
 //! The command line of `kubectl bsn`, the kubectl plug-in.
 
+mod cluster;
 mod explain;
 mod history;
 mod live;
@@ -35,6 +36,9 @@ pub enum KubectlCommand {
     Explain(NetworkArgs),
     /// List the steps that were taken, when, and how long they took.
     History(NetworkArgs),
+    /// Let nodes run in another cluster, or take it out again.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
 }
 
 /// How to print.
@@ -142,6 +146,7 @@ pub async fn execute(cli: KubectlCli) -> Result<ExitCode, Box<dyn std::error::Er
         KubectlCommand::Plan(args) => return Ok(plan::run(&args).await?),
         KubectlCommand::Explain(args) => explain::run(&args).await?,
         KubectlCommand::History(args) => history::run(&args).await?,
+        KubectlCommand::Cluster(command) => cluster::run(&command).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
