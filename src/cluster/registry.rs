@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use kube::Client;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::{Client, Resource};
 use tokio::time::Instant;
 
 use super::watches::Objects;
+use crate::api::BsnNode;
 use crate::api::conditions::Reason;
 use crate::controller::Refusal;
 
@@ -82,6 +84,14 @@ pub struct Place {
     pub client: Client,
     /// What the watches know of the namespace.
     pub objects: Objects,
+}
+
+impl Place {
+    /// The node's description as owner of an object there; none in another cluster, where its uid means nothing and
+    /// the garbage collector would take the object for an orphan.
+    pub fn owner(&self, node: &BsnNode) -> Option<OwnerReference> {
+        if self.cluster == HUB { node.controller_owner_ref(&()) } else { None }
+    }
 }
 
 /// Why a cluster cannot be used for a namespace.

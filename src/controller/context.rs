@@ -13,6 +13,7 @@ use super::Error;
 use super::network::steps::memory::Memories;
 use super::network::steps::slots::Slots;
 use crate::anchor::AnchorStore;
+use crate::cluster::registry::{Absent, HUB, Place};
 use crate::cluster::{Caches, Clusters, Triggers};
 use crate::evidence::poller::Targets;
 use crate::evidence::watches::Watches;
@@ -102,6 +103,12 @@ impl Context {
     /// The time, for certificates and conditions. Decisions about liveness use a monotonic clock.
     pub fn now(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    /// Where the objects of a node of this namespace are. All nodes are on the hub as long as a node set cannot name
+    /// another cluster.
+    pub fn place_of(&self, namespace: &str) -> Result<Place, Absent> {
+        self.clusters.place(HUB, namespace)
     }
 }
 

@@ -8,7 +8,7 @@ use bsn_core::names::NodeName;
 use bsn_core::pki::{ObservedLeaf, next_leaf, node_names};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 
 use super::keys::{ReadKeys, build_new_keys, parse_keys};
 use crate::agent::paths;
@@ -20,6 +20,7 @@ use crate::build::config_map::build_certificate_map;
 use crate::build::disk::build_disk;
 use crate::build::service::build_service;
 use crate::build::{NetworkParts, NodeParts};
+use crate::cluster::registry::Place;
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::credentials::read_authority;
@@ -50,6 +51,8 @@ impl Applied {
 /// One pass.
 pub struct Pass<'a> {
     pub ctx: &'a Context,
+    /// Where the node's objects are. What is described, and the anchor, are on the hub.
+    pub place: &'a Place,
     pub key: &'a NetworkKey,
     pub node: &'a BsnNode,
     pub name: &'a NodeName,
@@ -77,7 +80,7 @@ impl Pass<'_> {
     }
 
     async fn steps(&self, identity: &Identity, applied: &mut Applied) -> Step<()> {
-        let owner = self.node.controller_owner_ref(&());
+        let owner = self.place.owner(self.node);
         let anchor = applied.anchor.clone();
         let parts = NodeParts {
             network: NetworkParts::new(
@@ -116,11 +119,11 @@ impl Pass<'_> {
 
     /// The Service; a lost one is put back, it holds nothing.
     async fn ensure_service(&self, parts: &NodeParts<'_>) -> Step<String> {
-        let known = cached(&self.ctx.caches.services, &self.key.namespace, self.name.as_str());
+        let known = cached(&self.place.objects.services, &self.key.namespace, self.name.as_str());
         let recorded = parts.identity.uids.service.as_deref();
         let id = parts.network.network_id;
         let made =
-            ensure(&self.ctx.client, known.as_deref(), build_service(parts), recorded, id).await;
+            ensure(&self.place.client, known.as_deref(), build_service(parts), recorded, id).await;
         Ok(refused(made)?.map(|(service, _)| service.uid().unwrap_or_default()))
     }
 
@@ -141,7 +144,7 @@ impl Pass<'_> {
     async fn read_keys(&self, parts: &NodeParts<'_>) -> Step<(ReadKeys, String)> {
         let name = self.name.keys();
         let id = parts.network.network_id;
-        let found = read::<Secret>(&self.ctx.client, &self.key.namespace, &name).await?;
+        let found = read::<Secret>(&self.place.client, &self.key.namespace, &name).await?;
         let secret = match found {
             Some(secret) => secret,
             None => {
@@ -156,7 +159,7 @@ impl Pass<'_> {
                     return Ok(Err(Refusal::new(Reason::KeyLost, message)));
                 }
                 let wish = build_new_keys(parts)?;
-                let made = ensure_exists(&self.ctx.client, None, wish, None, id).await;
+                let made = ensure_exists(&self.place.client, None, wish, None, id).await;
                 or_refuse!(refused(made)?).0
             }
         };
@@ -186,7 +189,7 @@ impl Pass<'_> {
             Some(_) => {
                 // Its keys prove it: one that was restored from a backup has other marks, or none.
                 let marks = parts.held(name);
-                restore_marks(&self.ctx.client, &secret, &marks).await?;
+                restore_marks(&self.place.client, &secret, &marks).await?;
                 Ok(Ok((keys, uid)))
             }
             None => Ok(match self.other_user(&keys) {
@@ -232,11 +235,12 @@ impl Pass<'_> {
     /// The disk: made once. If it is missing or another one later, that is a refusal.
     async fn ensure_disk(&self, parts: &NodeParts<'_>) -> Step<String> {
         let name = self.name.disk();
-        let known = cached(&self.ctx.caches.disks, &self.key.namespace, &name);
+        let known = cached(&self.place.objects.disks, &self.key.namespace, &name);
         let known = match known {
             Some(disk) => Some((*disk).clone()),
             None => {
-                read::<PersistentVolumeClaim>(&self.ctx.client, &self.key.namespace, &name).await?
+                read::<PersistentVolumeClaim>(&self.place.client, &self.key.namespace, &name)
+                    .await?
             }
         };
         let recorded = parts.identity.uids.disk.as_deref();
@@ -278,7 +282,7 @@ impl Pass<'_> {
         }
         let wish = build_disk(parts, &self.node.spec.storage);
         let id = parts.network.network_id;
-        let made = ensure_exists(&self.ctx.client, known.as_ref(), wish, recorded, id).await;
+        let made = ensure_exists(&self.place.client, known.as_ref(), wish, recorded, id).await;
         Ok(refused(made)?.map(|(disk, _)| disk.uid().unwrap_or_default()))
     }
 
@@ -334,7 +338,7 @@ impl Pass<'_> {
         }
         let now = self.ctx.now();
         let known =
-            cached(&self.ctx.caches.config_maps, &self.key.namespace, &self.name.certificate());
+            cached(&self.place.objects.config_maps, &self.key.namespace, &self.name.certificate());
         let pem = |map: &ConfigMap, file: &str| map.data.as_ref()?.get(file).cloned();
         let observed = known.as_deref().and_then(|map| {
             observe_leaf(&pem(map, paths::CERT_FILE)?, &pem(map, paths::CA_FILE)?).ok()
@@ -363,7 +367,7 @@ impl Pass<'_> {
         let wish = build_certificate_map(parts, &leaf, authority.cert_pem());
         let issued = observe_leaf(&leaf, authority.cert_pem())?;
         let id = parts.network.network_id;
-        let made = ensure(&self.ctx.client, known.as_deref(), wish, None, id).await;
+        let made = ensure(&self.place.client, known.as_deref(), wish, None, id).await;
         Ok(refused(made)?.map(|_| Some(issued)))
     }
 }

@@ -77,8 +77,17 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
         }
         return Ok(Action::requeue(SLOW_LOOK));
     };
+    let place = match ctx.place_of(&key.namespace) {
+        Ok(place) => place,
+        // A cluster that cannot be used now changes nothing about what its nodes do.
+        Err(absent) => {
+            report::report_refusal(&ctx, node, &absent.into()).await?;
+            return Ok(Action::requeue(SLOW_LOOK));
+        }
+    };
     let pass = apply::Pass {
         ctx: &ctx,
+        place: &place,
         key: &key,
         node,
         name: &name,
@@ -90,7 +99,7 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     } else {
         pass.run(&anchor, identity).await?
     };
-    let wake = report::report_node(&ctx, &key, node, &name, &applied).await?;
+    let wake = report::report_node(&pass, &applied).await?;
     Ok(Action::requeue(wake.min(SLOW_LOOK)))
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bsn_core::evidence::GuardState;
-use bsn_core::names::NodeName;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
@@ -11,7 +10,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use super::SLOW_LOOK;
-use super::apply::Applied;
+use super::apply::{Applied, Pass};
 use crate::api::conditions::{
     CERTIFICATES_VALID, READY, RECONCILING, Reason, STALLED, State, find, merge,
 };
@@ -22,7 +21,7 @@ use crate::controller::context::Context;
 use crate::controller::network::report::{state_of, transition};
 use crate::controller::{Error, Refusal};
 use crate::evidence::poller::{Observation, judge};
-use crate::view::{NetworkKey, NodeView};
+use crate::view::NodeView;
 
 /// Time between two looks at a node that is refused.
 const REFUSED_LOOK: Duration = Duration::from_secs(15);
@@ -41,14 +40,9 @@ pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) ->
 }
 
 /// Reports where a pass ended; returns when to look again without a cause.
-pub async fn report_node(
-    ctx: &Context,
-    key: &NetworkKey,
-    node: &BsnNode,
-    name: &NodeName,
-    applied: &Applied,
-) -> Result<Duration, Error> {
-    let pod = cached(&ctx.caches.pods, &key.namespace, &format!("{name}-0"));
+pub async fn report_node(pass: &Pass<'_>, applied: &Applied) -> Result<Duration, Error> {
+    let Pass { ctx, place, key, node, name, .. } = *pass;
+    let pod = cached(&place.objects.pods, &key.namespace, &format!("{name}-0"));
     let view = ctx.views.get(key);
     let seen =
         view.as_ref().and_then(|view| view.nodes.iter().find(|node| node.name == name.as_str()));

@@ -7,8 +7,8 @@ use bsn_core::names::NodeName;
 use bsn_core::steps::switched_before;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use kube::ResourceExt;
 use kube::api::Api;
-use kube::{Resource, ResourceExt};
 
 use super::apply::Pass;
 use super::workload::Puts;
@@ -84,9 +84,13 @@ pub async fn restart_node(
     };
     let Some(identity) = anchor.identity(name) else { return Ok(Ok(())) };
     let Some(keys) = &identity.keys else { return Ok(Ok(())) };
-    let pass = Pass { ctx, key, node, name, validated, expected };
+    let place = &match ctx.place_of(&key.namespace) {
+        Ok(place) => place,
+        Err(absent) => return Ok(Err(absent.into())),
+    };
+    let pass = Pass { ctx, place, key, node, name, validated, expected };
     let Some(pod) = pass.pod_identity(anchor, keys) else { return Ok(Ok(())) };
-    let owner = node.controller_owner_ref(&());
+    let owner = place.owner(node);
     let parts = NodeParts {
         network: NetworkParts::new(&key.namespace, &validated.desired.name, anchor, None),
         name,
@@ -96,18 +100,18 @@ pub async fn restart_node(
     let template = or_refuse!(pass.put_wanted(&parts, identity, &pod, anchor, how).await?);
     let set = build_stateful_set(&parts, template);
     let known = pass.known_set().await?;
-    let made = ensure(&ctx.client, known.as_ref(), set, None, parts.network.network_id).await;
+    let made = ensure(&place.client, known.as_ref(), set, None, parts.network.network_id).await;
     let (set, _) = or_refuse!(refused(made)?);
     let in_force = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
     let in_force = template_hash_of(in_force.and_then(|meta| meta.annotations.as_ref()));
-    let running = read::<Pod>(&ctx.client, &key.namespace, &format!("{name}-0")).await?;
+    let running = read::<Pod>(&place.client, &key.namespace, &format!("{name}-0")).await?;
     let Some(running) = running.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
         return Ok(Ok(()));
     };
     let is_old = old_pod.is_some() && running.uid().as_deref() == old_pod;
     if is_old || template_hash_of(running.metadata.annotations.as_ref()) != in_force {
         tracing::info!(node = %name, pod = running.uid(), "ending its pod");
-        let api = Api::<Pod>::namespaced(ctx.client.clone(), &key.namespace);
+        let api = Api::<Pod>::namespaced(place.client.clone(), &key.namespace);
         pass.delete(&api, running.uid(), &running.name_any()).await?;
     }
     Ok(Ok(()))
@@ -169,7 +173,7 @@ impl Pass<'_> {
                     }
                     let mut template = or_refuse!(in_force.await?);
                     let set =
-                        read::<StatefulSet>(&self.ctx.client, &self.key.namespace, other).await?;
+                        read::<StatefulSet>(&self.place.client, &self.key.namespace, other).await?;
                     let Some(spec) = set.and_then(|set| set.spec) else {
                         let message = format!(
                             "StatefulSet {other} is missing; the application is taken from it"

@@ -96,7 +96,7 @@ impl Pass<'_> {
             signing_state: *signing_state,
         };
         let wish = build_token_secret(parts, &token);
-        let (client, namespace, name) = (&self.ctx.client, &self.key.namespace, wish.name_any());
+        let (client, namespace, name) = (&self.place.client, &self.key.namespace, wish.name_any());
         if self.ctx.recent.holds(namespace, &name) {
             return Ok(Ok(()));
         }
@@ -108,7 +108,7 @@ impl Pass<'_> {
 
     async fn withdraw_token(&self, network_id: &str) -> Step<()> {
         let name = self.name.first_start();
-        let client = &self.ctx.client;
+        let client = &self.place.client;
         let found: Option<Secret> = read(client, &self.key.namespace, &name).await?;
         let Some(secret) = found else { return Ok(Ok(())) };
         if !is_ours(&secret, None, network_id) {

@@ -82,7 +82,7 @@ impl Pass<'_> {
         let set = build_stateful_set(parts, template);
         let known = self.known_set().await?;
         let id = parts.network.network_id;
-        let made = ensure(&self.ctx.client, known.as_ref(), set, None, id).await;
+        let made = ensure(&self.place.client, known.as_ref(), set, None, id).await;
         let (set, _) = or_refuse!(refused(made)?);
         let in_force = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
         self.end_pod_of_other_disk(&in_force).await?;
@@ -99,9 +99,9 @@ impl Pass<'_> {
 
     pub(super) async fn known_set(&self) -> Result<Option<StatefulSet>, Error> {
         let (namespace, name) = (&self.key.namespace, self.name.as_str());
-        match cached(&self.ctx.caches.stateful_sets, namespace, name) {
+        match cached(&self.place.objects.stateful_sets, namespace, name) {
             Some(set) => Ok(Some((*set).clone())),
-            None => Ok(read(&self.ctx.client, namespace, name).await?),
+            None => Ok(read(&self.place.client, namespace, name).await?),
         }
     }
 
@@ -128,10 +128,10 @@ impl Pass<'_> {
             peers: self.validated.desired.name.peers(),
         };
         let template = build_template(parts, &workload, &mounts, pod);
-        let maps = &self.ctx.caches.config_maps;
+        let maps = &self.place.objects.config_maps;
         let known = cached(maps, &self.key.namespace, &config.name_any());
         let id = parts.network.network_id;
-        let made = ensure_exists(&self.ctx.client, known.as_deref(), config, None, id).await;
+        let made = ensure_exists(&self.place.client, known.as_deref(), config, None, id).await;
         Ok(refused(made)?.map(|_| template))
     }
 
@@ -146,9 +146,9 @@ impl Pass<'_> {
         let text = serde_json::to_string(&template).unwrap_or_default();
         let hash = short_hash(text.as_bytes());
         let map = build_template_map(parts, &hash, text);
-        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &map.name_any());
+        let known = cached(&self.place.objects.config_maps, &self.key.namespace, &map.name_any());
         let id = parts.network.network_id;
-        let made = ensure_exists(&self.ctx.client, known.as_deref(), map, None, id).await;
+        let made = ensure_exists(&self.place.client, known.as_deref(), map, None, id).await;
         or_refuse!(refused(made)?);
         let anchor = or_refuse!(
             self.update(|anchor| {
@@ -195,9 +195,9 @@ impl Pass<'_> {
         let hash = identity.template_hash.clone().unwrap_or_default();
         let name = self.name.template(&hash);
         let namespace = &self.key.namespace;
-        let map = match cached(&self.ctx.caches.config_maps, namespace, &name) {
+        let map = match cached(&self.place.objects.config_maps, namespace, &name) {
             Some(map) => Some((*map).clone()),
-            None => read::<ConfigMap>(&self.ctx.client, namespace, &name).await?,
+            None => read::<ConfigMap>(&self.place.client, namespace, &name).await?,
         };
         let text = map.as_ref().and_then(|map| map.data.as_ref()?.get(TEMPLATE_KEY));
         if let Some(text) = text.filter(|text| short_hash(text.as_bytes()) == hash)
@@ -211,7 +211,7 @@ impl Pass<'_> {
             if short_hash(text.as_bytes()) == hash {
                 let map = build_template_map(parts, &hash, text);
                 let id = parts.network.network_id;
-                let made = ensure_exists(&self.ctx.client, None, map, None, id).await;
+                let made = ensure_exists(&self.place.client, None, map, None, id).await;
                 or_refuse!(refused(made)?);
                 return Ok(Ok(with_template_hash(template, &hash)));
             }
@@ -226,7 +226,7 @@ impl Pass<'_> {
     /// Ends a pod that was made for a disk that is gone: its guard would refuse for ever.
     async fn end_pod_of_other_disk(&self, in_force: &PodTemplateSpec) -> Result<(), Error> {
         let namespace = &self.key.namespace;
-        let running = cached(&self.ctx.caches.pods, namespace, &format!("{}-0", self.name));
+        let running = cached(&self.place.objects.pods, namespace, &format!("{}-0", self.name));
         let Some(running) = running.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
             return Ok(());
         };
@@ -235,7 +235,7 @@ impl Pass<'_> {
             return Ok(());
         }
         tracing::info!(node = %self.name, "ending the pod of another disk");
-        let api = Api::<Pod>::namespaced(self.ctx.client.clone(), namespace);
+        let api = Api::<Pod>::namespaced(self.place.client.clone(), namespace);
         self.delete(&api, running.uid(), &running.name_any()).await
     }
 
@@ -254,7 +254,7 @@ impl Pass<'_> {
             return Ok(());
         }
         let keep = [Some(self.name.template(&hash)), in_force.spec.as_ref().and_then(config_of)];
-        let old = self.ctx.caches.config_maps.state_filter(|map| {
+        let old = self.place.objects.config_maps.state_filter(|map| {
             let name = map.name_any();
             map.namespace().as_ref() == Some(namespace)
                 && map.labels().get(labels::NODE).map(String::as_str) == Some(self.name.as_str())
@@ -262,7 +262,7 @@ impl Pass<'_> {
                     || name.starts_with(&self.name.config("")))
                 && !keep.contains(&Some(name))
         });
-        let api = Api::<ConfigMap>::namespaced(self.ctx.client.clone(), namespace);
+        let api = Api::<ConfigMap>::namespaced(self.place.client.clone(), namespace);
         for map in old {
             self.delete(&api, map.uid(), &map.name_any()).await?;
         }
