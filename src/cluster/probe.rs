@@ -176,8 +176,11 @@ fn by_tls(error: &rustls::Error) -> ProbeFault {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::Arc;
 
     use kube::core::Status;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
 
@@ -217,28 +220,64 @@ mod tests {
         }
     }
 
-    /// Real connections: what the layers between hyper and rustls make of an error is not ours to decide.
+    /// A client for a port of this machine that trusts one authority.
+    fn client(port: u16, authority: Vec<u8>) -> Client {
+        let mut config =
+            kube::Config::new(format!("https://localhost:{port}").parse().unwrap());
+        config.default_retry = false;
+        config.root_cert = Some(vec![authority]);
+        Client::try_from(config).unwrap()
+    }
+
+    /// A certificate of itself for a name: in DER, and the server's settings with it.
+    fn certificate(name: &str) -> (Vec<u8>, Arc<rustls::ServerConfig>) {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
+            .unwrap();
+        (made.cert.der().to_vec(), Arc::new(config))
+    }
+
+    /// Real connections: how the layers between hyper and rustls wrap an error is theirs to decide.
+    #[tokio::test]
+    async fn certificates_that_do_not_fit_are_told_from_servers_that_are_down() {
+        let (other, _) = certificate("localhost");
+        for (name, trusts_it, expected) in [
+            ("localhost", false, "it was issued by another authority"),
+            ("elsewhere", true, "it is for other names"),
+        ] {
+            let (own, config) = certificate(name);
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let serving = tokio::spawn(async move {
+                let (stream, _) = listener.accept().await.unwrap();
+                // The client breaks it off.
+                let _ = TlsAcceptor::from(config).accept(stream).await;
+            });
+            let authority = if trusts_it { own } else { other.clone() };
+            let fault = observe_version(&client(port, authority)).await.unwrap_err();
+            assert_eq!(fault, ProbeFault::Untrusted(expected.to_owned()));
+            serving.await.unwrap();
+        }
+    }
+
     #[tokio::test]
     async fn a_port_where_nobody_listens_and_one_that_speaks_no_tls() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        use tokio::io::AsyncWriteExt as _;
+        let (authority, _) = certificate("localhost");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serving = tokio::spawn(async move {
-            use tokio::io::AsyncWriteExt as _;
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         });
-        let client = || {
-            let uri = format!("https://127.0.0.1:{port}").parse().unwrap();
-            let mut config = kube::Config::new(uri);
-            config.default_retry = false;
-            config.root_cert = Some(Vec::new());
-            Client::try_from(config).unwrap()
-        };
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let fault = observe_version(&client()).await.unwrap_err();
+        let client = client(port, authority);
+        let fault = observe_version(&client).await.unwrap_err();
         assert!(matches!(fault, ProbeFault::NotKubernetes(_)), "{fault:?}");
         serving.await.unwrap();
-        let fault = observe_version(&client()).await.unwrap_err();
+        let fault = observe_version(&client).await.unwrap_err();
         assert!(matches!(fault, ProbeFault::Unreachable(_)), "{fault:?}");
     }
 }
