@@ -141,6 +141,11 @@ pub struct BsnClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 
+    /// Uid of its namespace `kube-system`, which tells it from other clusters. It is kept from the first contact on: an
+    /// address that leads to another cluster later is not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_uid: Option<String>,
+
     /// When its API server answered last (RFC 3339), as of the last change of this status. While `Reachable` is
     /// true it answers every few seconds, and nothing is written for that; the metric
     /// `bsn_cluster_last_contact_age_seconds` has the live number.

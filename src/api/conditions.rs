@@ -136,6 +136,8 @@ reasons! {
     CredentialsRefused,
     /// The operator has all rights it needs there.
     RightsGranted,
+    /// The address leads to another cluster than before.
+    AnotherCluster,
     /// The operator lacks rights there.
     RightsMissing,
     /// A namespace does not exist in the cluster.

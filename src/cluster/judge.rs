@@ -26,8 +26,19 @@ pub enum Connection {
     Refused(KubeconfigFault),
     /// It cannot be used now.
     Down(ProbeFault),
+    /// It answers, and is another cluster than it was.
+    Another(Box<Another>),
     /// It answers; this is its version.
     Up(String),
+}
+
+/// Two clusters of one name, by the uids of their `kube-system`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Another {
+    /// What it was at first.
+    pub before: String,
+    /// What answers now.
+    pub now: String,
 }
 
 /// Why there is no kubeconfig.
@@ -180,6 +191,16 @@ fn reach(known: &Known<'_>) -> Option<Obstacle> {
                 "the kubeconfig in Secret {secret_namespace}/{secret} is not accepted: {fault}"
             ),
         ),
+        Connection::Another(another) => found(
+            Reason::AnotherCluster,
+            true,
+            format!(
+                "{server} leads to another cluster than before: the uid of its kube-system is {}, not {}. Nothing is \
+                 done there. Correct the kubeconfig; or, if {name} was built anew and hosts nothing of the old one, \
+                 make it another cluster: kubectl bsn cluster leave {name} --hub-only, then join it",
+                another.now, another.before
+            ),
+        ),
         Connection::Down(fault) => {
             let (reason, message) = match fault {
                 ProbeFault::Unreachable(why) => (
@@ -304,6 +325,7 @@ pub struct Hosted {
 pub fn next_status(
     old: &BsnClusterStatus,
     known: &Known<'_>,
+    uid: Option<&str>,
     hosted: Option<Hosted>,
     last_contact: Option<Timestamp>,
     generation: Option<i64>,
@@ -318,6 +340,7 @@ pub fn next_status(
         observed_generation: generation,
         conditions: merge(&old.conditions, &judge(known), generation, now),
         version,
+        cluster_uid: old.cluster_uid.clone().or_else(|| uid.map(str::to_owned)),
         last_contact: old.last_contact.clone(),
         nodes: hosted.map_or(old.nodes, |hosted| Some(hosted.nodes)),
         networks: hosted.map_or(old.networks, |hosted| Some(hosted.networks)),
@@ -402,6 +425,12 @@ mod tests {
                 &all,
                 true,
             ),
+            (
+                "a cluster that was built anew",
+                Connection::Another(Box::new(Another { before: "u1".into(), now: "u2".into() })),
+                &all,
+                false,
+            ),
             ("an address that hangs", down(ProbeFault::Hangs), &all, true),
             (
                 "an address where nobody listens",
@@ -476,7 +505,7 @@ mod tests {
         let hosted = Some(Hosted { nodes: 2, networks: 1 });
         let status = |old: &BsnClusterStatus, connection: &Connection, hosted, contact, now| {
             with(connection, &granted, true, |known| {
-                next_status(old, known, hosted, Some(at(contact)), Some(1), at(now))
+                next_status(old, known, Some("u1"), hosted, Some(at(contact)), Some(1), at(now))
             })
         };
         let first = status(&BsnClusterStatus::default(), &up(), hosted, 10, 10);

@@ -23,9 +23,11 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::judge::{Connection, Hosted, Known, NoKubeconfig, next_status, standing};
+use super::judge::{Another, Connection, Hosted, Known, NoKubeconfig, next_status, standing};
 use super::kubeconfig::{parse_kubeconfig, server_of};
-use super::probe::{NamespaceRights, ProbeFault, classify, observe_rights, observe_version};
+use super::probe::{
+    NamespaceRights, ProbeFault, classify, observe_identity, observe_rights, observe_version,
+};
 use super::registry::{ClusterHandle, Clusters};
 use super::watches::{Described, Objects, Triggers, watch_kind, watch_objects};
 use crate::api::conditions::{READY, Reason, STALLED};
@@ -173,6 +175,8 @@ struct Link {
     fingerprint: String,
     server: String,
     client: Client,
+    /// Which cluster it leads to, once asked.
+    uid: Option<String>,
     namespaces: BTreeMap<String, Watched>,
 }
 
@@ -268,10 +272,30 @@ impl Member {
                 tracing::warn!(cluster = %self.name, %error, "its kubeconfig cannot be read now");
             }
         }
-        let Some(link) = &self.link else { return Connection::Connecting };
-        match observe_version(&link.client).await {
-            Ok(version) => Connection::Up(version),
-            Err(fault) => Connection::Down(fault),
+        let Some(link) = &mut self.link else { return Connection::Connecting };
+        let version = match observe_version(&link.client).await {
+            Ok(version) => version,
+            Err(fault) => return Connection::Down(fault),
+        };
+        // Asked again after every failure: an address may have come to lead elsewhere meanwhile.
+        if link.uid.is_none() || self.failures > 0 {
+            match observe_identity(&link.client).await {
+                Ok(uid) => link.uid = uid,
+                Err(fault) => return Connection::Down(fault),
+            }
+        }
+        let status = self.status.as_ref().or(cluster.status.as_ref());
+        let before = status.and_then(|status| status.cluster_uid.clone());
+        match (before, link.uid.clone()) {
+            (Some(before), Some(now)) if before != now => {
+                // What is known of the one says nothing of the other.
+                link.namespaces.clear();
+                link.uid = None;
+                self.before.clear();
+                self.rights.clear();
+                Connection::Another(Box::new(Another { before, now }))
+            }
+            _ => Connection::Up(version),
         }
     }
 
@@ -299,7 +323,7 @@ impl Member {
         };
         tracing::info!(cluster = %self.name, %server, "connecting with a new kubeconfig");
         let namespaces = BTreeMap::new();
-        let link = Link { fingerprint, server, client, namespaces };
+        let link = Link { fingerprint, server, client, uid: None, namespaces };
         self.before = match self.link.replace(link) {
             Some(old) if Some(&old.server) == self.link.as_ref().map(|link| &link.server) => {
                 old.namespaces
@@ -410,6 +434,7 @@ impl Member {
         let status = next_status(
             &old,
             &known,
+            self.link.as_ref().and_then(|link| link.uid.as_deref()),
             hosted,
             self.last_contact.map(|(_, at)| at),
             cluster.metadata.generation,

@@ -19,6 +19,8 @@ struct Behaviour {
     /// The token it accepts.
     token: String,
     without_rights: bool,
+    /// Uid of its kube-system.
+    uid: String,
     /// Requests, newest last.
     seen: Vec<String>,
 }
@@ -26,7 +28,11 @@ struct Behaviour {
 type Server = Arc<Mutex<Behaviour>>;
 
 fn server(token: &str) -> Server {
-    Arc::new(Mutex::new(Behaviour { token: token.to_owned(), ..Behaviour::default() }))
+    Arc::new(Mutex::new(Behaviour {
+        token: token.to_owned(),
+        uid: "u1".to_owned(),
+        ..Behaviour::default()
+    }))
 }
 
 fn answer(code: u16, body: &Value) -> Response<Body> {
@@ -49,10 +55,10 @@ fn member(server: &Server, token: &str) -> Client {
         async move {
             let path = request.uri().path().to_owned();
             let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-            let (hangs, accepted, without) = {
+            let (hangs, accepted, without, uid) = {
                 let mut server = server.lock().unwrap();
                 server.seen.push(path.clone());
-                (server.hangs, server.token == token, server.without_rights)
+                (server.hangs, server.token == token, server.without_rights, server.uid.clone())
             };
             if hangs || watches {
                 std::future::pending::<()>().await;
@@ -71,6 +77,9 @@ fn member(server: &Server, token: &str) -> Client {
                 }
                 "/api/v1/namespaces/ledger" => {
                     answer(200, &json!({"metadata": {"name": "ledger"}}))
+                }
+                "/api/v1/namespaces/kube-system" => {
+                    answer(200, &json!({"metadata": {"name": "kube-system", "uid": uid}}))
                 }
                 path if path.ends_with("selfsubjectrulesreviews") => {
                     let rules = if without { Vec::new() } else { role_rules() };
@@ -311,6 +320,25 @@ async fn nothing_is_written_while_nothing_happens() {
     world.tell(&Event::Apply(DeserializeGuard(Ok(described("hangzhou", 1)))));
     seconds(3600).await;
     assert_eq!(world.hub.writes("hangzhou"), before);
+}
+
+/// Keys of nodes must not go to a cluster that only has the name of the one they ran in.
+#[tokio::test(start_paused = true)]
+async fn another_cluster_behind_the_same_name_is_not_used() {
+    let mut world = World::start();
+    let server = world.join("hangzhou");
+    seconds(15).await;
+    assert!(world.usable("hangzhou"));
+    server.lock().unwrap().uid = "u2".into();
+    // The new cluster has a new authority and new tokens, so a new kubeconfig comes with it.
+    world.hub.secrets.lock().unwrap().get_mut("hangzhou").unwrap().push_str("# rebuilt\n");
+    seconds(15).await;
+    assert_eq!(world.hub.reachable("hangzhou").as_deref(), Some("AnotherCluster"));
+    assert!(!world.usable("hangzhou"));
+    assert!(world.clusters.get("hangzhou").unwrap().objects("ledger").is_none());
+    server.lock().unwrap().uid = "u1".into();
+    seconds(30).await;
+    assert!(world.usable("hangzhou"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use kube::api::{Api, PostParams};
 
-use super::rights::missing;
+use super::rights::{EVERYWHERE, missing};
 
 /// Longest a cluster may take to answer one question. A tenth of it is long for an API server far away.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(5);
@@ -62,6 +62,16 @@ pub enum NamespaceRights {
 /// Asks for the cluster's version: one small answer that needs valid credentials and no rights.
 pub async fn observe_version(client: &Client) -> Result<String, ProbeFault> {
     within_deadline(client.apiserver_version()).await.map(|info| info.git_version)
+}
+
+/// Asks which cluster this is; `None` = it may not be asked that.
+pub async fn observe_identity(client: &Client) -> Result<Option<String>, ProbeFault> {
+    let namespaces = Api::<Namespace>::all(client.clone());
+    match within_deadline(namespaces.get(EVERYWHERE)).await {
+        Ok(found) => Ok(found.metadata.uid),
+        Err(ProbeFault::Forbidden(_)) => Ok(None),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Asks what the operator may do in a namespace.
@@ -222,8 +232,7 @@ mod tests {
 
     /// A client for a port of this machine that trusts one authority.
     fn client(port: u16, authority: Vec<u8>) -> Client {
-        let mut config =
-            kube::Config::new(format!("https://localhost:{port}").parse().unwrap());
+        let mut config = kube::Config::new(format!("https://localhost:{port}").parse().unwrap());
         config.default_retry = false;
         config.root_cert = Some(vec![authority]);
         Client::try_from(config).unwrap()

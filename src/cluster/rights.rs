@@ -69,13 +69,16 @@ pub const IN_NAMESPACE: &[Right] = &[
 ];
 
 /// For the whole cluster, but only on the objects named: by a `ClusterRole` with `resourceNames`. The names are
-/// those of the allowed namespaces.
+/// those of the allowed namespaces, and [`EVERYWHERE`].
 pub const ON_NAMED_NAMESPACES: Right = Right {
     group: "",
     resource: "namespaces",
     verbs: &["get"],
-    why: "to tell a namespace that does not exist from one without rights. The operator makes none",
+    why: "to tell a namespace that does not exist from one without rights, and by kube-system this cluster from others",
 };
+
+/// A namespace that every cluster has, with a uid that is its own: it tells clusters apart.
+pub const EVERYWHERE: &str = "kube-system";
 
 /// The rules of the Role in an allowed namespace.
 pub fn role_rules() -> Vec<PolicyRule> {
@@ -84,7 +87,8 @@ pub fn role_rules() -> Vec<PolicyRule> {
 
 /// The rules of the `ClusterRole`.
 pub fn cluster_role_rules(namespaces: &[String]) -> Vec<PolicyRule> {
-    vec![rule(&ON_NAMED_NAMESPACES, Some(namespaces.to_vec()))]
+    let names = namespaces.iter().map(String::as_str).chain([EVERYWHERE]).map(str::to_owned);
+    vec![rule(&ON_NAMED_NAMESPACES, Some(names.collect()))]
 }
 
 fn rule(right: &Right, names: Option<Vec<String>>) -> PolicyRule {
@@ -128,7 +132,7 @@ fn gives(rule: &ResourceRule, right: &Right, verb: &str) -> bool {
 
 /// The table for people, in Markdown.
 pub fn render_markdown() -> String {
-    let named = [("the namespaces themselves", &ON_NAMED_NAMESPACES)];
+    let named = [("these namespaces themselves, and `kube-system`", &ON_NAMED_NAMESPACES)];
     let rows = IN_NAMESPACE.iter().map(|right| ("each allowed namespace", right)).chain(named);
     let rows = rows.map(|(place, Right { group, resource, verbs, why })| {
         let dot = if group.is_empty() { "" } else { "." };

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::api::{BsnCluster, BsnClusterSpec};
-use crate::cluster::rights::{cluster_role_rules, role_rules};
+use crate::cluster::rights::{EVERYWHERE, cluster_role_rules, role_rules};
 use crate::labels;
 
 /// Value of the label that says what made an object. Not the operator's: its watches must not see these.
@@ -233,7 +233,7 @@ fn build_member_objects(wish: &Wish) -> Vec<Wanted> {
         rules: Some(cluster_role_rules(allowed)),
         ..ClusterRole::default()
     };
-    let note = format!("get namespaces {}", allowed.join(", "));
+    let note = format!("get namespaces {}, {EVERYWHERE}", allowed.join(", "));
     all.push(wanted(Side::Member, Kind::ClusterRole, &role, note));
     let role_ref = |kind: &str| RoleRef {
         api_group: "rbac.authorization.k8s.io".to_owned(),

@@ -36,6 +36,7 @@ use super::status::{StatusError, connect};
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
 use crate::cli::run::{HUB_ID, HUB_SECRET};
+use crate::cluster::rights::EVERYWHERE;
 
 /// How long the member may take to make a token.
 const TOKEN_DEADLINE: Duration = Duration::from_secs(30);
@@ -326,8 +327,8 @@ impl Sides {
     async fn are_one(&self) -> Result<bool, ApiError> {
         let uid = async |client: &Client| {
             let api = Api::<Namespace>::all(client.clone());
-            let what = || "get Namespace kube-system".to_owned();
-            let found = bounded(what, api.get_opt("kube-system")).await?;
+            let what = || format!("get Namespace {EVERYWHERE}");
+            let found = bounded(what, api.get_opt(EVERYWHERE)).await?;
             Ok::<_, ApiError>(found.and_then(|namespace| namespace.uid()))
         };
         let Some(member) = &self.member else { return Ok(false) };
