@@ -90,9 +90,21 @@ struct Obstacle {
     lasting: bool,
 }
 
-/// Whether a cluster can be used, and if not, why.
+/// Whether a cluster can be used, and if not, why. What is wrong in one namespace says nothing of the others.
 pub fn standing(known: &Known<'_>) -> Result<(), (Reason, String)> {
-    obstacle(known).map_or(Ok(()), |obstacle| Err((obstacle.reason, obstacle.message)))
+    reach(known).map_or(Ok(()), |obstacle| Err((obstacle.reason, obstacle.message)))
+}
+
+/// Why a namespace, whose caches are not filled, cannot be used.
+pub fn why_not_in(known: &Known<'_>, namespace: &str) -> (Reason, String) {
+    let rights = known.rights.get(namespace).cloned().flatten();
+    let alone = BTreeMap::from([(namespace.to_owned(), rights)]);
+    let known = Known { rights: &alone, filled: false, ..known.clone() };
+    // There is always one: the caches are not filled.
+    obstacle(&known).map_or_else(
+        || (Reason::Connecting, "its objects are being listed".to_owned()),
+        |obstacle| (obstacle.reason, obstacle.message),
+    )
 }
 
 /// The conditions of a cluster.

@@ -21,14 +21,16 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::judge::{Another, Connection, Hosted, Known, NoKubeconfig, next_status, standing};
+use super::judge::{
+    Another, Connection, Hosted, Known, NoKubeconfig, next_status, standing, why_not_in,
+};
 use super::kubeconfig::{parse_kubeconfig, server_of};
 use super::probe::{
     NamespaceRights, ProbeFault, classify, observe_identity, observe_rights, observe_version,
 };
-use super::registry::{ClusterHandle, Clusters};
+use super::registry::{ClusterHandle, Clusters, InNamespace};
 use super::watches::{Described, Objects, Triggers, watch_kind, watch_objects};
 use crate::api::conditions::{READY, Reason, STALLED};
 use crate::api::{BsnCluster, BsnClusterStatus};
@@ -42,6 +44,8 @@ use crate::telemetry::Events;
 const INTERVAL: Duration = Duration::from_secs(10);
 /// After the first question that was not answered: soon, to tell a lost packet from a lost cluster.
 const AGAIN: Duration = Duration::from_secs(2);
+/// How long new caches may take to fill before the status says that they do not yet.
+const FILL: Duration = Duration::from_secs(2);
 /// How long rights that suffice are taken for granted. That they do not any more, the first refused request tells
 /// as well.
 const RIGHTS_HOLD: Duration = Duration::from_mins(5);
@@ -220,6 +224,8 @@ impl Member {
             let cluster = self.told.borrow_and_update().clone();
             self.observe(&cluster).await;
             self.watch(&cluster);
+            // As a rule it takes a moment, and nobody needs to hear of that.
+            let _ = timeout(FILL, filled(&self.filling())).await;
             self.publish(&cluster).await;
             let wait = if self.failures == 1 { AGAIN } else { INTERVAL };
             let filling = self.filling();
@@ -429,6 +435,10 @@ impl Member {
             rights: &rights,
             filled: allowed.iter().all(|namespace| namespaces.contains_key(namespace)),
         };
+        let in_namespace = |namespace: &String| -> (String, InNamespace) {
+            let found = namespaces.get(namespace).cloned();
+            (namespace.clone(), found.ok_or_else(|| why_not_in(&known, namespace)))
+        };
         let hosted = (!namespaces.is_empty()).then(|| count(&namespaces, &self.shared.hub_id));
         let old = self.status.clone().or_else(|| cluster.status.clone()).unwrap_or_default();
         let status = next_status(
@@ -445,7 +455,7 @@ impl Member {
             standing(&known),
             self.last_contact.map(|(at, _)| at),
             self.link.as_ref().map(|link| link.client.clone()),
-            namespaces,
+            allowed.iter().map(in_namespace).collect(),
         );
         if self.shared.clusters.put(handle) {
             self.shared.triggers.everything(&self.shared.described);

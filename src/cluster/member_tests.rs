@@ -75,6 +75,7 @@ fn member(server: &Server, token: &str) -> Client {
                     }
                     answer(200, &body)
                 }
+                "/api/v1/namespaces/trade" => refusal(404),
                 "/api/v1/namespaces/ledger" => {
                     answer(200, &json!({"metadata": {"name": "ledger"}}))
                 }
@@ -320,6 +321,24 @@ async fn nothing_is_written_while_nothing_happens() {
     world.tell(&Event::Apply(DeserializeGuard(Ok(described("hangzhou", 1)))));
     seconds(3600).await;
     assert_eq!(world.hub.writes("hangzhou"), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wrong_in_one_namespace_leaves_the_others_alone() {
+    let mut world = World::start();
+    world.join("hangzhou");
+    seconds(1).await;
+    assert!(world.usable("hangzhou"));
+    let mut wider = described("hangzhou", 2);
+    wider.spec.allowed_namespaces.push("trade".into());
+    world.tell(&Event::Apply(DeserializeGuard(Ok(wider))));
+    for _ in 0..100 {
+        sleep(Duration::from_millis(200)).await;
+        assert!(world.usable("hangzhou"));
+    }
+    let found = world.clusters.place("hangzhou", "trade").err();
+    let missing = Reason::NamespaceMissing;
+    assert!(matches!(found, Some(Absent::Unusable { reason, .. }) if reason == missing));
 }
 
 /// Keys of nodes must not go to a cluster that only has the name of the one they ran in.

@@ -19,7 +19,7 @@ pub const HUB: &str = "";
 pub struct ClusterHandle {
     /// Its name; [`HUB`] for the hub.
     pub name: String,
-    /// Whether it can be used, and if not, why.
+    /// Whether it can be used at all, and if not, why.
     pub standing: Result<(), (Reason, String)>,
     /// When it answered last. The hub is not asked.
     pub last_contact: Option<Instant>,
@@ -32,9 +32,12 @@ pub struct ClusterHandle {
 enum Known {
     /// In all namespaces.
     Everywhere(Objects),
-    /// In these.
-    In(BTreeMap<String, Objects>),
+    /// In these, or why not.
+    In(BTreeMap<String, InNamespace>),
 }
+
+/// What is known of a namespace's objects, or why nothing is.
+pub type InNamespace = Result<Objects, (Reason, String)>;
 
 impl ClusterHandle {
     /// The hub.
@@ -48,13 +51,13 @@ impl ClusterHandle {
         }
     }
 
-    /// A member, with the namespaces whose caches are filled.
+    /// A member, with its allowed namespaces.
     pub fn member(
         name: &str,
         standing: Result<(), (Reason, String)>,
         last_contact: Option<Instant>,
         client: Option<Client>,
-        namespaces: BTreeMap<String, Objects>,
+        namespaces: BTreeMap<String, InNamespace>,
     ) -> Self {
         Self {
             name: name.to_owned(),
@@ -70,7 +73,7 @@ impl ClusterHandle {
     pub fn objects(&self, namespace: &str) -> Option<&Objects> {
         match &self.objects {
             Known::Everywhere(objects) => Some(objects),
-            Known::In(namespaces) => namespaces.get(namespace),
+            Known::In(namespaces) => namespaces.get(namespace)?.as_ref().ok(),
         }
     }
 }
@@ -157,7 +160,20 @@ impl Clusters {
         if let Err((reason, message)) = cluster.standing.clone() {
             return Err(Absent::Unusable { cluster: name.to_owned(), reason, message });
         }
-        match (&cluster.client, cluster.objects(namespace)) {
+        let unusable = |(reason, message): (Reason, String)| Absent::Unusable {
+            cluster: name.to_owned(),
+            reason,
+            message,
+        };
+        let objects = match &cluster.objects {
+            Known::Everywhere(objects) => Some(objects),
+            Known::In(namespaces) => match namespaces.get(namespace) {
+                Some(Ok(objects)) => Some(objects),
+                Some(Err(why)) => return Err(unusable(why.clone())),
+                None => None,
+            },
+        };
+        match (&cluster.client, objects) {
             (Some(client), Some(objects)) => Ok(Place {
                 cluster: name.to_owned(),
                 client: client.clone(),
@@ -180,7 +196,10 @@ impl Clusters {
         let usable = |handle: &ClusterHandle| {
             let namespaces = match &handle.objects {
                 Known::Everywhere(_) => Vec::new(),
-                Known::In(namespaces) => namespaces.keys().cloned().collect(),
+                Known::In(namespaces) => namespaces
+                    .iter()
+                    .map(|(name, found)| (name.clone(), found.as_ref().err().map(|(why, _)| *why)))
+                    .collect(),
             };
             (handle.standing.as_ref().err().map(|(reason, _)| *reason), namespaces)
         };
