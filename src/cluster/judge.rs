@@ -267,7 +267,7 @@ fn reach(known: &Known<'_>) -> Option<Obstacle> {
                 ProbeFault::Other(why) => (
                     Reason::KubeconfigRefused,
                     format!(
-                        "the kubeconfig in Secret {secret_namespace}/{secret} cannot be used: {why}. Write \
+                        "the kubeconfig in Secret {secret_namespace}/{secret} cannot be used ({why}). Write \
                          another: {again}"
                     ),
                 ),

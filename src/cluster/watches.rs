@@ -361,6 +361,7 @@ pub(super) fn watch_kind<K>(
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
+    let of_member = api.resource_url().contains("/namespaces/");
     let stream = watch(api, config.clone())
         .default_backoff()
         // The largest part of an object by far, and nobody here reads it.
@@ -377,6 +378,10 @@ where
                 }
                 Ok(Event::Init) => {}
                 Ok(Event::InitDone) => relisted(),
+                // Of a namespace, and so of a member: its condition tells, once and not for every kind.
+                Err(error) if of_member => {
+                    tracing::debug!(kind = %K::kind(&()), %error, "watch broken; it is taken up again");
+                }
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&()), %error, "watch broken; it is taken up again");
                 }
