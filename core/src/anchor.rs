@@ -4,7 +4,7 @@
 //! depends on a fact in it. Status is only a view computed from it and from the chain; losing status
 //! loses nothing, losing the anchor is a refusal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,9 @@ pub struct Identity {
     pub set: String,
     /// Its role.
     pub role: Role,
+    /// The member cluster its objects are in; empty = the hub. Never changed: a node that moves is another one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
     /// Gone for good: its disk and key never serve another identity.
     #[serde(default)]
     pub retired: bool,
@@ -223,6 +226,7 @@ impl Identity {
             id,
             set,
             role,
+            cluster: String::new(),
             retired: false,
             keys: None,
             uids: ObjectUids::default(),
@@ -320,6 +324,12 @@ impl Anchor {
             .iter()
             .filter(|(_, identity)| !identity.retired)
             .map(|(name, identity)| (NodeName::from_object(name), identity))
+    }
+
+    /// Member clusters in which there are nodes, or were: all but the hub.
+    pub fn clusters(&self) -> BTreeSet<&str> {
+        let clusters = self.identities.values().map(|identity| identity.cluster.as_str());
+        clusters.filter(|cluster| !cluster.is_empty()).collect()
     }
 
     /// The power with which a node voted last, as far as this operator knows; 0 = it did not.

@@ -29,6 +29,8 @@ pub struct DesiredSet {
     pub replicas: u32,
     /// Voting power of each validator.
     pub power: u64,
+    /// The member cluster its nodes are in; empty = the hub.
+    pub cluster: String,
 }
 
 impl DesiredSet {
@@ -112,7 +114,10 @@ pub fn add_identity(
     set: &DesiredSet,
     ids: &mut impl IdSource,
 ) {
-    let identity = Identity::new(ids.next_id(), set.name.to_string(), set.role);
+    let identity = Identity {
+        cluster: set.cluster.clone(),
+        ..Identity::new(ids.next_id(), set.name.to_string(), set.role)
+    };
     anchor.identities.insert(name.to_string(), identity);
 }
 
@@ -203,7 +208,7 @@ mod tests {
 
     fn set(name: &str, role: Role, replicas: u32) -> DesiredSet {
         let name = SetName::parse(name).unwrap();
-        DesiredSet { name, role, voting: true, replicas, power: 1000 }
+        DesiredSet { name, role, voting: true, replicas, power: 1000, cluster: String::new() }
     }
 
     fn network(sets: Vec<DesiredSet>) -> DesiredNetwork {

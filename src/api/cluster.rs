@@ -107,6 +107,8 @@ pub enum Exposure {
     NodePort,
     /// By a load balancer of its own.
     LoadBalancer,
+    /// By an address that the node set names in `externalAddresses`.
+    External,
 }
 
 /// Image of the agents.

@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Disruption, Membership, Repair};
+use super::{Disruption, Exposure, Membership, Repair};
 
 /// A permissioned blockchain network: one chain and the nodes that run it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -223,6 +223,12 @@ pub enum UpgradeStrategy {
         .message("retire and hold take names of this set's nodes, <network>-<set>-<index>: correct the names, or move them to the set they belong to"),
     validation = Rule::new("self.role == oldSelf.role")
         .message("the role of a node set is immutable: add another set"),
+    validation = Rule::new("has(self.cluster) == has(oldSelf.cluster) && (!has(self.cluster) || self.cluster == oldSelf.cluster)")
+        .message("the cluster of a node set is immutable: a node that moves is another node, with keys of its own. Add a set in the other cluster, and lower the replicas of this one once its nodes vote"),
+    validation = Rule::new("!has(self.externalAddresses) || (has(self.exposure) && self.exposure == 'External')")
+        .message("externalAddresses are for exposure: External; remove them, or set that"),
+    validation = Rule::new("!has(self.externalAddresses) || self.externalAddresses.all(a, a.node.contains('-' + self.name + '-'))")
+        .message("externalAddresses take names of this set's nodes, <network>-<set>-<index>: correct the names"),
     validation = Rule::new("self.storage == oldSelf.storage")
         .message("this version does not change the disks of existing nodes: keep storage as it was, or add another set"),
 )]
@@ -233,6 +239,26 @@ pub struct NodeSet {
 
     /// What the nodes do on the chain.
     pub role: NodeRole,
+
+    /// The `BsnCluster` its nodes are in; left out: the cluster the operator runs in. In every cluster they are in
+    /// a namespace of the same name as here. Immutable: to move nodes, add a set and remove this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[x_kube(validation = Rule::new("self != 'hub'")
+        .message("leave cluster out for the cluster the operator runs in"))]
+    pub cluster: Option<String>,
+
+    /// How nodes in other clusters, and the operator, reach these nodes. Left out: as the cluster's `defaults` say;
+    /// of the cluster the operator runs in `ClusterIP`. It means nothing while all nodes of the network are in one
+    /// cluster, that of the operator. It may change at any time and restarts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposure: Option<Exposure>,
+
+    /// Where nodes with exposure `External` are reached; at most 100.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["node".to_owned()]))]
+    pub external_addresses: Vec<ExternalAddress>,
 
     /// How many nodes, at most 100. It may change at any time, for validators too.
     #[schemars(range(min = 0, max = 100))]
@@ -272,6 +298,37 @@ pub struct NodeSet {
     /// The nodes' disks.
     #[serde(default)]
     pub storage: Storage,
+}
+
+/// Where a node is reached from other clusters, by means that the operator does not make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalAddress {
+    /// The node's name.
+    #[schemars(length(min = 1, max = 52))]
+    pub node: String,
+
+    /// An IP address, or a name that is resolved again and again.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+
+    /// Port that leads to the node's port 26656.
+    #[serde(default = "default_p2p_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub p2p_port: u16,
+
+    /// Port that leads to the node's port 8443.
+    #[serde(default = "default_gateway_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub gateway_port: u16,
+}
+
+fn default_p2p_port() -> u16 {
+    bsn_core::engine::cometbft::P2P_PORT
+}
+
+fn default_gateway_port() -> u16 {
+    crate::labels::GATEWAY_PORT
 }
 
 /// What a node does on its chain.

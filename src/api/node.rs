@@ -20,6 +20,7 @@ use super::{NodeRole, Storage};
     doc = "One node of a network: one process with one identity. Stamped from a node set of a BsnNetwork; edit that instead.",
     printcolumn(name = "Network", type_ = "string", json_path = ".spec.networkRef.name"),
     printcolumn(name = "Role", type_ = "string", json_path = ".spec.role"),
+    printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.cluster"),
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -40,6 +41,8 @@ use super::{NodeRole, Storage};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.cluster) == has(oldSelf.cluster) && (!has(self.cluster) || self.cluster == oldSelf.cluster)")
+    .message("cluster is immutable: a node that moves is another node, with keys of its own"))]
 pub struct BsnNodeSpec {
     /// The network, in the same namespace.
     #[x_kube(validation = Rule::new("self == oldSelf").message("networkRef is immutable: a node belongs to one network"))]
@@ -51,6 +54,11 @@ pub struct BsnNodeSpec {
 
     /// What it does on the chain.
     pub role: NodeRole,
+
+    /// The `BsnCluster` it is in; left out: the cluster the operator runs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 40))]
+    pub cluster: Option<String>,
 
     /// Its disk.
     #[serde(default)]

@@ -12,6 +12,7 @@ pub fn build_bsn_node(node: &NodeParts<'_>, storage: &Storage) -> BsnNode {
         network_ref: NetworkRef { name: node.network.name.to_string() },
         node_set: node.identity.set.clone(),
         role: api_role(node.identity.role),
+        cluster: Some(node.identity.cluster.clone()).filter(|cluster| !cluster.is_empty()),
         storage: storage.clone(),
     };
     let mut object = BsnNode::new(node.name.as_str(), spec);

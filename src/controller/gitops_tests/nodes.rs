@@ -60,6 +60,7 @@ pub(super) fn node_object(
     let spec = BsnNodeSpec {
         network_ref: NetworkRef { name: "city-ledger".to_owned() },
         node_set: set.to_owned(),
+        cluster: None,
         role: NodeRole::Validator,
         storage: Storage::default(),
     };

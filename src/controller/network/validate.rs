@@ -18,8 +18,8 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
 use crate::api::{
-    App, BsnNetwork, BsnNetworkSpec, MembershipAuthority, NodeRole, NodeSet, RepairMode, Storage,
-    UpgradeStrategy,
+    App, BsnNetwork, BsnNetworkSpec, Exposure, ExternalAddress, MembershipAuthority, NodeRole,
+    NodeSet, RepairMode, Storage, UpgradeStrategy,
 };
 use crate::build::stateful_set::AppWorkload;
 
@@ -50,12 +50,23 @@ pub struct ValidatedNetwork {
     pub resources: BTreeMap<String, Option<ResourceRequirements>>,
     /// Disks, by node set.
     pub storage: BTreeMap<String, Storage>,
+    /// How nodes are reached from other clusters, by node set.
+    pub exposure: BTreeMap<String, SetExposure>,
     /// How long certificates last.
     pub leaf: LeafPolicy,
     /// Leave everything as it is.
     pub paused: bool,
     /// Consents, as annotated.
     pub consent: Option<String>,
+}
+
+/// How the nodes of a set are reached from other clusters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SetExposure {
+    /// As described; `None` = as their cluster says.
+    pub how: Option<Exposure>,
+    /// Addresses that are given.
+    pub addresses: Vec<ExternalAddress>,
 }
 
 /// How another version of an application comes to all nodes at one height.
@@ -213,6 +224,7 @@ pub fn validate_network(
     let mut sets: Vec<DesiredSet> = Vec::with_capacity(spec.node_sets.len());
     let mut storage = BTreeMap::new();
     let mut resources = BTreeMap::new();
+    let mut exposure = BTreeMap::new();
     for set in &spec.node_sets {
         let desired = DesiredSet {
             name: SetName::parse(&set.name)?,
@@ -223,7 +235,12 @@ pub fn validate_network(
             voting: set.voting.unwrap_or(true),
             replicas: set.replicas,
             power: set.voting_power.unwrap_or(DEFAULT_POWER),
+            cluster: set.cluster.clone().unwrap_or_default(),
         };
+        exposure.insert(
+            set.name.clone(),
+            SetExposure { how: set.exposure, addresses: set.external_addresses.clone() },
+        );
         if storage.insert(set.name.clone(), set.storage.clone()).is_some() {
             return Err(InvalidSpec::DuplicateSet(set.name.clone()));
         }
@@ -261,6 +278,7 @@ pub fn validate_network(
         timeout_commit: cometbft.timeout_commit.clone(),
         resources,
         storage,
+        exposure,
         leaf,
         paused: spec.paused,
         consent: network.annotations().get(CONSENT_ANNOTATION).cloned(),

@@ -155,6 +155,7 @@ impl<'a> World<'a> {
         }
         let tried_for = || now.saturating_sub(*memory.trying.entry(name.clone()).or_insert(now));
         Node {
+            cluster: identity.cluster.clone(),
             domain: machine.unwrap_or_default(),
             engine: known.map_or(Engine::NotReady, |known| known.engine),
             inputs: inputs(
