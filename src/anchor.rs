@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bsn_core::anchor::{ANCHOR_KEY, Anchor, AnchorError};
+use bsn_core::anchor::{ANCHOR_KEY, Anchor, AnchorError, CopyStanding};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use kube::runtime::reflector::Store;
 
 use crate::apply::{ApiError, bounded, read};
+use crate::cluster::registry::Place;
 use crate::cluster::watches::cached;
 use crate::labels;
 use crate::turns::Turns;
@@ -27,6 +28,25 @@ pub enum StoreError {
     /// The anchor itself.
     #[error(transparent)]
     Anchor(#[from] AnchorError),
+    /// A copy in a member cluster knows more than the primary, or than this pass does.
+    #[error("the anchor's copy in cluster {cluster} is newer than the anchor")]
+    CopyAhead {
+        /// Where.
+        cluster: String,
+    },
+    /// A copy in a member cluster is another hub's or another network's.
+    #[error(
+        "ConfigMap {name} in cluster {cluster} is the anchor of {owner}; one network has one hub, and a namespace \
+         holds one network of a name"
+    )]
+    Taken {
+        /// Where.
+        cluster: String,
+        /// Namespace and name.
+        name: String,
+        /// Whose it is.
+        owner: String,
+    },
     /// It is gone, although something depends on it.
     #[error("the anchor {0} is missing; restore it from a backup: without it no step is safe")]
     Missing(String),
@@ -61,6 +81,9 @@ pub struct AnchorStore {
     turns: Turns<NetworkKey>,
     /// Version of each anchor that the cache must show before it is believed.
     written: Arc<Mutex<BTreeMap<NetworkKey, String>>>,
+    copies: Turns<(String, NetworkKey)>,
+    /// The same for copies: what this process wrote there last, with its cluster.
+    mirrored: Arc<Mutex<BTreeMap<(String, NetworkKey), Anchor>>>,
 }
 
 impl AnchorStore {
@@ -101,6 +124,16 @@ impl AnchorStore {
         Ok(map)
     }
 
+    /// Reads the anchor live.
+    pub async fn live(
+        &self,
+        client: &kube::Client,
+        key: &NetworkKey,
+        name: &str,
+    ) -> Result<Option<ConfigMap>, ApiError> {
+        read(client, &key.namespace, name).await
+    }
+
     /// Changes the anchor `name`: reads it live, lets `change` edit it, and writes it if it differs.
     /// `change` may run several times, each time on what is stored then.
     pub async fn update(
@@ -124,6 +157,7 @@ impl AnchorStore {
             if after == before {
                 return Ok(after);
             }
+            after.revision = before.revision + 1;
             map.data.get_or_insert_default().insert(ANCHOR_KEY.to_owned(), after.to_json());
             // The map still carries the resourceVersion that was read: the swap's comparison.
             map.metadata.managed_fields = None;
@@ -151,4 +185,119 @@ impl AnchorStore {
         }
         Err(StoreError::Contended(full_name))
     }
+
+    /// Puts `wish` in the place of the anchor there is, or makes it; its record of steps stays.
+    pub async fn replace(
+        &self,
+        client: &kube::Client,
+        key: &NetworkKey,
+        wish: ConfigMap,
+    ) -> Result<ConfigMap, StoreError> {
+        let _mine = self.turns.take(key.clone()).await;
+        let name = wish.name_any();
+        let api = Api::<ConfigMap>::namespaced(client.clone(), &key.namespace);
+        let params = PostParams {
+            field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let what = || format!("write ConfigMap {}/{name}", key.namespace);
+        let stored = match read::<ConfigMap>(client, &key.namespace, &name).await? {
+            None => bounded(what, api.create(&params, &wish)).await?,
+            Some(mut map) => {
+                map.metadata.labels.clone_from(&wish.metadata.labels);
+                map.metadata.finalizers.clone_from(&wish.metadata.finalizers);
+                map.metadata.managed_fields = None;
+                map.data.get_or_insert_default().extend(wish.data.unwrap_or_default());
+                bounded(what, api.replace(&name, &params, &map)).await?
+            }
+        };
+        self.note_written(key, stored.resource_version());
+        Ok(stored)
+    }
+
+    /// Brings the copy in a member cluster up to `anchor`. `wish` = the `ConfigMap` as it is to be.
+    pub async fn mirror(
+        &self,
+        place: &Place,
+        key: &NetworkKey,
+        anchor: &Anchor,
+        wish: ConfigMap,
+    ) -> Result<(), StoreError> {
+        let of = (place.cluster.clone(), key.clone());
+        let _mine = self.copies.take(of.clone()).await;
+        let name = wish.name_any();
+        let known = || self.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = cached(&place.objects.config_maps, &key.namespace, &name);
+        let seen = seen.as_deref().and_then(|map| copy_of(map).ok());
+        // What this process wrote is newer than what a cache behind it shows.
+        let written = known().get(&of).cloned();
+        let behind = seen.as_ref().is_some_and(|seen| seen.revision <= anchor.revision);
+        if seen.as_ref() == Some(anchor) || (behind && written.as_ref() == Some(anchor)) {
+            return Ok(());
+        }
+        known().remove(&of);
+        let api = Api::<ConfigMap>::namespaced(place.client.clone(), &key.namespace);
+        let full_name = format!("{}/{name}", key.namespace);
+        for _ in 0..MAX_CONFLICTS {
+            let found: Option<ConfigMap> = read(&place.client, &key.namespace, &name).await?;
+            let params = PostParams {
+                field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+                ..PostParams::default()
+            };
+            let what = || format!("write ConfigMap {full_name} in cluster {}", place.cluster);
+            let done = match found {
+                None => bounded(what, api.create(&params, &wish)).await,
+                Some(mut map) => {
+                    let taken = |owner: String| StoreError::Taken {
+                        cluster: place.cluster.clone(),
+                        name: full_name.clone(),
+                        owner,
+                    };
+                    let copy = copy_of(&map).map_err(|error| taken(error.to_string()))?;
+                    match anchor.compare(&copy) {
+                        CopyStanding::Current => {
+                            known().insert(of, copy);
+                            return Ok(());
+                        }
+                        CopyStanding::Behind => {}
+                        CopyStanding::Ahead => {
+                            let cluster = place.cluster.clone();
+                            return Err(StoreError::CopyAhead { cluster });
+                        }
+                        CopyStanding::AnotherHub => {
+                            return Err(taken(format!("hub {}", copy.hub_id)));
+                        }
+                        CopyStanding::AnotherNetwork => {
+                            return Err(taken(format!("network id {}", copy.network_id)));
+                        }
+                    }
+                    map.metadata.labels.clone_from(&wish.metadata.labels);
+                    map.metadata.finalizers.clone_from(&wish.metadata.finalizers);
+                    map.metadata.managed_fields = None;
+                    // Its record of steps is written by the steps alone.
+                    map.data
+                        .get_or_insert_default()
+                        .insert(ANCHOR_KEY.to_owned(), anchor.to_json());
+                    bounded(what, api.replace(&name, &params, &map)).await
+                }
+            };
+            match done {
+                Ok(_) => {
+                    known().insert(of, anchor.clone());
+                    return Ok(());
+                }
+                Err(error) if error.code() == Some(409) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::Contended(full_name))
+    }
+}
+
+/// Reads a copy of an anchor; whose it is, is not judged.
+pub fn copy_of(map: &ConfigMap) -> Result<Anchor, AnchorError> {
+    let text = map.data.as_ref().and_then(|data| data.get(ANCHOR_KEY));
+    Anchor::parse_copy(
+        text.ok_or_else(|| AnchorError::Unreadable(format!("it has no entry {ANCHOR_KEY}")))?,
+    )
 }

@@ -32,6 +32,14 @@ const MAX_PAUSES: usize = 5;
 /// Operations of one task. Each conflict costs two; more than this is a fight.
 const MAX_OPERATIONS: usize = 100;
 
+/// Reads the record out of an anchor's `ConfigMap`; `None` = no step was ever begun.
+pub fn parse_record<S: DeserializeOwned>(
+    map: &ConfigMap,
+) -> Result<Option<Record<S>>, serde_json::Error> {
+    let text = map.data.as_ref().and_then(|data| data.get(STEPS_KEY));
+    text.map(|text| serde_json::from_str(text)).transpose()
+}
+
 /// Why a task was not done. Whether it was done in part is in the stores; the next try finds out.
 #[derive(Debug, thiserror::Error)]
 pub enum DriveError {
@@ -41,6 +49,17 @@ pub enum DriveError {
     /// A store cannot be reached.
     #[error("the anchor {0} does not answer; no step is begun or continued meanwhile")]
     Unreachable(String),
+    /// A store is in a cluster that cannot be asked now.
+    #[error(
+        "the anchor {name} in cluster {cluster} cannot be read or written now; steps that need it wait until the cluster \
+         answers"
+    )]
+    Closed {
+        /// Namespace and name.
+        name: String,
+        /// Its cluster.
+        cluster: String,
+    },
     /// A store refuses the request: rights, or a form it does not take.
     #[error("the anchor {name}: {source}")]
     Rejected {
@@ -69,8 +88,8 @@ pub enum DriveError {
 /// A `ConfigMap` that holds a record, on one cluster.
 #[derive(Clone)]
 pub struct MapStore {
-    /// Its cluster.
-    pub client: kube::Client,
+    /// Its cluster; `None` = it cannot be asked now.
+    pub client: Option<kube::Client>,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
@@ -82,8 +101,8 @@ impl MapStore {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    fn api(&self) -> Api<ConfigMap> {
-        Api::namespaced(self.client.clone(), &self.namespace)
+    fn api(&self) -> Option<Api<ConfigMap>> {
+        Some(Api::namespaced(self.client.clone()?, &self.namespace))
     }
 
     /// Sorts out an error: a conflict, no answer, or a refusal that no second try mends.
@@ -98,20 +117,19 @@ impl MapStore {
     }
 
     async fn read<S: DeserializeOwned>(&self) -> Result<Answer<S>, DriveError> {
-        let map = match timeout(OPERATION_DEADLINE, self.api().get_opt(&self.name)).await {
+        let Some(api) = self.api() else { return Ok(Answer::Unknown) };
+        let map = match timeout(OPERATION_DEADLINE, api.get_opt(&self.name)).await {
             Ok(Ok(map)) => map,
             Ok(Err(error)) => return self.sort_out(error),
             Err(_) => return Ok(Answer::Unknown),
         };
-        let Some(text) = map.as_ref().and_then(|map| map.data.as_ref()?.get(STEPS_KEY)) else {
-            return Ok(Answer::Found(None));
-        };
-        let record = serde_json::from_str(text).map_err(|error| DriveError::Unreadable {
+        let unreadable = |error: serde_json::Error| DriveError::Unreadable {
             name: self.full_name(),
             why: error.to_string(),
-        })?;
+        };
+        let record = map.as_ref().map(parse_record).transpose().map_err(unreadable)?.flatten();
         let version = map.as_ref().and_then(ResourceExt::resource_version).unwrap_or_default();
-        Ok(Answer::Found(Some((version, record))))
+        Ok(Answer::Found(record.map(|record| (version, record))))
     }
 
     async fn swap<S: Serialize>(
@@ -119,7 +137,8 @@ impl MapStore {
         version: Option<&str>,
         record: &Record<S>,
     ) -> Result<Answer<S>, DriveError> {
-        match timeout(OPERATION_DEADLINE, self.try_swap(version, record)).await {
+        let Some(api) = self.api() else { return Ok(Answer::Unknown) };
+        match timeout(OPERATION_DEADLINE, self.try_swap(&api, version, record)).await {
             Ok(Ok(Some(version))) => Ok(Answer::Swapped(version)),
             Ok(Ok(None)) => Ok(Answer::Conflict),
             Ok(Err(error)) => self.sort_out(error),
@@ -130,10 +149,10 @@ impl MapStore {
     /// The new version; `None` = another one is stored than `version`.
     async fn try_swap<S: Serialize>(
         &self,
+        api: &Api<ConfigMap>,
         version: Option<&str>,
         record: &Record<S>,
     ) -> Result<Option<String>, kube::Error> {
-        let api = self.api();
         let params = PostParams {
             field_manager: Some(labels::FIELD_MANAGER.to_owned()),
             ..PostParams::default()
@@ -211,6 +230,10 @@ where
                 // Whether it was done or not, the world tells.
                 let _ = timeout(OPERATION_DEADLINE, effects.act(intent)).await;
                 Answer::Unknown
+            }
+            Op::Wait(place @ Place::Copy(cluster)) if store(place)?.client.is_none() => {
+                let (name, cluster) = (store(place)?.full_name(), cluster.clone());
+                return Err(DriveError::Closed { name, cluster });
             }
             Op::Wait(place) if pauses < MAX_PAUSES => {
                 pauses += 1;

@@ -82,7 +82,7 @@ fn store(server: &Arc<Mutex<Server>>) -> MapStore {
         }
     });
     let client = kube::Client::new(service, "ns");
-    MapStore { client, namespace: "ns".into(), name: "net-anchor".into() }
+    MapStore { client: Some(client), namespace: "ns".into(), name: "net-anchor".into() }
 }
 
 struct Hub {

@@ -27,6 +27,13 @@ pub struct Anchor {
     pub version: u32,
     /// Id of the hub that writes here; another hub must not.
     pub hub_id: String,
+    /// How often it was written. A copy in a member cluster is an image of the primary at its revision.
+    #[serde(default)]
+    pub revision: u64,
+    /// Hubs that this network was taken over from, with the revision it was taken over at: a copy of theirs
+    /// up to that one is only late.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub former_hubs: BTreeMap<String, u64>,
     /// Random id of the network. Not the object's uid: that changes when it is deleted and applied
     /// again, the network stays the same.
     pub network_id: String,
@@ -286,20 +293,63 @@ pub enum AnchorError {
     },
 }
 
+/// How a copy of an anchor, beside the nodes of a member cluster, stands to the primary on the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyStanding {
+    /// The same.
+    Current,
+    /// An earlier image: what a crash between two writes leaves, or a cluster that could not be asked.
+    Behind,
+    /// It knows more than the primary: the hub came from a backup.
+    Ahead,
+    /// Another hub's.
+    AnotherHub,
+    /// Another network's.
+    AnotherNetwork,
+}
+
 impl Anchor {
+    /// Reads an anchor whose hub may be another one, as a copy's.
+    pub fn parse_copy(text: &str) -> Result<Self, AnchorError> {
+        parse_form(text)
+    }
+
+    /// How a copy stands to this anchor, the primary.
+    pub fn compare(&self, copy: &Self) -> CopyStanding {
+        let late = |hub: &str| self.former_hubs.get(hub).is_some_and(|at| copy.revision <= *at);
+        if copy.network_id != self.network_id {
+            CopyStanding::AnotherNetwork
+        } else if copy.hub_id != self.hub_id {
+            if late(&copy.hub_id) { CopyStanding::Behind } else { CopyStanding::AnotherHub }
+        } else if copy == self {
+            CopyStanding::Current
+        } else if copy.revision < self.revision {
+            CopyStanding::Behind
+        } else {
+            CopyStanding::Ahead
+        }
+    }
+
+    /// The primary that goes on from `self`, the newest copy found, beyond all `found`; for the hub `hub_id`.
+    #[must_use]
+    pub fn taken_over<'a>(&self, hub_id: &str, found: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut next = self.clone();
+        next.former_hubs.remove(hub_id);
+        let found: Vec<&Self> = found.into_iter().collect();
+        for anchor in found.into_iter().chain([self]) {
+            next.revision = next.revision.max(anchor.revision + 1);
+            if anchor.hub_id != hub_id {
+                let last = next.former_hubs.entry(anchor.hub_id.clone()).or_default();
+                *last = anchor.revision.max(*last);
+            }
+        }
+        hub_id.clone_into(&mut next.hub_id);
+        next
+    }
+
     /// Reads an anchor and checks that it is this hub's and this chain's.
     pub fn parse(text: &str, hub_id: &str, chain_id: &str) -> Result<Self, AnchorError> {
-        #[derive(Deserialize)]
-        struct Form {
-            version: u32,
-        }
-        let unreadable = |err: serde_json::Error| AnchorError::Unreadable(err.to_string());
-        // The version first: a newer form may not parse as this one.
-        let form: Form = serde_json::from_str(text).map_err(unreadable)?;
-        if form.version > ANCHOR_VERSION {
-            return Err(AnchorError::Newer { found: form.version });
-        }
-        let anchor: Self = serde_json::from_str(text).map_err(unreadable)?;
+        let anchor = parse_form(text)?;
         if anchor.hub_id != hub_id {
             return Err(AnchorError::AnotherHub {
                 found: anchor.hub_id,
@@ -345,6 +395,20 @@ impl Anchor {
     }
 }
 
+fn parse_form(text: &str) -> Result<Anchor, AnchorError> {
+    #[derive(Deserialize)]
+    struct Form {
+        version: u32,
+    }
+    let unreadable = |err: serde_json::Error| AnchorError::Unreadable(err.to_string());
+    // The version first: a newer form may not parse as this one.
+    let form: Form = serde_json::from_str(text).map_err(unreadable)?;
+    if form.version > ANCHOR_VERSION {
+        return Err(AnchorError::Newer { found: form.version });
+    }
+    serde_json::from_str(text).map_err(unreadable)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,6 +417,8 @@ mod tests {
         Anchor {
             version: ANCHOR_VERSION,
             hub_id: "h1".into(),
+            revision: 1,
+            former_hubs: BTreeMap::new(),
             network_id: "n1".into(),
             chain_id: "c1".into(),
             genesis_time: "2026-01-01T00:00:00Z".parse().unwrap(),
@@ -370,6 +436,36 @@ mod tests {
     fn reads_what_it_wrote() {
         let text = anchor().to_json();
         assert_eq!(Anchor::parse(&text, "h1", "c1").unwrap(), anchor());
+    }
+
+    #[test]
+    fn a_copy_is_late_or_the_hub_is() {
+        let primary = Anchor { revision: 5, ..anchor() };
+        let copy = |revision, hub: &str| Anchor { revision, hub_id: hub.into(), ..anchor() };
+        assert_eq!(primary.compare(&copy(5, "h1")), CopyStanding::Current);
+        assert_eq!(primary.compare(&copy(4, "h1")), CopyStanding::Behind);
+        assert_eq!(primary.compare(&copy(6, "h1")), CopyStanding::Ahead);
+        let other = Anchor { formed: true, ..copy(5, "h1") };
+        assert_eq!(primary.compare(&other), CopyStanding::Ahead, "two histories");
+        assert_eq!(primary.compare(&copy(1, "h0")), CopyStanding::AnotherHub);
+        let stranger = Anchor { network_id: "n2".into(), ..copy(1, "h1") };
+        assert_eq!(primary.compare(&stranger), CopyStanding::AnotherNetwork);
+    }
+
+    #[test]
+    fn who_takes_over_goes_on_beyond_all_copies_and_knows_the_old_hub_by_its_last_word() {
+        let copies = [Anchor { revision: 9, ..anchor() }, Anchor { revision: 7, ..anchor() }];
+        let next = copies[0].taken_over("h2", &copies);
+        assert_eq!((next.hub_id.as_str(), next.revision), ("h2", 10));
+        for copy in &copies {
+            assert_eq!(next.compare(copy), CopyStanding::Behind);
+        }
+        let goes_on = Anchor { revision: 10, ..anchor() };
+        assert_eq!(next.compare(&goes_on), CopyStanding::AnotherHub, "the old hub still writes");
+        // The same hub, from a backup.
+        let restored = copies[0].taken_over("h1", &copies);
+        assert_eq!(restored.compare(&copies[0]), CopyStanding::Behind);
+        assert!(restored.former_hubs.is_empty());
     }
 
     #[test]

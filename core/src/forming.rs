@@ -79,6 +79,8 @@ pub fn build_anchor(
     let mut anchor = Anchor {
         version: ANCHOR_VERSION,
         hub_id: hub_id.to_owned(),
+        revision: 1,
+        former_hubs: BTreeMap::new(),
         network_id: ids.next_id(),
         chain_id: desired.chain_id.clone(),
         // Whole seconds: the engine compares bytes, and people read them.

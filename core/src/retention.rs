@@ -72,6 +72,8 @@ mod tests {
         Anchor {
             version: ANCHOR_VERSION,
             hub_id: "h".into(),
+            revision: 1,
+            former_hubs: BTreeMap::new(),
             network_id: "n1".into(),
             chain_id: "c".into(),
             genesis_time: jiff::Timestamp::UNIX_EPOCH,

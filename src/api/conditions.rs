@@ -22,6 +22,8 @@ pub const MEMBERSHIP_CONVERGED: &str = "MembershipConverged";
 pub const CERTIFICATES_VALID: &str = "CertificatesValid";
 /// The operator leaves the object alone, on request.
 pub const PAUSED: &str = "Paused";
+/// All clusters in which the network has nodes can be used. Only there if there are any besides the hub.
+pub const CLUSTERS_REACHABLE: &str = "ClustersReachable";
 /// The cluster's API server answers, and is the one it should be.
 pub const REACHABLE: &str = "Reachable";
 /// The operator has all rights it needs in the cluster.
@@ -112,6 +114,10 @@ reasons! {
     NetworkMissing,
     /// Pods are not admitted or cannot run.
     PodFailing,
+    /// The hub came from a backup, or was built anew: an anchor beside the nodes knows more than it does.
+    HubOlder,
+    /// All clusters of the network can be used.
+    ClustersAnswer,
     /// No cluster of this name is known.
     ClusterMissing,
     /// The cluster answers.
@@ -144,6 +150,16 @@ reasons! {
     NamespaceMissing,
     /// Whether the image can be pulled there has not been tried.
     ImageNotProved,
+}
+
+impl Reason {
+    /// Whether it may end without a person: a cluster that does not answer now may answer again.
+    pub fn may_pass(self) -> bool {
+        matches!(
+            self,
+            Self::Connecting | Self::ClusterUnreachable | Self::ClusterHangs | Self::ClusterFailing
+        )
+    }
 }
 
 impl std::fmt::Display for Reason {

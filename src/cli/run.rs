@@ -15,6 +15,7 @@ use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
 use crate::cluster::{Clusters, Watches as HubWatches, client, member, watches};
 use crate::controller::context::{Context, Credentials, RecentReads, Settings};
+use crate::controller::network::members::Errands;
 use crate::controller::network::steps::memory::Memories;
 use crate::controller::network::steps::slots::Slots;
 use crate::controller::{network, node, retention, run};
@@ -129,7 +130,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let ctx = Arc::new(Context {
         client: client.clone(),
         caches: caches.clone(),
-        clusters,
+        clusters: clusters.clone(),
         triggers: triggers.clone(),
         anchors: crate::anchor::AnchorStore::default(),
         targets: Targets::default(),
@@ -142,6 +143,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         recent: RecentReads::default(),
         watches: Watches::default(),
         memories: Memories::default(),
+        errands: Errands::default(),
         slots: Slots::new(args.max_rolls.get().into()),
         memberships,
         term: leadership.term(),
@@ -152,6 +154,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         watches: ctx.watches.clone(),
         views,
         caches: caches.clone(),
+        clusters,
         triggers,
         credentials: ctx.credentials.clone(),
         metrics: metrics.clone(),

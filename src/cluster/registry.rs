@@ -90,11 +90,24 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether it is on the hub, where what is described owns what is made of it.
+    pub fn is_hub(&self) -> bool {
+        self.cluster == HUB
+    }
+
     /// The node's description as owner of an object there; none in another cluster, where its uid means nothing and
     /// the garbage collector would take the object for an orphan.
     pub fn owner(&self, node: &BsnNode) -> Option<OwnerReference> {
-        if self.cluster == HUB { node.controller_owner_ref(&()) } else { None }
+        if self.is_hub() { node.controller_owner_ref(&()) } else { None }
     }
+}
+
+/// What the watches last saw of a namespace's objects in a cluster.
+pub struct Seen {
+    /// The objects.
+    pub objects: Objects,
+    /// The cluster can be asked, so what was seen is as young as a watch makes it; else it is of the past.
+    pub fresh: bool,
 }
 
 /// Why a cluster cannot be used for a namespace.
@@ -184,6 +197,13 @@ impl Clusters {
                 namespace: namespace.to_owned(),
             }),
         }
+    }
+
+    /// What was last seen of a namespace's objects in a cluster; `None` = nothing.
+    pub fn seen(&self, name: &str, namespace: &str) -> Option<Seen> {
+        let fresh = self.place(name, namespace).is_ok();
+        let objects = self.get(name)?.objects(namespace)?.clone();
+        Some(Seen { objects, fresh })
     }
 
     /// All clusters, the hub first.

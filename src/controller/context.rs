@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bsn_core::anchor::Identity;
 use bsn_core::forming::IdSource;
 use bsn_core::hash::sha256_hex;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Error;
+use super::network::members::Errands;
 use super::network::steps::memory::Memories;
 use super::network::steps::slots::Slots;
 use crate::anchor::AnchorStore;
-use crate::cluster::registry::{Absent, HUB, Place};
+use crate::cluster::registry::{Absent, Place};
 use crate::cluster::{Caches, Clusters, Triggers};
 use crate::evidence::poller::Targets;
 use crate::evidence::watches::Watches;
@@ -91,6 +93,8 @@ pub struct Context {
     pub memories: Memories,
     /// What was decided last, shown.
     pub memberships: Memberships,
+    /// What is done for networks in member clusters.
+    pub errands: Errands,
     /// How many networks restart nodes at once.
     pub slots: Slots,
     /// This leader's term.
@@ -105,10 +109,9 @@ impl Context {
         Timestamp::now()
     }
 
-    /// Where the objects of a node of this namespace are. All nodes are on the hub as long as a node set cannot name
-    /// another cluster.
-    pub fn place_of(&self, namespace: &str) -> Result<Place, Absent> {
-        self.clusters.place(HUB, namespace)
+    /// Where the objects of an identity are.
+    pub fn place_of(&self, identity: &Identity, namespace: &str) -> Result<Place, Absent> {
+        self.clusters.place(&identity.cluster, namespace)
     }
 }
 

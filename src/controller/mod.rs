@@ -2,6 +2,7 @@
 //! network's, shared), `plan` (in `bsn-core`), `apply`, `report`.
 
 pub mod context;
+pub(crate) mod copies;
 #[cfg(test)]
 mod gitops_tests;
 pub mod network;
@@ -12,6 +13,7 @@ pub mod run;
 use crate::anchor::StoreError;
 use crate::api::conditions::{READY, RECONCILING, Reason, STALLED, State};
 use crate::apply::ApiError;
+use crate::cluster::registry::Absent;
 use crate::pki::PkiError;
 use bsn_core::anchor::AnchorError;
 
@@ -30,6 +32,9 @@ pub enum Error {
     /// A step of the protocol was not done.
     #[error(transparent)]
     Steps(#[from] crate::intent::DriveError),
+    /// A cluster cannot be used now.
+    #[error(transparent)]
+    Cluster(#[from] Absent),
     /// A pass took too long.
     #[error("the pass did not end within {} s", .0.as_secs())]
     PassDeadline(std::time::Duration),
@@ -43,6 +48,7 @@ impl Error {
             Self::Store(_) => "anchor",
             Self::Pki(_) => "pki",
             Self::Steps(_) => "steps",
+            Self::Cluster(_) => "cluster",
             Self::PassDeadline(_) => "pass-deadline",
         }
     }
@@ -66,10 +72,12 @@ impl Refusal {
     /// What an object says that can't be looked at any further.
     pub fn states(&self) -> [State; 3] {
         let Self { reason, message } = self;
+        let stalled = !reason.may_pass();
+        let waits = if stalled { "waiting for a person" } else { message };
         [
             State::new(READY, false, *reason, message),
-            State::new(STALLED, true, *reason, message),
-            State::new(RECONCILING, false, *reason, "waiting for a person"),
+            State::new(STALLED, stalled, *reason, if stalled { message } else { "" }),
+            State::new(RECONCILING, !stalled, *reason, waits),
         ]
     }
 }
@@ -91,7 +99,7 @@ pub fn refused<T>(result: Result<T, impl Into<Error>>) -> Step<T> {
             Ok(Err(Refusal::new(Reason::NameTaken, error.to_string())))
         }
         Err(Error::Store(StoreError::Anchor(error))) => Ok(Err(error.into())),
-        Err(Error::Store(error @ StoreError::Missing(_))) => {
+        Err(Error::Store(error @ (StoreError::Missing(_) | StoreError::Taken { .. }))) => {
             Ok(Err(Refusal::new(Reason::AnchorRefused, error.to_string())))
         }
         Err(error) => Err(error),

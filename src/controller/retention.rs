@@ -10,8 +10,9 @@ use bsn_core::anchor::{ANCHOR_KEY, Anchor};
 use bsn_core::names::NodeName;
 use bsn_core::retention::{KEEP_FINALIZER, RELEASE_ANNOTATION, plan_release};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
-use kube::ResourceExt;
+use kube::{Client, ResourceExt};
 
+use super::Error;
 use super::context::Context;
 use crate::api::BsnNetwork;
 use crate::apply::{ApiError, drop_finalizer, read};
@@ -42,7 +43,7 @@ async fn release(
     ctx: &Context,
     map: &ConfigMap,
     settled: &mut HashSet<(String, String)>,
-) -> Result<(), ApiError> {
+) -> Result<(), Error> {
     let namespace = map.namespace().unwrap_or_default();
     let uid = map.uid().unwrap_or_default();
     let text = map.data.as_ref().and_then(|data| data.get(ANCHOR_KEY));
@@ -68,7 +69,9 @@ async fn release(
         if settled.contains(&done) {
             continue;
         }
-        release_node(ctx, &namespace, node, &anchor.network_id).await?;
+        let Some(identity) = anchor.identity(node) else { continue };
+        let place = ctx.place_of(identity, &namespace)?;
+        release_node(&place.client, &namespace, node, &anchor.network_id).await?;
         let note = format!("the keys and the disk of {node} go when they are deleted");
         tell(ctx, map, true, note).await;
         settled.insert(done);
@@ -98,17 +101,17 @@ async fn tell(ctx: &Context, anchor: &ConfigMap, granted: bool, note: String) {
 
 /// The key first: without it the disk is only history.
 async fn release_node(
-    ctx: &Context,
+    client: &Client,
     namespace: &str,
     node: &NodeName,
     network_id: &str,
 ) -> Result<(), ApiError> {
     tracing::warn!(namespace, %node, network_id, "releasing its keys and its disk");
-    if let Some(keys) = read::<Secret>(&ctx.client, namespace, &node.keys()).await? {
-        drop_finalizer(&ctx.client, &keys, KEEP_FINALIZER).await?;
+    if let Some(keys) = read::<Secret>(client, namespace, &node.keys()).await? {
+        drop_finalizer(client, &keys, KEEP_FINALIZER).await?;
     }
-    if let Some(disk) = read::<PersistentVolumeClaim>(&ctx.client, namespace, &node.disk()).await? {
-        drop_finalizer(&ctx.client, &disk, KEEP_FINALIZER).await?;
+    if let Some(disk) = read::<PersistentVolumeClaim>(client, namespace, &node.disk()).await? {
+        drop_finalizer(client, &disk, KEEP_FINALIZER).await?;
     }
     Ok(())
 }

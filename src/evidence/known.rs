@@ -7,20 +7,25 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 
 use super::poller::Target;
-use crate::cluster::Caches;
+use crate::cluster::Clusters;
 use crate::cluster::watches::cached;
 
 /// Name of the engine's container.
 pub const ENGINE: &str = "engine";
 
 /// Puts together what is known of a node.
-pub fn know(target: &Target, caches: &Caches, namespace: &str) -> Known {
-    let pod = cached(&caches.pods, namespace, &format!("{}-0", target.name));
+pub fn know(target: &Target, clusters: &Clusters, namespace: &str) -> Known {
+    let seen = clusters.seen(&target.cluster, namespace);
+    let pod = seen
+        .as_ref()
+        .and_then(|seen| cached(&seen.objects.pods, namespace, &format!("{}-0", target.name)));
+    let fresh = seen.is_some_and(|seen| seen.fresh);
     Known {
         name: NodeName::from_object(&target.name),
         address: target.address.clone(),
         node_id: target.node_id.clone(),
-        engine: engine_state(pod.as_deref()),
+        // What a cluster said that cannot be asked now says nothing about now.
+        engine: if fresh { engine_state(pod.as_deref()) } else { Engine::Unknown },
         pod: pod.as_ref().and_then(|pod| pod.uid()),
         power: target.power,
     }

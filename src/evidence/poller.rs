@@ -27,7 +27,7 @@ use super::known::know;
 use super::watches::{Watched, Watches};
 use crate::build::role_text;
 use crate::cluster::watches::cached;
-use crate::cluster::{Caches, Triggers};
+use crate::cluster::{Caches, Clusters, Triggers};
 use crate::controller::context::Credentials;
 use crate::labels::GATEWAY_PORT;
 use crate::telemetry::Metrics;
@@ -49,6 +49,8 @@ const CONCURRENCY: usize = 16;
 pub struct Target {
     /// Its name, also that of its Service.
     pub name: String,
+    /// The cluster it is in.
+    pub cluster: String,
     /// Its role.
     pub role: Role,
     /// Address of its consensus key.
@@ -216,8 +218,10 @@ pub struct Poller {
     pub watches: Watches,
     /// Where to show it.
     pub views: Views,
-    /// Addresses of the Services, and pods.
+    /// Addresses of the Services: on the hub every node has one.
     pub caches: Caches,
+    /// Pods.
+    pub clusters: Clusters,
     /// Whom to tell.
     pub triggers: Triggers,
     /// Certificates made in memory.
@@ -340,7 +344,7 @@ impl Poller {
             note.failure = answer.as_ref().err().map(ToString::to_string);
         }
         let nodes: Vec<Known> =
-            network.nodes.iter().map(|node| know(node, &self.caches, &key.namespace)).collect();
+            network.nodes.iter().map(|node| know(node, &self.clusters, &key.namespace)).collect();
         notes.nodes.retain(|name, _| nodes.iter().any(|node| node.name == *name));
         let answers = round.answers.iter();
         let answers: BTreeMap<NodeName, NodeEvidence> = answers

@@ -167,6 +167,8 @@ pub struct Writer<S> {
     pub(super) epoch: Option<u64>,
     pub(super) primary: View<S>,
     pub(super) copies: BTreeMap<String, View<S>>,
+    /// Places that cannot be asked now.
+    pub(super) unreachable: BTreeSet<String>,
     /// The newest primary seen in this term.
     pub(super) memory: Option<Record<S>>,
     pub(super) task: Task<S>,
@@ -190,11 +192,36 @@ impl<S: Clone + Eq> Writer<S> {
             epoch: None,
             primary: View::Unread,
             copies: places.into_iter().map(|place| (place, View::Unread)).collect(),
+            unreachable: BTreeSet::new(),
             memory: None,
             task: Task::Rest,
             done: false,
             pause: None,
         }
+    }
+
+    /// The network's member clusters as they are now, and which of them cannot be asked. A new one is read first; one
+    /// that a person gave up is not asked any more.
+    pub fn set_places(
+        &mut self,
+        places: impl IntoIterator<Item = String>,
+        unreachable: impl IntoIterator<Item = String>,
+    ) {
+        let mut known = std::mem::take(&mut self.copies);
+        self.copies = places
+            .into_iter()
+            .map(|place| {
+                let view = known.remove(&place).unwrap_or_default();
+                (place, view)
+            })
+            .collect();
+        self.unreachable = unreachable.into_iter().collect();
+    }
+
+    /// Whether all copies were read in this term. What was read once does not hold up steps that have no effect
+    /// there, when the cluster cannot be asked later.
+    pub fn has_read_all(&self) -> bool {
+        !self.copies.values().any(View::is_unread)
     }
 
     /// Takes up a task; the one before is dropped. What it depends on is read live again. Other copies were
@@ -384,6 +411,14 @@ impl<S: Clone + Eq> Writer<S> {
             // A copy of this term cannot be changed by what an earlier leader still has under way.
             let fenced =
                 copy.is_some_and(|copy| copy.epoch == own && copy.hub_id == primary.hub_id);
+            // One that cannot be asked now was read in this term, and this hub is alone: nothing that is still under
+            // way there is newer than what was read, and the step does not depend on it.
+            let left_out = self.unreachable.contains(place)
+                && !intent.places.contains(place)
+                && primary.former_hubs.is_empty();
+            if left_out {
+                continue;
+            }
             if !fenced || (intent.places.contains(place) && !recorded) {
                 return Ok(self.swap(Place::Copy(place.clone()), primary.clone()));
             }
@@ -395,11 +430,14 @@ impl<S: Clone + Eq> Writer<S> {
     /// that was taken over from. All other lag stays until the next step there: it does no harm.
     fn tidy(&self, primary: &Record<S>) -> Option<Op<S>> {
         let is_open = |number: u64| primary.open.values().any(|intent| intent.number == number);
+        let asked = |place: &String| !self.unreachable.contains(place);
         let (place, _) = self.copies.iter().find(|(place, view)| {
-            view.record().is_some_and(|copy| {
-                let mut ours = copy.open.values().filter(|intent| intent.places.contains(*place));
-                copy.hub_id != primary.hub_id || ours.any(|intent| !is_open(intent.number))
-            })
+            asked(place)
+                && view.record().is_some_and(|copy| {
+                    let mut ours =
+                        copy.open.values().filter(|intent| intent.places.contains(*place));
+                    copy.hub_id != primary.hub_id || ours.any(|intent| !is_open(intent.number))
+                })
         })?;
         Some(self.swap(Place::Copy(place.clone()), primary.clone()))
     }

@@ -1,6 +1,8 @@
 //! The effects of a network's pass, in their order. Each is crash-safe: the next pass sees what is
 //! recorded and goes on from there.
 
+use std::sync::Arc;
+
 use bsn_core::anchor::{Anchor, KeyRecord, Role};
 use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
@@ -15,13 +17,14 @@ use kube::api::{Api, DeleteParams, Preconditions};
 use kube::{Resource, ResourceExt};
 
 use super::credentials;
+use super::members;
 use super::observe::ObservedNetwork;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::anchor::Expected;
 use crate::api::conditions::Reason;
 use crate::api::{BsnNetwork, BsnNode};
-use crate::apply::{ApiError, bounded, ensure, ensure_exists, read, restore_marks};
+use crate::apply::{ApiError, Outcome, bounded, ensure, ensure_exists, read, restore_marks};
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_genesis_map, build_peers_map, peers_of,
@@ -29,8 +32,10 @@ use crate::build::config_map::{
 use crate::build::disruption_budget::build_disruption_budget;
 use crate::build::secret::{TLS_CERT, TLS_KEY, build_ca_secret, entry};
 use crate::build::{NetworkParts, NodeParts};
+use crate::cluster::registry::{HUB, Place};
 use crate::cluster::watches::{cached, nodes_of};
-use crate::controller::context::{Context, RandomIds};
+use crate::controller::context::{Context, OperatorLeaf, RandomIds};
+use crate::controller::copies::{self, Ahead};
 use crate::controller::{Error, Refusal, Step, refused};
 use crate::evidence::poller::{NetworkTargets, Target};
 use crate::pki::{Authority, tls};
@@ -57,7 +62,7 @@ impl Applied {
 
 /// Takes all steps that can be taken now.
 pub async fn apply_network(
-    ctx: &Context,
+    ctx: &Arc<Context>,
     key: &NetworkKey,
     network: &BsnNetwork,
     validated: &ValidatedNetwork,
@@ -76,7 +81,7 @@ pub async fn apply_network(
 
 /// Looks at a paused network: whether it is as described is told, and nothing is made or changed.
 pub async fn look_at_network(
-    ctx: &Context,
+    ctx: &Arc<Context>,
     key: &NetworkKey,
     network: &BsnNetwork,
     validated: &ValidatedNetwork,
@@ -95,7 +100,7 @@ pub async fn look_at_network(
 
 /// One pass.
 pub(super) struct Pass<'a> {
-    pub(super) ctx: &'a Context,
+    pub(super) ctx: &'a Arc<Context>,
     pub(super) key: &'a NetworkKey,
     pub(super) meta: &'a ObjectMeta,
     pub(super) validated: &'a ValidatedNetwork,
@@ -123,7 +128,25 @@ impl Pass<'_> {
         NetworkParts::new(&self.key.namespace, &self.validated.desired.name, anchor, self.owner)
     }
 
+    /// Goes on from the newest copy of the anchor, if a person consented to that; nothing else is done meanwhile.
+    async fn take_over(&self, ahead: &Ahead, applied: &mut Applied) -> Step<()> {
+        if !self.validated.policy.consents.contains(&ahead.consent) {
+            let (key, own) = (self.key, self.observed.anchor.as_ref());
+            return Ok(Err(ahead.refusal(key, &self.ctx.hub_id, own)));
+        }
+        let name = &self.validated.desired.name;
+        let anchor = or_refuse!(copies::take_over(self.ctx, self.key, name, ahead).await?);
+        if ahead.has_steps {
+            or_refuse!(self.take_over_steps(&anchor, &ahead.consent).await?);
+        }
+        applied.anchor = Some(anchor);
+        Ok(Ok(()))
+    }
+
     async fn run(&self, applied: &mut Applied) -> Step<()> {
+        if let Some(ahead) = &self.observed.ahead {
+            return self.take_over(ahead, applied).await;
+        }
         let mut anchor = or_refuse!(self.ensure_anchor().await?);
         applied.anchor = Some(anchor.clone());
         anchor = or_refuse!(self.ensure_authority(anchor).await?);
@@ -131,8 +154,10 @@ impl Pass<'_> {
         or_refuse!(self.stamp_nodes(&anchor).await?);
         anchor = or_refuse!(self.form(anchor, applied).await?);
         applied.anchor = Some(anchor.clone());
-        or_refuse!(self.publish(&anchor).await?);
-        or_refuse!(self.watch_nodes(&anchor).await?);
+        let leaf = or_refuse!(self.ensure_credentials(&anchor).await?);
+        or_refuse!(self.publish(&anchor, &leaf.ca_pem).await?);
+        members::tend(self, &anchor, &leaf.ca_pem);
+        or_refuse!(self.watch_nodes(&anchor, &leaf)?);
         let (anchor, steps) = or_refuse!(self.take_step(anchor).boxed().await?);
         applied.anchor = Some(anchor);
         applied.steps = steps;
@@ -278,72 +303,44 @@ impl Pass<'_> {
         }
     }
 
-    /// Publishes the genesis, or puts it back: the same bytes follow from the anchor for ever.
+    /// Publishes the genesis on the hub, or puts it back: the same bytes follow from the anchor for ever.
     async fn ensure_genesis(&self, anchor: &Anchor, genesis: &Genesis) -> Step<()> {
-        let wish = build_genesis_map(&self.parts(anchor), genesis);
-        let name = wish.name_any();
-        let cached = cached(&self.ctx.caches.config_maps, &self.key.namespace, &name);
-        let id = &anchor.network_id;
-        let made = ensure_exists(&self.ctx.client, cached.as_deref(), wish, None, id).await;
-        let (map, _) = or_refuse!(refused(made)?);
-        let text = map.data.as_ref().and_then(|data| data.get(GENESIS_FILE));
-        if text == Some(&genesis.text) {
-            return Ok(Ok(()));
-        }
-        let message = format!(
-            "ConfigMap {name} does not hold the genesis {} of this chain; delete it, the operator puts it back",
-            genesis.hash
-        );
-        Ok(Err(Refusal::new(Reason::GenesisRefused, message)))
+        let hub = self.ctx.clusters.place(HUB, &self.key.namespace)?;
+        ensure_genesis(&hub, &self.parts(anchor), genesis).await.map(|done| done.map(|_| ()))
     }
 
-    /// What all nodes share: the list of peers and the disruption budget.
-    async fn publish(&self, anchor: &Anchor) -> Step<()> {
-        let network = self.parts(anchor);
-        let id = &anchor.network_id;
-        let peers = build_peers_map(&network, &peers_of(anchor, &self.key.namespace));
-        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &peers.name_any());
-        // While founders are still being provisioned the list would be written once for each of them,
-        // and nobody reads it before the chain is formed.
-        if anchor.formed {
-            let made = ensure(&self.ctx.client, known.as_deref(), peers, None, id).await;
-            or_refuse!(refused(made)?);
-        }
-        let powers = powers_of(anchor);
-        // Counted with those that do not vote: which of the pods votes is not in their labels.
-        let validators =
-            anchor.members().filter(|(_, identity)| identity.role == Role::Validator).count();
-        let budget = build_disruption_budget(&network, validators, margin(QUORUM, &powers));
-        let known = cached(&self.ctx.caches.budgets, &self.key.namespace, &budget.name_any());
-        let made = ensure(&self.ctx.client, known.as_deref(), budget, None, id).await;
-        or_refuse!(refused(made)?);
-        Ok(Ok(()))
+    /// What all nodes share. In member clusters that is done beside this pass: see [`members`].
+    ///
+    /// [`members`]: super::members
+    async fn publish(&self, anchor: &Anchor, ca_pem: &str) -> Step<()> {
+        let hub = self.ctx.clusters.place(HUB, &self.key.namespace)?;
+        publish(&hub, &self.parts(anchor), anchor, ca_pem).await.map(|done| done.map(|_| ()))
     }
 
-    /// Certificates for those who ask: clients, and the operator itself; then the poller may begin.
-    async fn watch_nodes(&self, anchor: &Anchor) -> Step<()> {
+    /// Certificates for those who ask: clients, and the operator itself.
+    async fn ensure_credentials(&self, anchor: &Anchor) -> Step<OperatorLeaf> {
         let network = self.parts(anchor);
-        let leaf = or_refuse!(
-            credentials::ensure_credentials(self.ctx, self.key, &network, anchor, self.validated)
-                .await?
-        );
-        let wish = build_ca_map(&network, &leaf.ca_pem);
-        let known = cached(&self.ctx.caches.config_maps, &self.key.namespace, &wish.name_any());
-        let id = &anchor.network_id;
-        let made = ensure(&self.ctx.client, known.as_deref(), wish, None, id).await;
-        or_refuse!(refused(made)?);
+        credentials::ensure_credentials(self.ctx, self.key, &network, anchor, self.validated).await
+    }
 
+    /// Tells the poller whom to ask.
+    fn watch_nodes(
+        &self,
+        anchor: &Anchor,
+        leaf: &OperatorLeaf,
+    ) -> Result<Result<(), Refusal>, Error> {
         let mut nodes = Vec::new();
         for (name, identity) in anchor.members() {
             let Some(keys) = &identity.keys else { continue };
             nodes.push(Target {
                 name: name.to_string(),
+                cluster: identity.cluster.clone(),
                 role: identity.role,
                 address: keys.consensus.validator_address(),
                 node_id: keys.p2p.node_id(),
                 power: anchor.last_power(&name),
                 server_name: name.service_dns(&self.key.namespace),
-                tls: std::sync::Arc::new(tls::client_config(
+                tls: Arc::new(tls::client_config(
                     &keys.tls_spki_sha256,
                     &leaf.cert_pem,
                     &leaf.key_pem,
@@ -362,6 +359,62 @@ impl Pass<'_> {
         );
         Ok(Ok(()))
     }
+}
+
+/// Publishes the genesis in a place, or puts it back. Whether it was made now.
+pub(super) async fn ensure_genesis(
+    place: &Place,
+    network: &NetworkParts<'_>,
+    genesis: &Genesis,
+) -> Step<Outcome> {
+    let wish = build_genesis_map(network, genesis);
+    let name = wish.name_any();
+    let known = cached(&place.objects.config_maps, network.namespace, &name);
+    let id = network.network_id;
+    let made = ensure_exists(&place.client, known.as_deref(), wish, None, id).await;
+    let (map, outcome) = or_refuse!(refused(made)?);
+    let text = map.data.as_ref().and_then(|data| data.get(GENESIS_FILE));
+    if text == Some(&genesis.text) {
+        return Ok(Ok(outcome));
+    }
+    let message = format!(
+        "ConfigMap {name} does not hold the genesis {} of this chain; delete it, the operator puts it back",
+        genesis.hash
+    );
+    Ok(Err(Refusal::new(Reason::GenesisRefused, message)))
+}
+
+/// What all nodes in a place share: the authority's certificate, the list of peers and the disruption budget.
+/// Whether something was made now.
+pub(super) async fn publish(
+    place: &Place,
+    network: &NetworkParts<'_>,
+    anchor: &Anchor,
+    ca_pem: &str,
+) -> Step<bool> {
+    let (namespace, id) = (network.namespace, network.network_id);
+    let (client, objects) = (&place.client, &place.objects);
+    let ca = build_ca_map(network, ca_pem);
+    let known = cached(&objects.config_maps, namespace, &ca.name_any());
+    let made = ensure(client, known.as_deref(), ca, None, id).await;
+    let mut created = or_refuse!(refused(made)?).1 == Outcome::Created;
+    // While founders are still being provisioned the list would be written once for each of them,
+    // and nobody reads it before the chain is formed.
+    if anchor.formed {
+        let peers = build_peers_map(network, &peers_of(anchor, namespace));
+        let known = cached(&objects.config_maps, namespace, &peers.name_any());
+        let made = ensure(client, known.as_deref(), peers, None, id).await;
+        created |= or_refuse!(refused(made)?).1 == Outcome::Created;
+    }
+    let powers = powers_of(anchor);
+    // Counted with those that do not vote: which of the pods votes is not in their labels.
+    let validators =
+        anchor.members().filter(|(_, identity)| identity.role == Role::Validator).count();
+    let budget = build_disruption_budget(network, validators, margin(QUORUM, &powers));
+    let known = cached(&objects.budgets, namespace, &budget.name_any());
+    let made = ensure(client, known.as_deref(), budget, None, id).await;
+    or_refuse!(refused(made)?);
+    Ok(Ok(created))
 }
 
 /// Powers of the voters, as the anchor knows them. Those of other owners are theirs to protect.

@@ -2,6 +2,7 @@
 
 mod apply;
 pub mod credentials;
+pub mod members;
 mod observe;
 pub mod report;
 pub mod steps;
@@ -43,6 +44,7 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
         ctx.credentials.remove(&key);
         ctx.memories.remove(&key);
         ctx.memberships.remove(&key);
+        ctx.errands.remove(&key);
         ctx.slots.release(&key);
         return Ok(Action::await_change());
     }

@@ -1,14 +1,16 @@
 //! All reads of a network's pass.
 
-use bsn_core::anchor::Anchor;
+use bsn_core::anchor::{Anchor, AnchorError};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
 use super::validate::ValidatedNetwork;
-use crate::anchor::{Expected, parse_map};
+use crate::anchor::{Expected, copy_of, parse_map};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
+use crate::cluster::registry::HUB;
 use crate::controller::context::Context;
+use crate::controller::copies::{self, Ahead, Members};
 use crate::controller::{Refusal, Step};
 use crate::labels;
 use crate::view::NetworkKey;
@@ -21,6 +23,10 @@ pub struct ObservedNetwork {
     pub map: Option<ConfigMap>,
     /// What an anchor of this network must agree with.
     pub expected: Expected,
+    /// Its member clusters.
+    pub members: Members,
+    /// A copy beside its nodes knows more than the anchor.
+    pub ahead: Option<Ahead>,
 }
 
 /// Reads the anchor, and makes sure that a missing one means a network that never was.
@@ -34,11 +40,20 @@ pub async fn observe_network(
         Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = validated.desired.name.anchor();
     let map = ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, key, &name).await?;
+    let members = find_members(ctx, key, validated, map.as_ref());
+    let ahead = match copies::find_ahead(ctx, key, &members, map.as_ref(), &name, &expected).await?
+    {
+        Ok(ahead) => ahead,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
     let anchor = match &map {
         Some(map) => match parse_map(map, &expected) {
             Ok(anchor) => Some(anchor),
+            // What can be done about it is said together with what the copies hold.
+            Err(AnchorError::AnotherHub { .. }) if ahead.is_some() => copy_of(map).ok(),
             Err(error) => return Ok(Err(error.into())),
         },
+        None if ahead.is_some() => None,
         None => {
             if let Some(trace) = trace_of_earlier_life(ctx, key, network) {
                 let message = format!(
@@ -48,10 +63,33 @@ pub async fn observe_network(
                 );
                 return Ok(Err(Refusal::new(Reason::AnchorRefused, message)));
             }
+            // A cluster that is not asked may know this network: then it is not made a second time.
+            if let Some(absent) = members.values().find_map(|place| place.as_ref().err()) {
+                return Ok(Err(absent.clone().into()));
+            }
             None
         }
     };
-    Ok(Ok(ObservedNetwork { anchor, map, expected }))
+    Ok(Ok(ObservedNetwork { anchor, map, expected, members, ahead }))
+}
+
+/// The member clusters that are described, and those in which there are nodes, or were.
+fn find_members(
+    ctx: &Context,
+    key: &NetworkKey,
+    validated: &ValidatedNetwork,
+    map: Option<&ConfigMap>,
+) -> Members {
+    let described = validated.desired.sets.iter().map(|set| set.cluster.clone());
+    let anchor = map.and_then(|map| copy_of(map).ok());
+    let recorded = anchor.iter().flat_map(Anchor::clusters).map(str::to_owned);
+    let members = described.chain(recorded).filter(|cluster| cluster != HUB);
+    members
+        .map(|cluster| {
+            let place = ctx.clusters.place(&cluster, &key.namespace);
+            (cluster, place)
+        })
+        .collect()
 }
 
 /// A sign that a network of this name was formed once, if there is one.

@@ -25,7 +25,7 @@ use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::credentials::read_authority;
 use crate::controller::network::validate::ValidatedNetwork;
-use crate::controller::{Error, Refusal, Step, refused};
+use crate::controller::{Error, Refusal, Step, copies, refused};
 use crate::pki::observe_leaf;
 use crate::view::NetworkKey;
 
@@ -82,6 +82,7 @@ impl Pass<'_> {
     async fn steps(&self, identity: &Identity, applied: &mut Applied) -> Step<()> {
         let owner = self.place.owner(self.node);
         let anchor = applied.anchor.clone();
+        or_refuse!(self.ensure_copy(&anchor).await?);
         let parts = NodeParts {
             network: NetworkParts::new(
                 &self.key.namespace,
@@ -106,7 +107,7 @@ impl Pass<'_> {
         applied.leaf = or_refuse!(self.ensure_certificate(&parts, &keys, &anchor).await?);
         applied.renew_at =
             applied.leaf.as_ref().map(|leaf| leaf.not_after - self.validated.leaf.renew_before);
-        if !anchor.formed || applied.leaf.is_none() {
+        if !anchor.formed || applied.leaf.is_none() || !self.is_published(&anchor) {
             return Ok(Ok(()));
         }
         let Some(pod) = self.pod_identity(&anchor, &keys.public) else { return Ok(Ok(())) };
@@ -320,10 +321,33 @@ impl Pass<'_> {
     }
 
     pub(super) async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
-        let name = self.validated.desired.name.anchor();
-        let result =
-            self.ctx.anchors.update(&self.ctx.client, self.key, &name, self.expected, change).await;
-        refused(result)
+        let name = &self.validated.desired.name;
+        let (client, anchors) = (&self.ctx.client, &self.ctx.anchors);
+        let result = anchors.update(client, self.key, &name.anchor(), self.expected, change).await;
+        let anchor = or_refuse!(refused(result)?);
+        // Before anything depends on it there.
+        or_refuse!(copies::mirror(self.ctx, self.place, self.key, name, &anchor).await?);
+        Ok(Ok(anchor))
+    }
+
+    /// Brings the anchor's copy beside the node up to date, if it does not hold all that is said of the node.
+    pub(super) async fn ensure_copy(&self, anchor: &Anchor) -> Step<()> {
+        let name = &self.validated.desired.name;
+        if self.place.is_hub()
+            || copies::holds_node(self.place, self.key, &name.anchor(), anchor, self.name)
+        {
+            return Ok(Ok(()));
+        }
+        copies::mirror(self.ctx, self.place, self.key, name, anchor).await
+    }
+
+    /// Whether what a pod mounts is where the node is. Without it the kubelet tries for minutes.
+    fn is_published(&self, anchor: &Anchor) -> bool {
+        let name = &self.validated.desired.name;
+        let genesis = name.genesis(anchor.genesis_hash.as_deref().unwrap_or_default());
+        let holds =
+            |map: &str| cached(&self.place.objects.config_maps, &self.key.namespace, map).is_some();
+        self.place.is_hub() || (holds(&genesis) && holds(&name.peers()))
     }
 
     /// The certificate: renewed with the same key. `None` = the CA is not there yet.

@@ -77,7 +77,7 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
         }
         return Ok(Action::requeue(SLOW_LOOK));
     };
-    let place = match ctx.place_of(&key.namespace) {
+    let place = match ctx.place_of(identity, &key.namespace) {
         Ok(place) => place,
         // A cluster that cannot be used now changes nothing about what its nodes do.
         Err(absent) => {

@@ -84,7 +84,7 @@ pub async fn restart_node(
     };
     let Some(identity) = anchor.identity(name) else { return Ok(Ok(())) };
     let Some(keys) = &identity.keys else { return Ok(Ok(())) };
-    let place = &match ctx.place_of(&key.namespace) {
+    let place = &match ctx.place_of(identity, &key.namespace) {
         Ok(place) => place,
         Err(absent) => return Ok(Err(absent.into())),
     };
@@ -164,16 +164,20 @@ impl Pass<'_> {
                 let before = switched_before(height, &anchor.identities, self.name);
                 let other = before
                     .filter(|(_, other)| !anew && other.app_hash != validated.app_hash())
-                    .and_then(|(name, other)| Some((name, other.app_hash.clone()?)));
-                if let Some((other, app)) = other {
+                    .and_then(|(name, other)| Some((name, other, other.app_hash.clone()?)));
+                if let Some((other, taken_from, app)) = other {
                     if identity.app_hash.as_ref() == Some(&app)
                         && identity.switched_at == Some(height)
                     {
                         return in_force.await;
                     }
                     let mut template = or_refuse!(in_force.await?);
+                    let place = match self.ctx.place_of(taken_from, &self.key.namespace) {
+                        Ok(place) => place,
+                        Err(absent) => return Ok(Err(absent.into())),
+                    };
                     let set =
-                        read::<StatefulSet>(&self.place.client, &self.key.namespace, other).await?;
+                        read::<StatefulSet>(&place.client, &self.key.namespace, other).await?;
                     let Some(spec) = set.and_then(|set| set.spec) else {
                         let message = format!(
                             "StatefulSet {other} is missing; the application is taken from it"

@@ -1,7 +1,6 @@
 //! The effects of steps: which is whose, those on nodes, and how a step ends; `changes` and `restarts` have the others.
 //! What cannot be taken back goes through the protocol of [`bsn_core::intent`], and is preceded by a live read.
 
-use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -10,9 +9,8 @@ use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::Verdict;
 use bsn_core::forming::add_identity;
 use bsn_core::intent::record::{NewStep, Phase};
-use bsn_core::intent::refusal::Category;
-use bsn_core::intent::writer::{Place, Task};
-use bsn_core::membership::model::{Engine, Progress, Step as PlannedStep};
+use bsn_core::intent::writer::Task;
+use bsn_core::membership::model::{Change, Engine, Progress, Step as PlannedStep};
 use bsn_core::names::NodeName;
 use bsn_core::steps::{Effect, Outcome, PastStep, RecordedStep, is_halted};
 use bsn_core::watch::{Known, Sight};
@@ -25,13 +23,14 @@ use super::{history, with_names};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
 use crate::apply::read;
+use crate::cluster::registry::HUB;
 use crate::controller::context::RandomIds;
 use crate::controller::network::apply::Pass;
 use crate::controller::node::restart;
 use crate::controller::{Error, Refusal, Step};
 use crate::engine::cometbft::driver::Chain;
 use crate::evidence::known::engine_state;
-use crate::intent::{DriveError, Effects, MapStore, drive};
+use crate::intent::Effects;
 
 /// What an effect needs.
 pub struct Acting<'a> {
@@ -319,7 +318,7 @@ impl Acting<'_> {
         };
         let new = NewStep {
             ledger: LEDGER.to_owned(),
-            places: BTreeSet::new(),
+            places: places_of(&recorded.effect, self.world.anchor),
             step: recorded,
             decided_on: self.world.record.map_or(0, |record| record.step_number),
         };
@@ -327,38 +326,14 @@ impl Acting<'_> {
         self.drive(Task::Begin(new), memory, nothing).await
     }
 
-    /// Does a task of the protocol. What another try may cure is logged, or an error.
+    /// Does a task of the protocol.
     pub(super) async fn drive(
         &self,
         task: Task<RecordedStep>,
         memory: &mut Memory,
         effects: impl Effects<RecordedStep>,
     ) -> Step<()> {
-        let pass = self.pass;
-        let name = pass.validated.desired.name.anchor();
-        let store = MapStore {
-            client: pass.ctx.client.clone(),
-            namespace: pass.key.namespace.clone(),
-            name,
-        };
-        let stores = BTreeMap::from([(Place::Primary, store)]);
-        memory.writer.start(task);
-        let done = drive(&mut memory.writer, &stores, || pass.ctx.term.remaining(), effects).await;
-        // Whatever it was, the cache is behind it.
-        pass.ctx.anchors.note_written(pass.key, Some(String::new()));
-        match done {
-            Ok(()) => Ok(Ok(())),
-            Err(DriveError::Refused(refusal)) => match refusal.category() {
-                Category::Person | Category::Misuse => {
-                    Ok(Err(Refusal::new(Reason::AnchorRefused, refusal.to_string())))
-                }
-                Category::DecideAgain | Category::EndTerm => {
-                    tracing::info!(network = %pass.key, %refusal, "decided again");
-                    Err(Error::Steps(DriveError::Refused(refusal)))
-                }
-            },
-            Err(error) => Err(Error::Steps(error)),
-        }
+        self.pass.drive(self.world.anchor, task, memory, effects).await
     }
 
     /// Records that these consents are used, for this step, before the effect they allow.
@@ -407,9 +382,12 @@ impl Acting<'_> {
         self.pass.validated.inputs_hash(set.unwrap_or_default())
     }
 
+    /// A node's pod, by a live read in its own cluster.
     pub(super) async fn live_pod(&self, node: &NodeName) -> Result<Option<Pod>, Error> {
-        let name = format!("{node}-0");
-        Ok(read::<Pod>(&self.pass.ctx.client, &self.pass.key.namespace, &name).await?)
+        let (ctx, namespace) = (self.pass.ctx, &self.pass.key.namespace);
+        let Some(identity) = self.world.anchor.identity(node) else { return Ok(None) };
+        let place = ctx.place_of(identity, namespace)?;
+        Ok(read::<Pod>(&place.client, namespace, &format!("{node}-0")).await?)
     }
 
     async fn remember(&self, number: Option<u64>, what: String, outcome: Outcome) {
@@ -446,6 +424,27 @@ impl Acting<'_> {
             tracing::warn!(network = %pass.key, %error, "the history was not written");
         }
     }
+}
+
+/// The member clusters in which a step has its effects: the anchor's copies there must hold it first.
+fn places_of(effect: &Effect, anchor: &Anchor) -> BTreeSet<String> {
+    let cluster = |node: &NodeName| Some(anchor.identity(node)?.cluster.clone());
+    let clusters: Vec<String> = match effect {
+        Effect::Restart(restart) => cluster(&restart.node).into_iter().collect(),
+        Effect::Switch(_) => {
+            anchor.members().map(|(_, identity)| identity.cluster.clone()).collect()
+        }
+        // Who is taken out may be in a cluster that is lost: the transaction goes to the entry.
+        Effect::Change(change) => match &change.change {
+            Change::Add { node, .. } => {
+                [node, &change.entry].into_iter().filter_map(cluster).collect()
+            }
+            Change::SetPower { .. } | Change::Remove { .. } => {
+                cluster(&change.entry).into_iter().collect()
+            }
+        },
+    };
+    clusters.into_iter().filter(|cluster| cluster != HUB).collect()
 }
 
 /// No effect outside of the anchor.

@@ -110,7 +110,15 @@ impl Acting<'_> {
             .collect();
         able.sort_by_key(|name| (*name == subject, !votes.contains(name), *name));
         for name in able {
-            let pod = self.live_pod(name).await?;
+            let pod = match self.live_pod(name).await {
+                Ok(pod) => pod,
+                // Another one will do.
+                Err(Error::Cluster(absent)) => {
+                    tracing::debug!(node = %name, %absent, "not an entry");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if let Some(start) = pod.as_ref().and_then(engine_start) {
                 return Ok(Some((name.clone(), start)));
             }

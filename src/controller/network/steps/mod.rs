@@ -9,6 +9,7 @@ mod changes;
 mod history;
 pub mod memory;
 mod observe;
+mod record;
 mod restarts;
 pub mod slots;
 
@@ -33,7 +34,7 @@ use crate::controller::{Refusal, Step};
 use crate::engine::cometbft::driver::{Chain, Obstacle};
 use crate::evidence::known::engine_start;
 use crate::evidence::poller::Attention;
-use crate::intent::STEPS_KEY;
+use crate::intent::{STEPS_KEY, parse_record};
 use crate::view::{InForce, MembershipView};
 
 /// Blocks there are at least before a switch: a chain may become faster.
@@ -57,10 +58,8 @@ pub struct Steps {
 }
 
 /// Reads the record of steps out of an anchor's `ConfigMap`.
-fn parse_record(map: Option<&ConfigMap>) -> Result<Option<Record<RecordedStep>>, Refusal> {
-    let text = map.and_then(|map| map.data.as_ref()?.get(STEPS_KEY));
-    let Some(text) = text else { return Ok(None) };
-    serde_json::from_str(text).map(Some).map_err(|error| {
+fn read_record(map: Option<&ConfigMap>) -> Result<Option<Record<RecordedStep>>, Refusal> {
+    map.map(parse_record).transpose().map(Option::flatten).map_err(|error| {
         let message =
             format!("{STEPS_KEY} in the anchor cannot be read: {error}; restore it from a backup");
         Refusal::new(Reason::AnchorRefused, message)
@@ -73,7 +72,7 @@ impl Pass<'_> {
         if !anchor.formed {
             return Ok(Ok((anchor, Steps::default())));
         }
-        let record = match parse_record(self.observed.map.as_ref()) {
+        let record = match read_record(self.observed.map.as_ref()) {
             Ok(record) => record,
             Err(refusal) => return Ok(Err(refusal)),
         };
@@ -88,6 +87,11 @@ impl Pass<'_> {
         let mut memory = memory.lock().await;
         if memory.network_id != anchor.network_id {
             *memory = fresh();
+        }
+        if !self.validated.paused
+            && let Err(refusal) = self.read_copies(&anchor, &mut memory).await?
+        {
+            return Ok(Err(refusal));
         }
         let world = World {
             ctx: self.ctx,

@@ -55,7 +55,7 @@ impl<'a> World<'a> {
     /// The nodes as their API server knows them.
     pub fn known(&self) -> Vec<Known> {
         let nodes = self.targets.nodes.iter();
-        nodes.map(|node| know(node, &self.ctx.caches, &self.key.namespace)).collect()
+        nodes.map(|node| know(node, &self.ctx.clusters, &self.key.namespace)).collect()
     }
 
     /// The transaction under way, in base64.
@@ -90,9 +90,11 @@ impl<'a> World<'a> {
         stand(height, identity, target.as_deref().unwrap_or_default(), pod, back)
     }
 
-    /// A node's pod, by the cache.
+    /// A node's pod, as it was last seen.
     pub fn pod(&self, node: &NodeName) -> Option<std::sync::Arc<Pod>> {
-        cached(&self.ctx.caches.pods, &self.key.namespace, &format!("{node}-0"))
+        let cluster = &self.anchor.identity(node)?.cluster;
+        let seen = self.ctx.clusters.seen(cluster, &self.key.namespace)?;
+        cached(&seen.objects.pods, &self.key.namespace, &format!("{node}-0"))
     }
 
     /// Nodes whose engine does not run, by their own API server.

@@ -1,0 +1,274 @@
+//! Copies of a network's anchor, beside its nodes in member clusters.
+//!
+//! A copy is written before anything depends on a fact in that cluster, so that a hub that comes from a backup, or
+//! is built anew, cannot forget what was done there (design: "facts that must not be forgotten").
+
+use std::collections::BTreeMap;
+
+use bsn_core::anchor::{Anchor, CopyStanding};
+use bsn_core::consent::CONSENT_ANNOTATION;
+use bsn_core::intent::judge::{Found, Judgement};
+use bsn_core::intent::record::Record;
+use bsn_core::names::{NetworkName, NodeName};
+use bsn_core::steps::RecordedStep;
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use super::context::Context;
+use super::{Error, Refusal, Step, refused};
+use crate::anchor::{Expected, StoreError, copy_of, parse_map};
+use crate::api::conditions::Reason;
+use crate::apply::read;
+use crate::build::NetworkParts;
+use crate::build::config_map::build_anchor_map;
+use crate::cluster::registry::{Absent, Place};
+use crate::cluster::watches::cached;
+use crate::intent::{STEPS_KEY, parse_record};
+use crate::view::NetworkKey;
+
+/// The member clusters of a network: those it has nodes in, had, or is to have.
+pub type Members = BTreeMap<String, Result<Place, Absent>>;
+
+/// Brings the copy in a member cluster up to `anchor`. On the hub there is none.
+pub async fn mirror(
+    ctx: &Context,
+    place: &Place,
+    key: &NetworkKey,
+    name: &NetworkName,
+    anchor: &Anchor,
+) -> Step<()> {
+    if place.is_hub() {
+        return Ok(Ok(()));
+    }
+    let wish = build_anchor_map(&NetworkParts::new(&key.namespace, name, anchor, None), anchor);
+    match ctx.anchors.mirror(place, key, anchor, wish).await {
+        Err(StoreError::CopyAhead { cluster }) => {
+            let live = ctx.anchors.live(&ctx.client, key, &name.anchor()).await?;
+            let newer = live.as_ref().and_then(|map| copy_of(map).ok());
+            if newer.is_some_and(|newer| newer.revision > anchor.revision) {
+                // Only this pass is behind.
+                return Err(Error::Store(StoreError::CopyAhead { cluster }));
+            }
+            let message = format!(
+                "the anchor's copy in cluster {cluster} knows more than the hub does; see BsnNetwork {}",
+                key.name
+            );
+            Ok(Err(Refusal::new(Reason::HubOlder, message)))
+        }
+        done => refused(done),
+    }
+}
+
+/// Whether the copy in a node's cluster holds all that the anchor says of the node.
+pub fn holds_node(
+    place: &Place,
+    key: &NetworkKey,
+    anchor_name: &str,
+    anchor: &Anchor,
+    node: &NodeName,
+) -> bool {
+    let map = cached(&place.objects.config_maps, &key.namespace, anchor_name);
+    let copy = map.and_then(|map| copy_of(&map).ok());
+    copy.is_some_and(|copy| {
+        copy.hub_id == anchor.hub_id
+            && copy.network_id == anchor.network_id
+            && copy.genesis_hash == anchor.genesis_hash
+            && copy.formed == anchor.formed
+            && copy.identity(node) == anchor.identity(node)
+            && copy.revision <= anchor.revision
+    })
+}
+
+/// Copies that know more than the primary does.
+#[derive(Debug, Clone)]
+pub struct Ahead {
+    /// The newest of them.
+    pub newest: Anchor,
+    /// Where it is; `None` = on this hub, where another hub's is.
+    pub cluster: Option<String>,
+    /// The consent to go on from it.
+    pub consent: String,
+    /// All anchors found.
+    pub found: Vec<Anchor>,
+    /// There is a record of steps to go on from, too.
+    pub has_steps: bool,
+}
+
+impl Ahead {
+    /// Why nothing is done, and what a person can do about it.
+    pub fn refusal(&self, key: &NetworkKey, hub_id: &str, primary: Option<&Anchor>) -> Refusal {
+        let Self { newest, consent, .. } = self;
+        let cluster = match &self.cluster {
+            Some(cluster) => format!("in cluster {cluster}"),
+            None => "on this hub".to_owned(),
+        };
+        let what = match primary {
+            _ if newest.hub_id != hub_id => format!(
+                "the anchor {cluster} belongs to hub {}, this is hub {hub_id}; one network has one hub. If \
+                 that one is gone for good",
+                newest.hub_id
+            ),
+            Some(primary) => format!(
+                "this hub came from a backup: the anchor {cluster} was written {} times, its own {} times. \
+                 See that the description is the newest one; if so",
+                newest.revision, primary.revision
+            ),
+            None => format!(
+                "this hub has no anchor of the network, and there is one {cluster}: the hub was built anew. If the \
+                 description is the newest one"
+            ),
+        };
+        let message = format!(
+            "{what}: kubectl annotate bsnnetwork -n {} {} --overwrite {CONSENT_ANNOTATION}={consent}",
+            key.namespace, key.name
+        );
+        Refusal::new(Reason::HubOlder, message)
+    }
+}
+
+/// Looks whether a copy knows more than the primary. What a cache says is confirmed by live reads: caches of two
+/// clusters are not equally young.
+pub async fn find_ahead(
+    ctx: &Context,
+    key: &NetworkKey,
+    members: &Members,
+    primary: Option<&ConfigMap>,
+    name: &str,
+    expected: &Expected,
+) -> Step<Option<Ahead>> {
+    let places = || members.values().filter_map(|place| place.as_ref().ok());
+    if primary.is_none() && members.is_empty() {
+        return Ok(Ok(None));
+    }
+    if let Some(map) = primary {
+        let seen = |place: &Place| cached(&place.objects.config_maps, &key.namespace, name);
+        let copies: Vec<_> =
+            places().filter_map(|place| Some((&place.cluster, seen(place)?))).collect();
+        let copies = copies.iter().map(|(cluster, map)| (cluster.as_str(), map.as_ref()));
+        if matches!(judge(Some(map), copies.collect(), expected), Ok(Judged { ahead: false, .. })) {
+            return Ok(Ok(None));
+        }
+    }
+    // Copies first: what is written meanwhile is in the primary before it is in a copy.
+    let mut copies: BTreeMap<&str, ConfigMap> = BTreeMap::new();
+    for place in places() {
+        if let Some(map) = read::<ConfigMap>(&place.client, &key.namespace, name).await? {
+            copies.insert(&place.cluster, map);
+        }
+    }
+    let primary = ctx.anchors.live(&ctx.client, key, name).await?;
+    let copies = copies.iter().map(|(cluster, map)| (*cluster, map)).collect();
+    let judged = match judge(primary.as_ref(), copies, expected) {
+        Ok(judged) => judged,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    Ok(Ok(judged.into_ahead()))
+}
+
+/// What anchors say of each other.
+struct Judged {
+    /// What is on the hub is not the newest, or not this hub's.
+    ahead: bool,
+    own: Option<Anchor>,
+    copies: BTreeMap<String, Anchor>,
+    consent: Option<String>,
+    has_steps: bool,
+}
+
+/// Judges anchors and the records of steps in them.
+fn judge(
+    primary: Option<&ConfigMap>,
+    maps: BTreeMap<&str, &ConfigMap>,
+    expected: &Expected,
+) -> Result<Judged, Refusal> {
+    let own = primary.map(copy_of).transpose()?;
+    let mut copies = BTreeMap::new();
+    let mut records: BTreeMap<&str, Record<RecordedStep>> = BTreeMap::new();
+    for (cluster, map) in maps {
+        let refuse = |error: String| {
+            Refusal::new(Reason::AnchorRefused, format!("the anchor in cluster {cluster}: {error}"))
+        };
+        let copy = copy_of(map).map_err(|error| refuse(error.to_string()))?;
+        if let Some(own) = own.as_ref().filter(|own| own.network_id != copy.network_id) {
+            let message = format!(
+                "it is that of another network of this name (id {}, here {}); choose another name or namespace, or \
+                 release what that one left",
+                copy.network_id, own.network_id
+            );
+            return Err(refuse(message));
+        }
+        if let Some(record) = parse_record(map).map_err(|error| refuse(error.to_string()))? {
+            records.insert(cluster, record);
+        }
+        copies.insert(cluster.to_owned(), copy);
+    }
+    let record = primary.map(parse_record).transpose();
+    let record: Option<Record<RecordedStep>> = record
+        .map_err(|error| Refusal::new(Reason::AnchorRefused, format!("{STEPS_KEY}: {error}")))?
+        .flatten();
+    let found = Found {
+        primary: record.as_ref(),
+        copies: records.iter().map(|(cluster, record)| (*cluster, record)).collect(),
+        memory: None,
+    };
+    let newest = copies.values().chain(&own).max_by_key(|anchor| anchor.revision);
+    let consent = match (found.newest(), newest) {
+        (Some((_, record)), _) => Some(record.take_over_consent()),
+        (None, newest) => newest.map(|newest| {
+            Record::<RecordedStep>::new(&newest.hub_id, &newest.network_id, 0).take_over_consent()
+        }),
+    };
+    let steps_ahead = newest.is_some_and(|newest| {
+        let judgement = found.judge(&expected.hub_id, &newest.network_id, None);
+        matches!(judgement, Judgement::HubOlder { .. } | Judgement::AnotherHub { .. })
+    });
+    let ahead = steps_ahead
+        || match &own {
+            None => !copies.is_empty(),
+            Some(own) => {
+                own.hub_id != expected.hub_id
+                    || copies.values().map(|copy| own.compare(copy)).any(|standing| {
+                        matches!(standing, CopyStanding::Ahead | CopyStanding::AnotherHub)
+                    })
+            }
+        };
+    Ok(Judged { ahead, own, copies, consent, has_steps: found.newest().is_some() })
+}
+
+impl Judged {
+    fn into_ahead(self) -> Option<Ahead> {
+        let Self { ahead, own, copies, consent, has_steps } = self;
+        let newest = copies.iter().max_by_key(|(_, copy)| copy.revision);
+        // Of equals the copy: effects depend on it.
+        let newest =
+            newest.filter(|(_, copy)| own.as_ref().is_none_or(|own| own.revision <= copy.revision));
+        let (cluster, newest) = match newest {
+            Some((cluster, copy)) => (Some(cluster.clone()), copy.clone()),
+            None => (None, own.clone()?),
+        };
+        let mut found: Vec<Anchor> = copies.into_values().collect();
+        found.extend(own);
+        let consent = consent.filter(|_| ahead)?;
+        Some(Ahead { newest, cluster, consent, found, has_steps })
+    }
+}
+
+/// Goes on from the newest copy, since a person consented to that: the primary becomes its successor.
+pub async fn take_over(
+    ctx: &Context,
+    key: &NetworkKey,
+    name: &NetworkName,
+    ahead: &Ahead,
+) -> Step<Anchor> {
+    tracing::warn!(network = %key, consent = ahead.consent, cluster = ?ahead.cluster, "taking over");
+    let mut next = ahead.newest.taken_over(&ctx.hub_id, &ahead.found);
+    next.used_consents.insert(ahead.consent.clone(), 0);
+    let parts = NetworkParts::new(&key.namespace, name, &next, None);
+    let wish = build_anchor_map(&parts, &next);
+    let stored = refused(ctx.anchors.replace(&ctx.client, key, wish).await)?;
+    let map = match stored {
+        Ok(map) => map,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let expected = Expected { hub_id: ctx.hub_id.clone(), chain_id: next.chain_id.clone() };
+    Ok(parse_map(&map, &expected).map_err(Refusal::from))
+}

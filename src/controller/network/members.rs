@@ -1,0 +1,138 @@
+//! What a network has in its member clusters, besides its nodes: the anchor's copy, and what the nodes there share.
+//!
+//! It is done beside the network's pass, one task for each cluster at a time: a cluster that is slow or hangs delays
+//! neither the others nor the steps. What is written before an effect there is written by the effect itself.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bsn_core::anchor::Anchor;
+use bsn_core::forming::{FormingStep, next_forming_step};
+use bsn_core::names::NetworkName;
+
+use super::apply::{Pass, ensure_genesis, publish};
+use crate::apply::Outcome;
+use crate::build::NetworkParts;
+use crate::cluster::registry::Place;
+use crate::controller::context::Context;
+use crate::controller::{Step, copies};
+use crate::view::NetworkKey;
+
+/// What one network wants in one cluster.
+struct Errand {
+    ctx: Arc<Context>,
+    place: Place,
+    key: NetworkKey,
+    name: NetworkName,
+    anchor: Anchor,
+    ca_pem: String,
+}
+
+/// Work under way in member clusters, and why it failed.
+#[derive(Clone, Default)]
+pub struct Errands(Arc<Mutex<BTreeMap<(NetworkKey, String), State>>>);
+
+#[derive(Default)]
+struct State {
+    under_way: bool,
+    /// It was asked for while it was under way.
+    again: bool,
+    /// Why it was not done the last time.
+    trouble: Option<String>,
+}
+
+impl Errands {
+    /// Why something was not done, by cluster.
+    pub fn troubles(&self, key: &NetworkKey) -> BTreeMap<String, String> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .filter(|((of, _), _)| of == key)
+            .filter_map(|((_, cluster), state)| Some((cluster.clone(), state.trouble.clone()?)))
+            .collect()
+    }
+
+    /// Whether the caller may begin; else it is done again once what is under way has ended.
+    fn begin(&self, of: &(NetworkKey, String)) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = all.entry(of.clone()).or_default();
+        let free = !state.under_way;
+        (state.under_way, state.again) = (true, !free);
+        free
+    }
+
+    /// It has ended. Whether the network is to be looked at again.
+    fn end(&self, of: &(NetworkKey, String), trouble: Option<String>) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = all.entry(of.clone()).or_default();
+        let news = state.again || state.trouble != trouble;
+        *state = State { trouble, ..State::default() };
+        news
+    }
+
+    /// Forgets a network.
+    pub fn remove(&self, key: &NetworkKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != key);
+    }
+}
+
+/// Begins what is to be done in each member cluster that can be used now.
+pub(super) fn tend(pass: &Pass<'_>, anchor: &Anchor, ca_pem: &str) {
+    for place in pass.observed.members.values().filter_map(|place| place.as_ref().ok()) {
+        let of = (pass.key.clone(), place.cluster.clone());
+        let errand = Errand {
+            ctx: pass.ctx.clone(),
+            place: place.clone(),
+            key: pass.key.clone(),
+            name: pass.validated.desired.name.clone(),
+            anchor: anchor.clone(),
+            ca_pem: ca_pem.to_owned(),
+        };
+        if pass.ctx.errands.begin(&of) {
+            tokio::spawn(async move {
+                let trouble = match errand.run().await {
+                    Ok(Ok(())) => None,
+                    Ok(Err(refusal)) => Some(refusal.message),
+                    Err(error) => Some(error.to_string()),
+                };
+                if let Some(why) = &trouble {
+                    tracing::warn!(network = %errand.key, cluster = %errand.place.cluster, why, "not done there");
+                }
+                if errand.ctx.errands.end(&of, trouble) {
+                    errand.ctx.triggers.network(&errand.key.namespace, &errand.key.name);
+                }
+            });
+        }
+    }
+}
+
+macro_rules! or_refuse {
+    ($step:expr) => {
+        match $step {
+            Ok(value) => value,
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    };
+}
+
+impl Errand {
+    async fn run(&self) -> Step<()> {
+        let Self { ctx, place, key, name, anchor, ca_pem } = self;
+        or_refuse!(copies::mirror(ctx, place, key, name, anchor).await?);
+        // Nothing owns what is in a member cluster: its hub's uids mean nothing there.
+        let network = NetworkParts::new(&key.namespace, name, anchor, None);
+        let mut created = or_refuse!(publish(place, &network, anchor, ca_pem).await?);
+        if let Ok(FormingStep::Formed(genesis)) = next_forming_step(anchor) {
+            let made = or_refuse!(ensure_genesis(place, &network, &genesis).await?);
+            created |= made == Outcome::Created;
+        }
+        if created {
+            // Pods are not made before what they mount.
+            for (node, identity) in anchor.members() {
+                if identity.cluster == place.cluster {
+                    ctx.triggers.node(&key.namespace, node.as_str());
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+}
