@@ -28,6 +28,10 @@ pub const CLUSTER: &str = "bsn-operator.io/cluster";
 /// Annotation: hash of what was applied last, to see a changed wish without asking the API server.
 pub const APPLIED_HASH: &str = "bsn-operator.io/applied-hash";
 
+/// Annotation of a `BsnNetwork` or `BsnNode`: member clusters, separated by commas, that are lost for good and not
+/// waited for any more.
+pub const FORGET_CLUSTER: &str = "bsn-operator.io/forget-cluster";
+
 /// Annotation of pods: hash of the template they were made from.
 pub const TEMPLATE_HASH: &str = "bsn-operator.io/template-hash";
 /// Annotation of a pod: the block after which its application halts.

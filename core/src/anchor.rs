@@ -376,9 +376,10 @@ impl Anchor {
             .map(|(name, identity)| (NodeName::from_object(name), identity))
     }
 
-    /// Member clusters in which there are nodes, or were: all but the hub.
+    /// Member clusters in which there are nodes: all but the hub.
     pub fn clusters(&self) -> BTreeSet<&str> {
-        let clusters = self.identities.values().map(|identity| identity.cluster.as_str());
+        let identities = self.identities.values().filter(|identity| !identity.retired);
+        let clusters = identities.map(|identity| identity.cluster.as_str());
         clusters.filter(|cluster| !cluster.is_empty()).collect()
     }
 

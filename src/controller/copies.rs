@@ -20,7 +20,7 @@ use crate::api::conditions::Reason;
 use crate::apply::read;
 use crate::build::NetworkParts;
 use crate::build::config_map::build_anchor_map;
-use crate::cluster::registry::{Absent, Place};
+use crate::cluster::registry::{Absent, HUB, Place};
 use crate::cluster::watches::cached;
 use crate::intent::{STEPS_KEY, parse_record};
 use crate::view::NetworkKey;
@@ -75,6 +75,18 @@ pub fn holds_node(
             && copy.formed == anchor.formed
             && copy.identity(node) == anchor.identity(node)
             && copy.revision <= anchor.revision
+    })
+}
+
+/// Whether a copy that was seen anywhere is newer than this anchor: either a cache is behind, or the hub is, and its
+/// network says so. In neither case anything is done on the old one's word.
+pub fn is_outdated(ctx: &Context, key: &NetworkKey, anchor_name: &str, anchor: &Anchor) -> bool {
+    ctx.clusters.all().iter().filter(|cluster| cluster.name != HUB).any(|cluster| {
+        let maps = cluster.objects(&key.namespace).map(|objects| &objects.config_maps);
+        let copy = maps.and_then(|maps| cached(maps, &key.namespace, anchor_name));
+        copy.and_then(|map| copy_of(&map).ok()).is_some_and(|copy| {
+            copy.network_id == anchor.network_id && copy.revision > anchor.revision
+        })
     })
 }
 

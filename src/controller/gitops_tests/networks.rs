@@ -1,5 +1,7 @@
 //! A network in every state.
 
+use std::collections::BTreeMap;
+
 use std::collections::BTreeSet;
 
 use bsn_core::membership::Decision;
@@ -56,6 +58,7 @@ impl World {
     pub(super) fn status(&self) -> BsnNetworkStatus {
         let (anchor, view) = (anchor(self.formed), view(self.liveness));
         let input = Input {
+            clusters: &BTreeMap::new(),
             paused: self.paused,
             anchor: Some(&anchor),
             refusals: &self.refusals,

@@ -11,11 +11,12 @@ use bsn_core::forming::{FormingStep, next_forming_step};
 use bsn_core::names::NetworkName;
 
 use super::apply::{Pass, ensure_genesis, publish};
+use crate::api::conditions::Reason;
 use crate::apply::Outcome;
 use crate::build::NetworkParts;
 use crate::cluster::registry::Place;
 use crate::controller::context::Context;
-use crate::controller::{Step, copies};
+use crate::controller::{Refusal, Step, copies};
 use crate::view::NetworkKey;
 
 /// What one network wants in one cluster.
@@ -38,12 +39,12 @@ struct State {
     /// It was asked for while it was under way.
     again: bool,
     /// Why it was not done the last time.
-    trouble: Option<String>,
+    trouble: Option<Refusal>,
 }
 
 impl Errands {
     /// Why something was not done, by cluster.
-    pub fn troubles(&self, key: &NetworkKey) -> BTreeMap<String, String> {
+    pub fn troubles(&self, key: &NetworkKey) -> BTreeMap<String, Refusal> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter()
             .filter(|((of, _), _)| of == key)
@@ -61,10 +62,10 @@ impl Errands {
     }
 
     /// It has ended. Whether the network is to be looked at again.
-    fn end(&self, of: &(NetworkKey, String), trouble: Option<String>) -> bool {
+    fn end(&self, of: &(NetworkKey, String), trouble: Option<Refusal>) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let state = all.entry(of.clone()).or_default();
-        let news = state.again || state.trouble != trouble;
+        let news = state.again || state.trouble.is_some() != trouble.is_some();
         *state = State { trouble, ..State::default() };
         news
     }
@@ -91,11 +92,12 @@ pub(super) fn tend(pass: &Pass<'_>, anchor: &Anchor, ca_pem: &str) {
             tokio::spawn(async move {
                 let trouble = match errand.run().await {
                     Ok(Ok(())) => None,
-                    Ok(Err(refusal)) => Some(refusal.message),
-                    Err(error) => Some(error.to_string()),
+                    Ok(Err(refusal)) => Some(refusal),
+                    Err(error) => Some(Refusal::new(Reason::ClusterFailing, error.to_string())),
                 };
-                if let Some(why) = &trouble {
-                    tracing::warn!(network = %errand.key, cluster = %errand.place.cluster, why, "not done there");
+                if let Some(refusal) = &trouble {
+                    let (cluster, why) = (&errand.place.cluster, &refusal.message);
+                    tracing::warn!(network = %errand.key, %cluster, why, "not done there");
                 }
                 if errand.ctx.errands.end(&of, trouble) {
                     errand.ctx.triggers.network(&errand.key.namespace, &errand.key.name);

@@ -69,6 +69,6 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
     } else {
         apply::apply_network(&ctx, &key, network, &validated, &observed).await?
     };
-    let wake = report::report_network(&ctx, &key, network, &validated, &applied).await?;
+    let wake = report::report_network(&ctx, &key, network, &validated, &observed, &applied).await?;
     Ok(Action::requeue(wake.min(SLOW_LOOK)))
 }

@@ -1,5 +1,7 @@
 //! All reads of a network's pass.
 
+use std::collections::BTreeSet;
+
 use bsn_core::anchor::{Anchor, AnchorError};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
@@ -11,6 +13,7 @@ use crate::api::conditions::Reason;
 use crate::cluster::registry::HUB;
 use crate::controller::context::Context;
 use crate::controller::copies::{self, Ahead, Members};
+use crate::controller::node::end::forgotten;
 use crate::controller::{Refusal, Step};
 use crate::labels;
 use crate::view::NetworkKey;
@@ -40,7 +43,7 @@ pub async fn observe_network(
         Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = validated.desired.name.anchor();
     let map = ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, key, &name).await?;
-    let members = find_members(ctx, key, validated, map.as_ref());
+    let members = find_members(ctx, key, validated, map.as_ref(), &forgotten(network));
     let ahead = match copies::find_ahead(ctx, key, &members, map.as_ref(), &name, &expected).await?
     {
         Ok(ahead) => ahead,
@@ -79,11 +82,13 @@ fn find_members(
     key: &NetworkKey,
     validated: &ValidatedNetwork,
     map: Option<&ConfigMap>,
+    forgotten: &BTreeSet<String>,
 ) -> Members {
     let described = validated.desired.sets.iter().map(|set| set.cluster.clone());
     let anchor = map.and_then(|map| copy_of(map).ok());
     let recorded = anchor.iter().flat_map(Anchor::clusters).map(str::to_owned);
-    let members = described.chain(recorded).filter(|cluster| cluster != HUB);
+    let wanted = |cluster: &String| cluster != HUB && !forgotten.contains(cluster);
+    let members = described.chain(recorded).filter(wanted);
     members
         .map(|cluster| {
             let place = ctx.clusters.place(&cluster, &key.namespace);

@@ -1,5 +1,6 @@
 //! A network's status: computed purely, written once, and only when it changed.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_core::anchor::Anchor;
@@ -17,11 +18,12 @@ use serde_json::json;
 
 use super::SLOW_LOOK;
 use super::apply::Applied;
+use super::observe::ObservedNetwork;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::{
-    self, CERTIFICATES_VALID, CHAIN_LIVE, MEMBERSHIP_CONVERGED, PAUSED, READY, RECONCILING, Reason,
-    STALLED, State, find, merge,
+    self, CERTIFICATES_VALID, CHAIN_LIVE, CLUSTERS_REACHABLE, MEMBERSHIP_CONVERGED, PAUSED, READY,
+    RECONCILING, Reason, STALLED, State, find, merge,
 };
 use crate::api::{BsnNetwork, BsnNetworkStatus, BsnNode};
 use crate::apply::{ApiError, bounded};
@@ -29,6 +31,9 @@ use crate::cluster::watches::nodes_of;
 use crate::controller::context::Context;
 use crate::controller::{Error, Refusal};
 use crate::view::{Liveness, NetworkKey, NetworkView};
+
+/// Before what failed in a member cluster is tried again.
+const TROUBLED_LOOK: Duration = Duration::from_secs(10);
 
 /// Reports a network that can't be looked at any further.
 pub async fn report_refusal(
@@ -64,8 +69,18 @@ pub async fn report_network(
     key: &NetworkKey,
     network: &BsnNetwork,
     validated: &ValidatedNetwork,
+    observed: &ObservedNetwork,
     applied: &Applied,
 ) -> Result<Duration, Error> {
+    let troubles = ctx.errands.troubles(key);
+    let clusters = observed.members.iter().map(|(cluster, place)| {
+        let lost = match place {
+            Err(absent) => Some(absent.clone().into()),
+            Ok(_) => troubles.get(cluster).cloned(),
+        };
+        (cluster.clone(), lost)
+    });
+    let clusters = clusters.collect();
     let nodes = nodes_of(&ctx.caches, &key.namespace, &key.name);
     let view = ctx.views.get(key);
     let old = network.status.clone().unwrap_or_default();
@@ -75,6 +90,7 @@ pub async fn report_network(
         refusals: &applied.refusals,
         waiting: &applied.waiting,
         steps: &applied.steps,
+        clusters: &clusters,
         nodes: &nodes,
         view: view.as_ref(),
     };
@@ -84,7 +100,8 @@ pub async fn report_network(
         .credentials
         .get(key)
         .and_then(|leaf| Duration::try_from(leaf.check_at.duration_since(ctx.now())).ok());
-    Ok(check.unwrap_or(SLOW_LOOK).max(Duration::from_secs(1)))
+    let look = if troubles.is_empty() { SLOW_LOOK } else { TROUBLED_LOOK };
+    Ok(check.unwrap_or(SLOW_LOOK).clamp(Duration::from_secs(1), look))
 }
 
 /// What a network's status follows from.
@@ -99,6 +116,8 @@ pub struct Input<'a> {
     pub waiting: &'a [NodeName],
     /// Where the steps are.
     pub steps: &'a Steps,
+    /// Member clusters, with why they cannot be used.
+    pub clusters: &'a BTreeMap<String, Option<Refusal>>,
     /// The `BsnNode`s.
     pub nodes: &'a [BsnNode],
     /// Live numbers.
@@ -148,9 +167,10 @@ pub fn compute_status(
     let certificates = certificates(&members, &condition);
     let membership = membership(old, input, formed, generation);
 
-    let stalled = if let Some(first) = input.refusals.first() {
-        let all: Vec<&str> =
-            input.refusals.iter().map(|refusal| refusal.message.as_str()).collect();
+    let (passing, refusals): (Vec<_>, Vec<_>) =
+        input.refusals.iter().partition(|refusal| refusal.reason.may_pass());
+    let stalled = if let Some(first) = refusals.first() {
+        let all: Vec<&str> = refusals.iter().map(|refusal| refusal.message.as_str()).collect();
         State::new(STALLED, true, first.reason, all.join("; "))
     } else if let Some((name, reason, message)) = stalled_nodes.first()
         && live.reason != Reason::ChainFrozen
@@ -180,6 +200,8 @@ pub fn compute_status(
 
     let ready = if is_stalled {
         State::new(READY, false, stalled.reason, stalled.message.clone())
+    } else if let Some(refusal) = passing.first() {
+        State::new(READY, false, refusal.reason, refusal.message.clone())
     } else if !formed {
         let message = forming_message(input.waiting);
         State::new(READY, false, Reason::Forming, message)
@@ -209,7 +231,10 @@ pub fn compute_status(
         State::new(PAUSED, false, Reason::NotPaused, "")
     };
 
-    let states = [ready, reconciling, stalled, live, membership, certificates, paused];
+    let mut states = vec![ready, reconciling, stalled, live, membership, certificates, paused];
+    if !input.clusters.is_empty() || find(&old.conditions, CLUSTERS_REACHABLE).is_some() {
+        states.push(clusters_reachable(input.clusters));
+    }
     // While the chain is not seen, what was known stays.
     let powers = Some(&input.steps.powers).filter(|powers| !powers.is_empty());
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -225,6 +250,23 @@ pub fn compute_status(
             .iter()
             .filter_map(|name| node(name)?.status.as_ref()?.certificate_ends.clone())
             .min(),
+    }
+}
+
+/// Whether all member clusters can be used. It says nothing about the nodes there.
+fn clusters_reachable(clusters: &BTreeMap<String, Option<Refusal>>) -> State {
+    let lost = || clusters.iter().filter_map(|(name, lost)| Some((name, lost.as_ref()?)));
+    match lost().next() {
+        None => State::new(CLUSTERS_REACHABLE, true, Reason::ClustersAnswer, ""),
+        Some((_, first)) => {
+            let all: Vec<String> =
+                lost().map(|(name, refusal)| format!("{name}: {}", refusal.message)).collect();
+            let message = format!(
+                "{}. Nothing is removed or moved because of it, and steps that need no other cluster go on",
+                all.join("; ")
+            );
+            State::new(CLUSTERS_REACHABLE, false, first.reason, message)
+        }
     }
 }
 
@@ -418,7 +460,7 @@ async fn write(
         Err(error) if error.code() == Some(404) => return Ok(()),
         other => other.map(|_| ())?,
     }
-    for kind in [READY, STALLED, CHAIN_LIVE, MEMBERSHIP_CONVERGED] {
+    for kind in [READY, STALLED, CHAIN_LIVE, CLUSTERS_REACHABLE, MEMBERSHIP_CONVERGED] {
         if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
             ctx.events.condition::<BsnNetwork>(meta, change).await;
         }

@@ -2,6 +2,7 @@
 
 pub(super) mod apply;
 mod consent;
+pub(super) mod end;
 mod keys;
 pub(super) mod report;
 pub mod restart;
@@ -18,7 +19,7 @@ use kube::runtime::controller::Action;
 
 use super::context::Context;
 use super::network::validate::validate_network;
-use super::{Error, Refusal};
+use super::{Error, Refusal, copies};
 use crate::anchor::{Expected, parse_map};
 use crate::api::conditions::Reason;
 use crate::api::{BsnNetwork, BsnNode};
@@ -28,6 +29,9 @@ use crate::view::NetworkKey;
 
 /// A look without a cause, to notice what no watch shows: a lost Secret.
 const SLOW_LOOK: Duration = Duration::from_mins(10);
+
+/// Before it is looked again whether a newer anchor is seen.
+const OUTDATED_LOOK: Duration = Duration::from_secs(5);
 
 /// One pass over a node.
 pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<Action, Error> {
@@ -42,8 +46,7 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     };
     let key = NetworkKey { namespace, name: node.spec.network_ref.name.clone() };
     if node.metadata.deletion_timestamp.is_some() && !stays_for_now(&ctx, &key, node).await? {
-        drop_finalizer(&ctx.client, node, NODE_FINALIZER).await?;
-        return Ok(Action::await_change());
+        return let_go(&ctx, &key, node).await;
     }
     let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
     let Some(Ok(network)) = network.as_ref().map(|guarded| guarded.0.as_ref()) else {
@@ -70,10 +73,13 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     let Some(anchor) = anchor else {
         return Ok(Action::requeue(SLOW_LOOK));
     };
+    if copies::is_outdated(&ctx, &key, &anchor_name, &anchor) {
+        return Ok(Action::requeue(OUTDATED_LOOK));
+    }
     let Some(identity) = anchor.identity(&name).filter(|identity| !identity.retired) else {
         // No ledger counts it any more: its end was a step of its network.
         if node.metadata.deletion_timestamp.is_some() {
-            drop_finalizer(&ctx.client, node, NODE_FINALIZER).await?;
+            return let_go(&ctx, &key, node).await;
         }
         return Ok(Action::requeue(SLOW_LOOK));
     };
@@ -81,7 +87,7 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
         Ok(place) => place,
         // A cluster that cannot be used now changes nothing about what its nodes do.
         Err(absent) => {
-            report::report_refusal(&ctx, node, &absent.into()).await?;
+            report::report_absent(&ctx, &key, node, &absent.into()).await?;
             return Ok(Action::requeue(SLOW_LOOK));
         }
     };
@@ -101,6 +107,16 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     };
     let wake = report::report_node(&pass, &applied).await?;
     Ok(Action::requeue(wake.min(SLOW_LOOK)))
+}
+
+/// Lets a description go, once nothing is left that only it stands for.
+async fn let_go(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> Result<Action, Error> {
+    if let Err(refusal) = end::end_in_member(ctx, key, node).await? {
+        report::report_refusal(ctx, node, &refusal).await?;
+        return Ok(Action::requeue(SLOW_LOOK));
+    }
+    drop_finalizer(&ctx.client, node, NODE_FINALIZER).await?;
+    Ok(Action::await_change())
 }
 
 /// Whether a node whose object was deleted runs on: its network exists, and replaces it first. Live, since

@@ -21,6 +21,7 @@ use crate::controller::context::Context;
 use crate::controller::network::report::{state_of, transition};
 use crate::controller::{Error, Refusal};
 use crate::evidence::poller::{Observation, judge};
+use crate::view::NetworkKey;
 use crate::view::NodeView;
 
 /// Time between two looks at a node that is refused.
@@ -30,6 +31,40 @@ const REFUSED_LOOK: Duration = Duration::from_secs(15);
 pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) -> Result<(), Error> {
     let old = node.status.clone().unwrap_or_default();
     let states = refusal.states();
+    let status = BsnNodeStatus {
+        observed_generation: node.metadata.generation,
+        conditions: merge(&old.conditions, &states, node.metadata.generation, ctx.now()),
+        ..old.clone()
+    };
+    write(ctx, node, &old, &status).await?;
+    Ok(())
+}
+
+/// Reports a node whose cluster cannot be used now. That says nothing about the node: it may be seen to work all the
+/// same.
+pub async fn report_absent(
+    ctx: &Context,
+    key: &NetworkKey,
+    node: &BsnNode,
+    absent: &Refusal,
+) -> Result<(), Error> {
+    let Refusal { reason, message } = absent;
+    if !reason.may_pass() {
+        return report_refusal(ctx, node, absent).await;
+    }
+    let view = ctx.views.get(key);
+    let name = node.name_any();
+    let seen = view.as_ref().and_then(|view| view.nodes.iter().find(|node| node.name == name));
+    let ready = match judge(seen) {
+        Observation::InSync => State::new(READY, true, Reason::AsDescribed, "follows the chain"),
+        _ => State::new(READY, None, *reason, message),
+    };
+    let states = [
+        ready,
+        State::new(STALLED, false, *reason, ""),
+        State::new(RECONCILING, true, *reason, message),
+    ];
+    let old = node.status.clone().unwrap_or_default();
     let status = BsnNodeStatus {
         observed_generation: node.metadata.generation,
         conditions: merge(&old.conditions, &states, node.metadata.generation, ctx.now()),

@@ -91,10 +91,15 @@ impl Pass<'_> {
         let (namespace, name) = (&self.key.namespace, self.validated.desired.name.anchor());
         let store = |client| MapStore { client, namespace: namespace.clone(), name: name.clone() };
         let primary = (Place::Primary, store(Some(self.ctx.client.clone())));
-        let copies = anchor.clusters().into_iter().map(|cluster| {
-            let client = self.ctx.clusters.place(cluster, namespace).ok().map(|place| place.client);
-            (Place::Copy(cluster.to_owned()), store(client))
-        });
+        let hosts = anchor.clusters();
+        // Those a person gave up for lost are not among the members.
+        let members = self.observed.members.iter();
+        let copies = members.filter(|(cluster, _)| hosts.contains(cluster.as_str())).map(
+            |(cluster, place)| {
+                let client = place.as_ref().ok().map(|place| place.client.clone());
+                (Place::Copy(cluster.clone()), store(client))
+            },
+        );
         [primary].into_iter().chain(copies).collect()
     }
 }
