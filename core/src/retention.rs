@@ -73,7 +73,7 @@ mod tests {
             version: ANCHOR_VERSION,
             hub_id: "h".into(),
             revision: 1,
-            former_hubs: BTreeMap::new(),
+            former_hubs: [].into(),
             network_id: "n1".into(),
             chain_id: "c".into(),
             genesis_time: jiff::Timestamp::UNIX_EPOCH,

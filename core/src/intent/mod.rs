@@ -22,7 +22,8 @@
 //!    proof that it is settled, or by a consent that names it.
 //! 7. **Copies.** After the primary, and before the first effect, the copies of the step's places hold the same
 //!    intent; and *every* copy has this leader's epoch (the *fence*, once in a term): a write that an earlier
-//!    leader left under way fails from then on.
+//!    leader left under way fails from then on. A copy that cannot be asked now holds up only the steps of its place:
+//!    if it was read in this term, and no other hub was taken over from, the others go on without it.
 //! 8. **Effect.** Then the primary is read once more, live, and if it still says so and enough of the lease is
 //!    left, the effect happens. A successor waits until the lease has ended before it does anything. A lost
 //!    answer changes nothing: the world is observed, and if nothing is seen, the very same step is sent again.
@@ -48,6 +49,8 @@
 //!
 //! - Steps with no place but the hub leave no copy: if the hub is restored, they are forgotten. The same if every
 //!   copy of a step's places is restored together with the primary.
+//! - A copy that was left out of the fence may still get what an earlier leader left under way there. That is only
+//!   late, unless the hub was restored in between: then this hub is called restored once more, and a person is asked.
 //! - A store must never give the same version to two contents. A restored etcd may: stop the operator first.
 //! - Two hubs share no lease. A person who consents must see to it that the old hub is stopped, until the consent was
 //!   used; afterwards it may come back, and finds itself shut out. A rebuilt hub needs a new id if the old may live.

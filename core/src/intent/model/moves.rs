@@ -62,6 +62,7 @@ impl Moves<'_> {
         next.extend(self.land(world)?);
         next.extend(self.settle(world));
         next.extend(self.restore(world));
+        next.extend(self.cut(world));
         for (_, world) in &mut next {
             world.forget(self.scenario);
         }
@@ -140,7 +141,14 @@ impl Moves<'_> {
                 next = self.perform(&here, proc, op, false)?;
             }
         }
-        let (here, op) = self.ask(world, proc, within);
+        let (mut here, op) = self.ask(world, proc, within);
+        if let Op::Wait(place) = &op {
+            // The caller knows that it cannot be asked, and leaves the task for later.
+            let label = self.say(|| format!("p{proc}: leaves it, {} is cut off", name(place)));
+            here.lead_mut(proc).unwrap().busy = false;
+            next.push((label, here));
+            return Ok(next);
+        }
         next.extend(self.perform(&here, proc, op, faults)?);
         Ok(next)
     }
@@ -155,7 +163,9 @@ impl Moves<'_> {
         }
         let mut op = lead.writer.next(within);
         // A pause is nothing but time.
-        if matches!(op, Op::Wait(_)) {
+        if let Op::Wait(place) = &op
+            && !matches!(place, Place::Copy(name) if lead.writer.unreachable.contains(name))
+        {
             lead.writer.answer(op, Answer::Unknown);
             op = lead.writer.next(within);
         }
@@ -178,6 +188,13 @@ impl Moves<'_> {
         match &op {
             Op::Read(place) => {
                 let store = scenario.store_of(hub, place);
+                if world.is_cut(scenario, store) {
+                    let label = self.say(|| format!("p{proc}: asks {} in vain", name(place)));
+                    return Ok(vec![(
+                        label,
+                        self.answer(world.clone(), proc, op, Answer::Unknown)?,
+                    )]);
+                }
                 let found = world.stores[store]
                     .now
                     .as_ref()
@@ -189,6 +206,13 @@ impl Moves<'_> {
             }
             Op::Swap { place, version: expected, record } => {
                 let store = scenario.store_of(hub, place);
+                if world.is_cut(scenario, store) {
+                    let label = self.say(|| format!("p{proc}: writes {} in vain", name(place)));
+                    return Ok(vec![(
+                        label,
+                        self.answer(world.clone(), proc, op, Answer::Unknown)?,
+                    )]);
+                }
                 let stored = &world.stores[store];
                 let current = stored.now.as_ref().map(|_| version(stored.version));
                 let what = |how: &str| {
@@ -338,7 +362,10 @@ impl Moves<'_> {
 
     fn take_up(&self, mut world: World, proc: usize, task: Task<u8>, how: &str) -> Next {
         let label = self.say(|| format!("p{proc}: decides {how}to {}", short(&task)));
+        let mut told = world.lead(proc).unwrap().writer.clone();
+        world.tell_places(self.scenario, &mut told);
         let lead = world.lead_mut(proc).unwrap();
+        lead.writer = told;
         lead.writer.start(task);
         lead.busy = true;
         lead.refused = None;
@@ -414,7 +441,11 @@ impl Moves<'_> {
 
     /// A write that was given up for lost arrives.
     pub fn land(&self, world: &World) -> Result<Option<Next>, Violation> {
-        let Some(late) = &world.late else { return Ok(None) };
+        let Some(late) =
+            world.late.as_ref().filter(|late| !world.is_cut(self.scenario, late.store))
+        else {
+            return Ok(None);
+        };
         let mut then = world.clone();
         then.late = None;
         let stored = &world.stores[late.store];
@@ -438,6 +469,23 @@ impl Moves<'_> {
             (self.say(|| format!("step {} is settled", effect.number)), then)
         })
         .collect()
+    }
+
+    /// A place is cut off from the operator, or reached again.
+    fn cut(&self, world: &World) -> Vec<Next> {
+        if let Some(place) = world.cut {
+            let label = self.say(|| format!("{} is reached again", PLACES[usize::from(place)]));
+            return vec![(label, World { cut: None, ..world.clone() })];
+        }
+        if world.cuts == 0 {
+            return Vec::new();
+        }
+        let places = 0..u8::try_from(self.scenario.copies).unwrap();
+        let cut = |place: u8| {
+            let label = self.say(|| format!("{} is cut off", PLACES[usize::from(place)]));
+            (label, World { cut: Some(place), cuts: world.cuts - 1, ..world.clone() })
+        };
+        places.map(cut).collect()
     }
 
     /// A store is restored to what it once held.

@@ -27,6 +27,7 @@ fn scenario(name: &'static str, copies: usize, jobs: Vec<Job>) -> Scenario {
         kinds: ALL_FAULTS,
         restores: 0,
         copy_restores: 0,
+        cuts: 0,
         withdrawals: 0,
         consents: 0,
     }
@@ -58,6 +59,12 @@ fn scenarios(more: u8) -> Vec<Scenario> {
                 2,
                 vec![job(0, &[0]), job(0, &[1]), job(0, &[0, 1])],
             )
+        },
+        Scenario {
+            kinds: LIVE_FAULTS,
+            faults: 1 + more,
+            cuts: 1 + more,
+            ..scenario("a place cut off", 2, vec![job(0, &[0]), job(0, &[1])])
         },
         Scenario {
             kinds: LIVE_FAULTS,

@@ -280,9 +280,10 @@ fn survivor(moves: &Moves<'_>, world: &World) -> usize {
 
 /// Faults stop: what is under way arrives, one hub is left, a lease that ended is seen to have ended.
 fn heal(moves: &Moves<'_>, world: &World) -> Result<World, Violation> {
-    let mut here = match moves.land(world)? {
+    let reached = World { cut: None, cuts: 0, ..world.clone() };
+    let mut here = match moves.land(&reached)? {
         Some((_, landed)) => landed,
-        None => world.clone(),
+        None => reached,
     };
     here.faults = 0;
     here.restores = 0;
@@ -298,9 +299,11 @@ fn heal(moves: &Moves<'_>, world: &World) -> Result<World, Violation> {
     }
     for proc in 0..2 {
         // A leader looks after everything again from time to time.
+        let places = here.clone();
         if let Some(lead) = here.lead_mut(proc)
             && (!lead.busy || lead.writer.task == Task::Rest)
         {
+            places.tell_places(moves.scenario, &mut lead.writer);
             lead.writer.start(Task::Rest);
         }
     }

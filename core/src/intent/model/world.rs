@@ -48,6 +48,8 @@ pub struct Scenario {
     pub restores: u8,
     /// How often a copy may be.
     pub copy_restores: u8,
+    /// How often a place cannot be asked for a while.
+    pub cuts: u8,
     /// How often a step begun is given up since its gate closed.
     pub withdrawals: u8,
     /// How often a person consents, at most.
@@ -155,6 +157,9 @@ pub struct World {
     pub faults: u8,
     pub restores: u8,
     pub copy_restores: u8,
+    pub cuts: u8,
+    /// The place that cannot be asked now.
+    pub cut: Option<u8>,
     pub withdrawals: u8,
     pub consents: u8,
     /// A hub was restored or built anew.
@@ -194,6 +199,8 @@ impl Scenario {
             faults: self.faults,
             restores: self.restores,
             copy_restores: self.copy_restores,
+            cuts: self.cuts,
+            cut: None,
             withdrawals: self.withdrawals,
             consents: self.consents,
             rewound: false,
@@ -202,6 +209,18 @@ impl Scenario {
 }
 
 impl World {
+    /// Whether a store cannot be asked now.
+    pub fn is_cut(&self, scenario: &Scenario, store: usize) -> bool {
+        self.cut.is_some_and(|place| scenario.hubs() + usize::from(place) == store)
+    }
+
+    /// Tells a writer which places there are, and which cannot be asked.
+    pub fn tell_places(&self, scenario: &Scenario, writer: &mut Writer<u8>) {
+        let places = PLACES[..scenario.copies].iter().map(|place| (*place).to_owned());
+        let cut = self.cut.map(|place| PLACES[usize::from(place)].to_owned());
+        writer.set_places(places, cut);
+    }
+
     /// Jobs done, as bits.
     pub fn settled(&self) -> u8 {
         self.effects.iter().filter(|e| e.settled).fold(0, |jobs, e| jobs | 1 << e.job)
@@ -330,6 +349,9 @@ impl fmt::Display for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for store in &self.stores {
             write!(f, "[{}] ", Short(&store.now))?;
+        }
+        if let Some(place) = self.cut {
+            write!(f, "{} cut off ", PLACES[usize::from(place)])?;
         }
         if let Some(late) = &self.late {
             write!(f, "late→{} [{}] ", late.store, Short(&Some(late.record.clone())))?;

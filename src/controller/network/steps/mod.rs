@@ -270,7 +270,9 @@ impl Pass<'_> {
         let ended = world.without_engine(known);
         let entry = world.pod(&recorded.entry);
         let start = entry.as_deref().and_then(engine_start);
-        let entry_ended = start.as_ref() != Some(&recorded.entry_start);
+        // What a cluster said that cannot be asked now proves no end.
+        let entry_ended =
+            world.is_seen(&recorded.entry) && start.as_ref() != Some(&recorded.entry_start);
         let look = chain.look(recorded, &ended, entry_ended, &mut memory.scan).await;
         memory.held = look.pools.values().any(|state| *state == PoolState::Holds);
         Some(memory.settling.look(recorded, &look))

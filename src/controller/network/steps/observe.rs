@@ -97,6 +97,12 @@ impl<'a> World<'a> {
         cached(&seen.objects.pods, &self.key.namespace, &format!("{node}-0"))
     }
 
+    /// Whether what is known of a node's pod is as young as a watch makes it.
+    pub fn is_seen(&self, node: &NodeName) -> bool {
+        let identity = self.anchor.identity(node);
+        identity.is_some_and(|one| self.ctx.place_of(one, &self.key.namespace).is_ok())
+    }
+
     /// Nodes whose engine does not run, by their own API server.
     pub fn without_engine(&self, known: &[Known]) -> BTreeSet<NodeName> {
         let proved = known.iter().filter(|known| known.engine == Engine::NotReady);
