@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bsn_core::consent::CONSENT_ANNOTATION;
 use bsn_operator::api::conditions::{MEMBERSHIP_CONVERGED, Reason, find};
 use bsn_operator::api::{BsnNetwork, BsnNode};
-use bsn_testkit::lab::Lab;
 use bsn_testkit::lab::process::ProcessId;
+use bsn_testkit::lab::{Lab, Roles};
 use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -19,10 +19,14 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use serde::Deserialize;
 
-pub const CLUSTER: usize = 0;
 const POLL: Duration = Duration::from_millis(500);
 /// Longest a network of four may take to be ready, with images present, on a busy machine.
 pub const READY_WITHIN: Duration = Duration::from_mins(3);
+
+/// The cluster with the operator.
+pub fn hub() -> usize {
+    Roles::from_env().unwrap().hub
+}
 
 /// Asks again and again until there is an answer; fails with the last reason why there was none.
 pub async fn eventually<T>(
@@ -55,7 +59,7 @@ impl World {
     /// Makes an empty namespace for a story; one that an earlier run left is removed first.
     pub async fn new(story: &str) -> Self {
         let lab = Lab::load().unwrap();
-        let client = lab.client(CLUSTER).await.unwrap();
+        let client = lab.client(hub()).await.unwrap();
         let world =
             Self { lab, client, namespace: format!("story-{story}"), network: story.to_owned() };
         world.remove();
@@ -90,7 +94,7 @@ impl World {
     /// Runs a program with the cluster's kubeconfig and this on its standard input.
     pub fn run(&self, program: PathBuf, args: &[&str], input: &str) -> Output {
         let mut child = Command::new(program)
-            .env("KUBECONFIG", self.lab.kubeconfig(CLUSTER))
+            .env("KUBECONFIG", self.lab.kubeconfig(hub()))
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -363,7 +367,7 @@ impl World {
 
     /// Requests of the operator since `mark`, by verb and resource.
     pub fn requests_since(&self, mark: u64) -> Vec<Request> {
-        let log = std::fs::read(self.lab.audit_log(CLUSTER)).unwrap();
+        let log = std::fs::read(self.lab.audit_log(hub())).unwrap();
         let new = &log[usize::try_from(mark).unwrap()..];
         new.split(|byte| *byte == b'\n')
             .filter(|line| !line.is_empty())
@@ -378,7 +382,7 @@ impl World {
     /// A place in the audit log, for [`World::requests_since`].
     pub fn mark(&self) -> u64 {
         // The whole lines written so far.
-        std::fs::metadata(self.lab.audit_log(CLUSTER)).unwrap().len()
+        std::fs::metadata(self.lab.audit_log(hub())).unwrap().len()
     }
 }
 

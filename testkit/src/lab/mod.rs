@@ -33,6 +33,7 @@ pub mod process;
 pub mod provisioner;
 mod quantity;
 mod redirect;
+mod roles;
 mod status;
 pub mod teardown;
 pub mod tools;
@@ -43,6 +44,7 @@ use folders::Layout;
 pub use layout::{LabSpec, MachineId};
 use machine::Machine;
 pub use redirect::Redirect;
+pub use roles::Roles;
 pub use status::{Line, Status};
 pub use up::Report;
 
