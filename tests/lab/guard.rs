@@ -281,13 +281,7 @@ async fn height(world: &World, node: &str) -> Result<u64, String> {
     if !running {
         return Err("its pod does not run".to_owned());
     }
-    let client = Client::new(world).await;
-    let call = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "status", "params": {}});
-    let answer = tokio::time::timeout(Duration::from_secs(5), client.try_call(node, &call))
-        .await
-        .map_err(|_| "no answer".to_owned())??;
-    let height = &answer["result"]["sync_info"]["latest_block_height"];
-    height.as_str().and_then(|height| height.parse().ok()).ok_or_else(|| answer.to_string())
+    Client::new(world).await.height(node).await
 }
 
 async fn await_blocks(world: &World, node: &str, above: u64) {
