@@ -22,6 +22,10 @@ const IN_SYNC_WITHIN: Duration = Duration::from_mins(3);
 /// Longest until the nodes tell the powers that the operator has just read back.
 const VOTES_WITHIN: Duration = Duration::from_mins(1);
 
+/// No block takes longer, in seconds, while the chain goes on: two rounds without their proposers take 11 s
+/// (3 + 1 + 1 s, and 0.5 s more each in the next), and two processors serve three clusters.
+const LONGEST_GAP: f64 = 20.0;
+
 /// A block, as far as stories look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
@@ -208,6 +212,12 @@ pub fn print_gaps(gaps: &[Gap], outages: &[Outage]) {
             longest(during())
         );
     }
+}
+
+/// The chain never stood still for long, whatever happened.
+pub fn check_pace(gaps: &[Gap]) {
+    let slow: Vec<&Gap> = gaps.iter().filter(|gap| gap.seconds > LONGEST_GAP).collect();
+    assert!(slow.is_empty(), "blocks that took more than {LONGEST_GAP} s: {slow:?}");
 }
 
 fn longest<'a>(gaps: impl Iterator<Item = &'a Gap>) -> String {
