@@ -32,6 +32,16 @@ pub fn hub() -> usize {
 pub async fn eventually<T>(
     what: &str,
     within: Duration,
+    ask: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
+    eventually_every(POLL, what, within, ask).await
+}
+
+/// The same for what soon passes: asks this often.
+pub async fn eventually_every<T>(
+    every: Duration,
+    what: &str,
+    within: Duration,
     mut ask: impl AsyncFnMut() -> Result<T, String>,
 ) -> T {
     let began = Instant::now();
@@ -41,7 +51,7 @@ pub async fn eventually<T>(
             Err(why) => why,
         };
         assert!(began.elapsed() < within, "{what}: not within {} s: {why}", within.as_secs());
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(every).await;
     }
 }
 

@@ -9,6 +9,24 @@ use tokio::task::JoinHandle;
 
 use crate::support::eventually;
 
+/// Two clusters that do not reach each other, until this is dropped.
+pub struct Cut(Lab);
+
+impl Cut {
+    pub fn between(lab: &Lab, one: usize, other: usize) -> Self {
+        lab.partition(one, other).unwrap();
+        Self(lab.clone())
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.heal() {
+            eprintln!("the clusters stay cut from each other: {error:#}");
+        }
+    }
+}
+
 /// A cluster whose API server is stopped, until this is dropped.
 pub struct Headless {
     lab: Lab,

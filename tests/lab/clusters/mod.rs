@@ -3,6 +3,7 @@
 //! has left.
 
 mod api_servers;
+mod cuts;
 mod faults;
 mod grows;
 mod leftovers;
