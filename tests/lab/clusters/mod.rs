@@ -7,5 +7,6 @@ mod cuts;
 mod faults;
 mod grows;
 mod leftovers;
+mod slow;
 mod span;
 mod wrong;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use bsn_operator::api::BsnCluster;
-use bsn_operator::api::conditions::{READY, Raw, Reason, find};
+use bsn_operator::api::conditions::{REACHABLE, READY, Raw, Reason, find};
 use bsn_testkit::lab::{Lab, Roles};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -227,6 +227,18 @@ impl Span {
         .await;
         println!("{what} after {:.0} s: {said}", began.elapsed().as_secs_f64());
         said
+    }
+
+    /// Waits until the operator uses a member at this address, and no other.
+    pub async fn await_server(&self, member: &Member, server: &str) {
+        let what = format!("{} at {server}", member.name);
+        eventually(&what, MINUTE, async || {
+            let conditions = self.conditions(member).await?;
+            let well = |kind: &str| find(&conditions, kind).filter(|found| found.status == "True");
+            let there = well(REACHABLE).is_some_and(|found| found.message.ends_with(server));
+            if there && well(READY).is_some() { Ok(()) } else { Err(format!("{conditions:?}")) }
+        })
+        .await;
     }
 
     /// Waits until the network says that it cannot reach this member; not a word of the other.
