@@ -15,6 +15,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 pub mod addons;
+mod backup;
 pub mod cgroup;
 pub mod command;
 pub mod control_plane;
@@ -39,6 +40,7 @@ pub mod teardown;
 pub mod tools;
 mod up;
 
+pub use backup::Backup;
 use control_plane::ControlPlane;
 use folders::Layout;
 pub use layout::{LabSpec, MachineId};
