@@ -12,12 +12,19 @@ use serde_json::{Value, json};
 use crate::client::Acknowledged;
 use crate::rpc::Client;
 use crate::sampler::Outage;
-use crate::support::World;
+use crate::support::{World, eventually};
 
 /// Blocks asked for at once.
 const AT_ONCE: usize = 8;
 /// A node that was just made has all blocks to read.
 const IN_SYNC_WITHIN: Duration = Duration::from_mins(3);
+
+/// Longest until the nodes tell the powers that the operator has just read back.
+const VOTES_WITHIN: Duration = Duration::from_mins(1);
+
+/// No block takes longer, in seconds, while the chain goes on: two rounds without their proposers take 11 s
+/// (3 + 1 + 1 s, and 0.5 s more each in the next), and two processors serve three clusters.
+const LONGEST_GAP: f64 = 20.0;
 
 /// A block, as far as stories look at it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,6 +162,25 @@ pub async fn verify(world: &World, acknowledged: &Acknowledged) -> Chain {
     first.expect("a node in sync")
 }
 
+/// Waits until the chain has so many voters, each with that power, and there are no other nodes.
+pub async fn await_voters(world: &World, replicas: usize, power: u64) {
+    let client = Client::new(world).await;
+    let expected = vec![power; replicas];
+    eventually(&format!("{replicas} voters with power {power}"), VOTES_WITHIN, async || {
+        let view = world.view()?;
+        let witness = view.nodes.iter().find(|node| node.in_sync && node.voting_power > Some(0));
+        let witness = witness.ok_or_else(|| format!("{view:?}"))?;
+        let voters = client.voters(&witness.name, None).await;
+        let powers: Vec<u64> = voters.values().copied().collect();
+        if powers == expected && view.nodes.len() == replicas {
+            Ok(())
+        } else {
+            Err(format!("{voters:?}, {} nodes", view.nodes.len()))
+        }
+    })
+    .await;
+}
+
 /// The middle one of the gaps, in seconds.
 pub fn median(gaps: &[Gap]) -> f64 {
     quantile(gaps, 50)
@@ -186,6 +212,12 @@ pub fn print_gaps(gaps: &[Gap], outages: &[Outage]) {
             longest(during())
         );
     }
+}
+
+/// The chain never stood still for long, whatever happened.
+pub fn check_pace(gaps: &[Gap]) {
+    let slow: Vec<&Gap> = gaps.iter().filter(|gap| gap.seconds > LONGEST_GAP).collect();
+    assert!(slow.is_empty(), "blocks that took more than {LONGEST_GAP} s: {slow:?}");
 }
 
 fn longest<'a>(gaps: impl Iterator<Item = &'a Gap>) -> String {

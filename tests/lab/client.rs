@@ -11,7 +11,7 @@ use kube::api::{Api, ListParams};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::rpc::{Client, gateways, submit};
+use crate::rpc::{Client, Gateways, gateways, submit};
 use crate::support::{World, is_ready};
 
 /// Transactions under way at once. Each waits for its block, about a second: so two to five in a second.
@@ -91,13 +91,17 @@ impl Traffic {
 
 /// Nodes come and go, and their pods change addresses.
 async fn look_for_gateways(world: World, shared: Arc<Shared>) {
-    let pods: Api<Pod> = world.api();
+    let clusters: Vec<Api<Pod>> = world.clients().map(|client| world.api_in(client)).collect();
+    let mut known = vec![Gateways::new(); clusters.len()];
     while !shared.ended.load(Ordering::Relaxed) {
-        // Without an answer, those known before.
-        if let Ok(list) = pods.list(&ListParams::default()).await {
-            let ready: Vec<_> = list.items.into_iter().filter(is_ready).collect();
-            shared.client.lock().unwrap().nodes = gateways(&world, &ready);
+        for (pods, known) in clusters.iter().zip(&mut known) {
+            // Of a cluster that does not answer, those known before.
+            if let Ok(list) = pods.list(&ListParams::default()).await {
+                let ready: Vec<_> = list.items.into_iter().filter(is_ready).collect();
+                *known = gateways(&world, &ready);
+            }
         }
+        shared.client.lock().unwrap().nodes = known.clone().into_iter().flatten().collect();
         tokio::time::sleep(LOOK).await;
     }
 }

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 use kube::api::ListParams;
 
-use crate::support::{CLUSTER, READY_WITHIN, World, eventually, find_process, kill9};
+use crate::support::{READY_WITHIN, World, eventually, find_process, hub, kill9};
 
 const RECOVERS_WITHIN: Duration = Duration::from_mins(3);
 
@@ -32,7 +32,7 @@ async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
     world.await_ready().await;
 
     // A kubelet, while a pod of its machine is recreated.
-    let machine = MachineId { cluster: CLUSTER, machine: 1 };
+    let machine = MachineId { cluster: hub(), machine: 1 };
     world.lab.kill_kubelet(machine).unwrap();
     world.kubectl_ok(&[
         "delete",
@@ -49,10 +49,10 @@ async fn a_crash_of_any_part_stops_neither_the_chain_nor_the_operator() {
 
     // The API server, long enough to lose the lead: the chain must not notice.
     let head = world.head().await;
-    world.lab.stop_api_server(CLUSTER).unwrap();
+    world.lab.stop_api_server(hub()).unwrap();
     tokio::time::sleep(Duration::from_secs(25)).await;
-    world.lab.start_api_server(CLUSTER).unwrap();
-    world.lab.wait_api_server(CLUSTER).await.unwrap();
+    world.lab.start_api_server(hub()).unwrap();
+    world.lab.wait_api_server(hub()).await.unwrap();
     let now = world.await_height_above(head + 3, RECOVERS_WITHIN).await;
     assert!(now >= head + 15, "the chain stood while the API server was away: {head} to {now}");
     world.await_ready().await;

@@ -12,7 +12,7 @@ use kube::ResourceExt;
 
 use crate::plugin::Explained;
 use crate::rpc::Client;
-use crate::support::{CLUSTER, World, consent_in, eventually, find_process};
+use crate::support::{World, consent_in, eventually, find_process, hub};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const LONG: Duration = Duration::from_mins(4);
@@ -245,7 +245,7 @@ async fn after_a_power_cut_of_all_machines_the_chain_goes_on_by_itself() {
     let witness = chain.node("hangzhou-0");
     let head = world.head().await;
     world.scale_operator(0).await;
-    let machines = [0, 1].map(|machine| MachineId { cluster: CLUSTER, machine });
+    let machines = [0, 1].map(|machine| MachineId { cluster: hub(), machine });
     for machine in machines {
         world.lab.stop_machine(machine).unwrap();
     }
@@ -281,13 +281,7 @@ async fn height(world: &World, node: &str) -> Result<u64, String> {
     if !running {
         return Err("its pod does not run".to_owned());
     }
-    let client = Client::new(world).await;
-    let call = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "status", "params": {}});
-    let answer = tokio::time::timeout(Duration::from_secs(5), client.try_call(node, &call))
-        .await
-        .map_err(|_| "no answer".to_owned())??;
-    let height = &answer["result"]["sync_info"]["latest_block_height"];
-    height.as_str().and_then(|height| height.parse().ok()).ok_or_else(|| answer.to_string())
+    Client::new(world).await.height(node).await
 }
 
 async fn await_blocks(world: &World, node: &str, above: u64) {
@@ -302,7 +296,7 @@ async fn await_blocks(world: &World, node: &str, above: u64) {
 async fn a_pod_recreated_elsewhere_waits_while_its_old_process_may_sign() {
     let chain = Chain::start("frozen-kubelet").await;
     let world = &chain.world;
-    let machine = MachineId { cluster: CLUSTER, machine: 1 };
+    let machine = MachineId { cluster: hub(), machine: 1 };
     let node_name = machine.node_name();
     let on_machine = |pods: &[Pod]| -> Vec<String> {
         pods.iter()

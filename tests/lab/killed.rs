@@ -12,7 +12,7 @@ use bsn_testkit::proxy::{
 };
 
 use crate::proxy::{effects, gateway_tls, moments};
-use crate::support::{CLUSTER, World, eventually, kill9};
+use crate::support::{World, eventually, hub, kill9};
 
 /// At how many writes of each kind of change the operator is killed. `BSN_KILLS`: see `proxy`.
 const KILLS: usize = 2;
@@ -105,7 +105,7 @@ async fn a_transaction_whose_sender_or_answer_is_lost_takes_effect_once() {
     world.await_ready().await;
     let entry = "killed-tx-voter-0";
     let tls = gateway_tls(&world, entry).await;
-    let front = before_gateway(&world.lab, CLUSTER, &world.namespace, entry, tls).await.unwrap();
+    let front = before_gateway(&world.lab, hub(), &world.namespace, entry, tls).await.unwrap();
     let proxy = front.proxy().clone();
     for (round, (trouble, action)) in TROUBLES.into_iter().enumerate() {
         // To and fro: an add and its raise, then a removal. The trouble meets the first transaction.
@@ -137,7 +137,7 @@ async fn a_transaction_whose_sender_or_answer_is_lost_takes_effect_once() {
 async fn the_operator_killed_at_every_write_of_a_change_ends_in_the_same_state() {
     let world = World::new("killed").await;
     world.await_operator().await;
-    let mut front = before_api_server(&world.lab, CLUSTER).await.unwrap();
+    let mut front = before_api_server(&world.lab, hub()).await.unwrap();
     front.divert_operator().await.unwrap();
     let proxy = front.proxy().clone();
     world.leader().await;

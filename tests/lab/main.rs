@@ -1,8 +1,8 @@
 //! Stories on a real cluster: real API server, real kubelets, real chains.
 //!
-//! `cargo xtask test` brings the cluster up, installs the operator and runs these: first those in `side_by_side`,
-//! several at once, then the others, one at a time. So a story is alone unless it is put there. To run one again on a
-//! cluster that stayed up: `cargo xtask test --keep <name>`.
+//! `cargo xtask test` brings the clusters up, installs the operator and runs these: first those in `side_by_side`,
+//! several at once, then the others, one at a time, those in `clusters` last. So a story is alone unless it is put
+//! there. To run one again on clusters that stayed up: `cargo xtask test --keep <name>`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,6 +14,7 @@
 mod bring_up;
 mod chain;
 mod client;
+mod clusters;
 mod faults;
 mod freezing;
 mod guard;

@@ -1,5 +1,6 @@
 //! What `kubectl bsn` says, run as users run it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Output;
 use std::time::Duration;
@@ -46,11 +47,16 @@ pub struct Explained<'a> {
     pub helps: &'a str,
 }
 
+/// The plug-in, as it was built.
+pub fn plugin_program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_kubectl-bsn"))
+}
+
 impl World {
     /// Runs the plug-in in the story's namespace.
     pub fn plugin(&self, args: &[&str], input: &str) -> Output {
         let args = [args, &["-n", &self.namespace]].concat();
-        self.run(PathBuf::from(env!("CARGO_BIN_EXE_kubectl-bsn")), &args, input)
+        self.run(plugin_program(), &args, input)
     }
 
     /// What it tells programs about the network.
@@ -117,4 +123,37 @@ impl World {
         // Without the nodes.
         println!("{}", said.split("\n\nNODE").next().unwrap_or_default());
     }
+}
+
+/// Names newcomers by the order in which they enter: which of several catches up first no plan can know.
+fn by_entry(steps: &[String]) -> Vec<String> {
+    let entered = |step: &String| {
+        let node = step.strip_prefix("add ")?.split_whitespace().next()?;
+        Some(node.to_owned())
+    };
+    let newcomers: BTreeMap<String, usize> =
+        steps.iter().filter_map(entered).enumerate().map(|(place, node)| (node, place)).collect();
+    let named = |word: &str| match newcomers.get(word) {
+        Some(place) => format!("newcomer-{place}"),
+        None => word.to_owned(),
+    };
+    // They are made, all of them, before the first enters: there a plan knows the order.
+    let rename = |step: &String| match step.strip_prefix("provision ") {
+        Some(_) => step.clone(),
+        None => step.split(' ').map(named).collect::<Vec<_>>().join(" "),
+    };
+    steps.iter().map(rename).collect()
+}
+
+/// The steps that were taken are those that the plan showed, in its order.
+pub fn check_plan(planned: &[String], taken: &[String]) {
+    let list = |steps: &[String]| steps.join("\n  ");
+    assert_eq!(
+        by_entry(planned),
+        by_entry(taken),
+        "planned:\n  {}\ntaken:\n  {}",
+        list(planned),
+        list(taken)
+    );
+    println!("{} steps as planned", taken.len());
 }

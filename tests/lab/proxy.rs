@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::ResourceExt;
 
-use crate::support::{CLUSTER, READY_WITHIN, World, eventually, kill9};
+use crate::support::{READY_WITHIN, World, eventually, hub, kill9};
 
 /// At how many writes the operator is killed, spread over a bring-up: a round takes most of a minute.
 /// `BSN_KILLS` says another number; one larger than twice that of the writes means every write, both before
@@ -150,7 +150,7 @@ async fn bring_up_and_kill(proxy: &Proxy, k: u64, side: Side) -> Seen {
 async fn the_operator_killed_at_every_write_of_a_bring_up_ends_in_the_same_state() {
     let world = World::new("proxy-kills").await;
     world.await_operator().await;
-    let mut front = before_api_server(&world.lab, CLUSTER).await.unwrap();
+    let mut front = before_api_server(&world.lab, hub()).await.unwrap();
     front.divert_operator().await.unwrap();
     let proxy = front.proxy().clone();
     world.leader().await;

@@ -8,7 +8,8 @@ const QUIET: Duration = Duration::from_mins(5);
 /// Time for statuses to settle after a network has become ready.
 const SETTLE: Duration = Duration::from_secs(30);
 
-fn writes(requests: &[Request]) -> Vec<&Request> {
+/// All that write, but for the Lease.
+pub fn writes(requests: &[Request]) -> Vec<&Request> {
     requests.iter().filter(|request| request.writes() && request.resource != "leases").collect()
 }
 

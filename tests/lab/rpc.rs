@@ -21,6 +21,9 @@ use crate::support::{World, eventually, node_of};
 /// Longest a node may take to show a block, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Longest a node may take to say how high it is.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
 pub fn ip_of(pod: &Pod) -> IpAddr {
     pod.status.as_ref().unwrap().pod_ip.as_ref().unwrap().parse().unwrap()
 }
@@ -122,6 +125,15 @@ impl Client {
             result.ok_or_else(|| answer.to_string())
         })
         .await
+    }
+
+    /// Height of a node's newest block.
+    pub async fn height(&self, node: &str) -> Result<u64, String> {
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": "status", "params": {}});
+        let answer = tokio::time::timeout(ANSWERS_WITHIN, self.try_call(node, &call));
+        let answer = answer.await.map_err(|_| "no answer".to_owned())??;
+        let height = &answer["result"]["sync_info"]["latest_block_height"];
+        height.as_str().and_then(|height| height.parse().ok()).ok_or_else(|| answer.to_string())
     }
 
     /// Powers of the voters by address; without a height, those of the next block.

@@ -12,7 +12,7 @@ use bsn_operator::intent::STEPS_KEY;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 use tokio::task::JoinHandle;
 
 use crate::chain::Gap;
@@ -173,14 +173,14 @@ impl PodsSeen {
 
 /// Watches which pods there are, and which are not ready that were.
 pub fn watch_pods(world: &World) -> Sampler<PodsSeen> {
-    let pods: Api<Pod> = world.api();
+    let world = world.clone();
     let ended = Arc::new(AtomicBool::new(false));
     let end = ended.clone();
     let task = tokio::spawn(async move {
         let mut seen = PodsSeen::default();
         while !end.load(Ordering::Relaxed) {
-            if let Ok(list) = pods.list(&ListParams::default()).await {
-                seen.look(&list.items, Timestamp::now());
+            if let Ok(pods) = world.try_pods().await {
+                seen.look(&pods, Timestamp::now());
             }
             tokio::time::sleep(EVERY).await;
         }

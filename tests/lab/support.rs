@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use bsn_core::consent::CONSENT_ANNOTATION;
 use bsn_operator::api::conditions::{MEMBERSHIP_CONVERGED, Reason, find};
 use bsn_operator::api::{BsnNetwork, BsnNode};
-use bsn_testkit::lab::Lab;
 use bsn_testkit::lab::process::ProcessId;
+use bsn_testkit::lab::{Lab, Roles};
 use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -19,13 +19,27 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use serde::Deserialize;
 
-pub const CLUSTER: usize = 0;
 const POLL: Duration = Duration::from_millis(500);
 /// Longest a network of four may take to be ready, with images present, on a busy machine.
 pub const READY_WITHIN: Duration = Duration::from_mins(3);
 
+/// The cluster with the operator.
+pub fn hub() -> usize {
+    Roles::from_env().unwrap().hub
+}
+
 /// Asks again and again until there is an answer; fails with the last reason why there was none.
 pub async fn eventually<T>(
+    what: &str,
+    within: Duration,
+    ask: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
+    eventually_every(POLL, what, within, ask).await
+}
+
+/// The same for what soon passes: asks this often.
+pub async fn eventually_every<T>(
+    every: Duration,
     what: &str,
     within: Duration,
     mut ask: impl AsyncFnMut() -> Result<T, String>,
@@ -37,7 +51,7 @@ pub async fn eventually<T>(
             Err(why) => why,
         };
         assert!(began.elapsed() < within, "{what}: not within {} s: {why}", within.as_secs());
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(every).await;
     }
 }
 
@@ -46,7 +60,10 @@ pub async fn eventually<T>(
 #[derive(Clone)]
 pub struct World {
     pub lab: Lab,
+    /// Of the hub.
     pub client: Client,
+    /// Of the other clusters in which the network has nodes; none for most stories.
+    pub members: Vec<Client>,
     pub namespace: String,
     pub network: String,
 }
@@ -55,14 +72,16 @@ impl World {
     /// Makes an empty namespace for a story; one that an earlier run left is removed first.
     pub async fn new(story: &str) -> Self {
         let lab = Lab::load().unwrap();
-        let client = lab.client(CLUSTER).await.unwrap();
-        let world =
-            Self { lab, client, namespace: format!("story-{story}"), network: story.to_owned() };
+        let client = lab.client(hub()).await.unwrap();
+        let world = Self {
+            lab,
+            client,
+            members: Vec::new(),
+            namespace: format!("story-{story}"),
+            network: story.to_owned(),
+        };
         world.remove();
-        world.apply(&format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {}\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n",
-            world.namespace
-        ));
+        world.apply(&namespace_yaml(&world.namespace));
         world
     }
 
@@ -84,21 +103,25 @@ impl World {
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
     {
-        Api::namespaced(self.client.clone(), &self.namespace)
+        self.api_in(&self.client)
     }
 
-    /// Runs a program with the cluster's kubeconfig and this on its standard input.
+    /// The same in another of the network's clusters.
+    pub fn api_in<K>(&self, client: &Client) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(client.clone(), &self.namespace)
+    }
+
+    /// Clients of all the network's clusters, the hub's first.
+    pub fn clients(&self) -> impl Iterator<Item = &Client> {
+        std::iter::once(&self.client).chain(&self.members)
+    }
+
+    /// Runs a program with the hub's kubeconfig and this on its standard input.
     pub fn run(&self, program: PathBuf, args: &[&str], input: &str) -> Output {
-        let mut child = Command::new(program)
-            .env("KUBECONFIG", self.lab.kubeconfig(CLUSTER))
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-        child.wait_with_output().unwrap()
+        run_in(&self.lab, hub(), program, args, input)
     }
 
     pub fn kubectl(&self, args: &[&str], input: &str) -> Output {
@@ -149,8 +172,8 @@ impl World {
         self.api::<BsnNetwork>().get(&self.network).await.map_err(|error| error.to_string())
     }
 
-    /// Waits until a condition of the network has this status for its current generation.
-    pub async fn await_condition(&self, kind: &str, status: &str, within: Duration) {
+    /// Waits until a condition of the network has this status for its current generation; gives its message.
+    pub async fn await_condition(&self, kind: &str, status: &str, within: Duration) -> String {
         let what = format!("{kind}={status} of {}/{}", self.namespace, self.network);
         eventually(&what, within, async || {
             let network = self.get().await?;
@@ -160,12 +183,12 @@ impl World {
                 Some(found)
                     if found.status == status && found.observed_generation == generation =>
                 {
-                    Ok(())
+                    Ok(found.message.clone())
                 }
                 found => Err(format!("{found:?}")),
             }
         })
-        .await;
+        .await
     }
 
     pub async fn await_ready(&self) {
@@ -228,8 +251,18 @@ impl World {
         eventually("live numbers", Duration::from_mins(1), async || Ok(self.view()?.head)).await
     }
 
+    /// The pods in all clusters.
     pub async fn pods(&self) -> Vec<Pod> {
-        self.api::<Pod>().list(&ListParams::default()).await.unwrap().items
+        self.try_pods().await.unwrap()
+    }
+
+    /// The same; an error if one of the clusters does not answer.
+    pub async fn try_pods(&self) -> Result<Vec<Pod>, kube::Error> {
+        let mut pods = Vec::new();
+        for client in self.clients() {
+            pods.extend(self.api_in::<Pod>(client).list(&ListParams::default()).await?);
+        }
+        Ok(pods)
     }
 
     pub async fn nodes(&self) -> Vec<BsnNode> {
@@ -249,22 +282,29 @@ impl World {
         map.data.unwrap_or_default().remove(key).unwrap_or_default()
     }
 
-    /// Uid and content of everything that must never be made twice: private keys and the genesis.
+    /// Uid and content of everything that must never be made twice: private keys and the genesis, in all clusters.
     pub async fn fingerprint(&self) -> BTreeMap<String, String> {
         let mut prints = BTreeMap::new();
-        for secret in self.api::<Secret>().list(&ListParams::default()).await.unwrap() {
-            let name = secret.name_any();
-            if name.ends_with("-keys") || name.ends_with("-ca") {
-                let data = secret.data.clone().unwrap_or_default();
-                let print = serde_json::to_vec(&(secret.uid(), data)).unwrap();
-                prints.insert(name, bsn_core::hash::sha256_hex(&print));
+        for (number, client) in self.clients().enumerate() {
+            let place = if number == 0 { String::new() } else { format!("member {number}: ") };
+            let print = |content: serde_json::Result<Vec<u8>>| {
+                bsn_core::hash::sha256_hex(&content.unwrap())
+            };
+            for secret in self.api_in::<Secret>(client).list(&ListParams::default()).await.unwrap()
+            {
+                let name = secret.name_any();
+                if name.ends_with("-keys") || name.ends_with("-ca") {
+                    let content = serde_json::to_vec(&(secret.uid(), secret.data));
+                    prints.insert(format!("{place}{name}"), print(content));
+                }
             }
-        }
-        for map in self.api::<ConfigMap>().list(&ListParams::default()).await.unwrap() {
-            let name = map.name_any();
-            if name.contains("-genesis-") {
-                let print = serde_json::to_vec(&(map.uid(), &map.data)).unwrap();
-                prints.insert(name, bsn_core::hash::sha256_hex(&print));
+            for map in self.api_in::<ConfigMap>(client).list(&ListParams::default()).await.unwrap()
+            {
+                let name = map.name_any();
+                if name.contains("-genesis-") {
+                    let content = serde_json::to_vec(&(map.uid(), map.data));
+                    prints.insert(format!("{place}{name}"), print(content));
+                }
             }
         }
         prints
@@ -361,25 +401,55 @@ impl World {
         .await;
     }
 
-    /// Requests of the operator since `mark`, by verb and resource.
+    /// Requests of the operator to the hub since `mark`.
     pub fn requests_since(&self, mark: u64) -> Vec<Request> {
-        let log = std::fs::read(self.lab.audit_log(CLUSTER)).unwrap();
-        let new = &log[usize::try_from(mark).unwrap()..];
-        new.split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-            .map(|line| serde_json::from_slice::<AuditEvent>(line).unwrap())
-            .filter(|event| {
-                event.stage == "ResponseComplete" && event.user.username.ends_with(":bsn-operator")
-            })
-            .map(Request::from)
-            .collect()
+        requests_since(&self.lab, hub(), "bsn-operator", mark)
     }
 
-    /// A place in the audit log, for [`World::requests_since`].
+    /// A place in the hub's audit log, for [`World::requests_since`].
     pub fn mark(&self) -> u64 {
-        // The whole lines written so far.
-        std::fs::metadata(self.lab.audit_log(CLUSTER)).unwrap().len()
+        audit_mark(&self.lab, hub())
     }
+}
+
+/// A namespace whose pods must meet the restricted standard.
+pub fn namespace_yaml(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    pod-security.kubernetes.io/enforce: restricted\n"
+    )
+}
+
+/// Runs a program with the kubeconfig of a cluster and this on its standard input.
+pub fn run_in(lab: &Lab, cluster: usize, program: PathBuf, args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(program)
+        .env("KUBECONFIG", lab.kubeconfig(cluster))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// Requests to a cluster's API server since `mark`, by a service account of this name.
+pub fn requests_since(lab: &Lab, cluster: usize, account: &str, mark: u64) -> Vec<Request> {
+    let log = std::fs::read(lab.audit_log(cluster)).unwrap();
+    let new = &log[usize::try_from(mark).unwrap()..];
+    let user = format!(":{account}");
+    new.split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice::<AuditEvent>(line).unwrap())
+        .filter(|event| event.stage == "ResponseComplete" && event.user.username.ends_with(&user))
+        .map(Request::from)
+        .collect()
+}
+
+/// A place in a cluster's audit log, for [`requests_since`].
+pub fn audit_mark(lab: &Lab, cluster: usize) -> u64 {
+    // The whole lines written so far.
+    std::fs::metadata(lab.audit_log(cluster)).unwrap().len()
 }
 
 /// A request to the API server.
@@ -392,8 +462,10 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether it changes something. To ask what one may do is a create by its form only.
     pub fn writes(&self) -> bool {
         !matches!(self.verb.as_str(), "get" | "list" | "watch")
+            && self.resource != "selfsubjectrulesreviews"
     }
 }
 

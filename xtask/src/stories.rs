@@ -15,18 +15,34 @@ use serde::Deserialize;
 use crate::programs::{cargo, root};
 use crate::test::wait_until;
 
-/// Stories of this module of `tests/lab` disturb nobody. All others run alone.
-const SIDE_BY_SIDE: &str = "side_by_side::";
-/// How many of those run at once. More networks than this share two processors at the cost of time limits.
-const AT_ONCE: usize = 3;
+/// A part of the run.
+pub struct Group {
+    /// The part's name.
+    pub name: &'static str,
+    /// Its budget.
+    pub minutes: u64,
+    /// Module of `tests/lab` that its stories are in; empty = all others.
+    module: &'static str,
+    /// How many of them run at once.
+    at_once: usize,
+}
+
+/// In the order in which they run.
+pub const GROUPS: [Group; 3] = [
+    // They disturb nobody. More networks than three share two processors at the cost of time limits.
+    Group { name: "side by side", minutes: 25, module: "side_by_side::", at_once: 3 },
+    Group { name: "alone", minutes: 60, module: "", at_once: 1 },
+    // Networks in three clusters, which are cut from each other: last, since a story that fails may leave such a cut.
+    Group { name: "clusters", minutes: 45, module: "clusters::", at_once: 1 },
+];
+
 /// What of a story's name stands before its lines.
 const SHOWN_NAME: usize = 28;
 
 /// The stories that were asked for.
 pub struct Stories {
     program: PathBuf,
-    side_by_side: Vec<String>,
-    alone: Vec<String>,
+    names: Vec<String>,
 }
 
 /// One that was run.
@@ -61,39 +77,28 @@ impl Stories {
         if stories.is_empty() {
             bail!("no story's name contains one of {names:?}");
         }
-        let (side_by_side, alone) =
-            stories.into_iter().partition(|story| story.starts_with(SIDE_BY_SIDE));
-        Ok(Self { program, side_by_side, alone })
+        Ok(Self { program, names: stories })
     }
 
-    /// How many run side by side, and how many alone.
-    pub fn counts(&self) -> (usize, usize) {
-        (self.side_by_side.len(), self.alone.len())
+    /// Whether there are any of this group.
+    pub fn has(&self, group: &Group) -> bool {
+        self.of(group).next().is_some()
     }
 
-    /// Runs those that disturb nobody.
-    pub fn run_side_by_side(&self, deadline: Instant, told: &mut Vec<Told>) -> Result<()> {
-        self.run(&self.side_by_side, AT_ONCE, deadline, told)
+    fn of(&self, group: &Group) -> impl Iterator<Item = &String> {
+        self.names.iter().filter(|story| module_of(story) == group.module)
     }
 
-    /// Runs the others.
-    pub fn run_alone(&self, deadline: Instant, told: &mut Vec<Told>) -> Result<()> {
-        self.run(&self.alone, 1, deadline, told)
-    }
-
-    fn run(
-        &self,
-        stories: &[String],
-        at_once: usize,
-        deadline: Instant,
-        told: &mut Vec<Told>,
-    ) -> Result<()> {
-        let queue: Mutex<VecDeque<&String>> = Mutex::new(stories.iter().collect());
+    /// Runs those of a group.
+    pub fn run(&self, group: &Group, deadline: Instant, told: &mut Vec<Told>) -> Result<()> {
+        let stories: Vec<&String> = self.of(group).collect();
+        let hands = group.at_once.min(stories.len());
+        let queue: Mutex<VecDeque<&String>> = Mutex::new(stories.into());
         let done = Mutex::new(Vec::new());
         // A function, so that the lock is not held while the story runs.
         let next = || lock(&queue).pop_front();
         std::thread::scope(|scope| {
-            for _ in 0..at_once.min(stories.len()) {
+            for _ in 0..hands {
                 scope.spawn(|| {
                     while let Some(story) = next() {
                         let one = tell(&self.program, story, deadline);
@@ -108,6 +113,12 @@ impl Stories {
         told.extend(done);
         if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join(", ")) }
     }
+}
+
+/// The module of a story that has a group of its own; empty = none.
+fn module_of(story: &str) -> &'static str {
+    let mut modules = GROUPS.iter().map(|group| group.module).filter(|module| !module.is_empty());
+    modules.find(|module| story.starts_with(module)).unwrap_or_default()
 }
 
 /// A panic of a thread loses no result of the others.
@@ -132,7 +143,7 @@ fn build_program() -> Result<PathBuf> {
 
 /// Runs one story, and says when it ends.
 fn tell(program: &Path, story: &str, deadline: Instant) -> Told {
-    let name = story.strip_prefix(SIDE_BY_SIDE).unwrap_or(story).to_owned();
+    let name = story.strip_prefix(module_of(story)).unwrap_or(story).to_owned();
     println!("--- {name}");
     let began = Instant::now();
     let failure = run_story(program, story, &name, deadline).err().map(|why| format!("{why:#}"));

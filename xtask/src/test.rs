@@ -5,15 +5,13 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use bsn_testkit::lab::{Lab, LabSpec, tools};
+use bsn_testkit::lab::{Lab, LabSpec, Roles, tools};
 use bsn_testkit::operator::{self, OperatorImage};
 use clap::Args;
 
 use crate::programs::{self, cargo};
-use crate::stories::{Stories, print_table};
+use crate::stories::{GROUPS, Stories, print_table};
 
-const CLUSTER: usize = 0;
-const SPEC: LabSpec = LabSpec { clusters: 1, machines: 2 };
 const POLL: Duration = Duration::from_millis(200);
 
 /// Options of `test`.
@@ -111,12 +109,13 @@ pub async fn run(args: TestArgs) -> Result<()> {
         return parts.summarise();
     }
     let kept = Lab::load().is_ok();
-    let lab = bring_up(&mut parts).await;
+    let roles = Roles::from_env()?;
+    let lab = bring_up(&mut parts, roles).await;
     if let Some(lab) = &lab {
         let passed = parts.run("manifests", 1, |end| check_manifests(lab, end))
             & run_stories(&mut parts, &args.stories);
         if !passed {
-            diagnose(lab);
+            diagnose(lab, roles);
         }
     }
     if args.keep || kept {
@@ -141,14 +140,17 @@ fn run_without_cluster(parts: &mut Parts) -> bool {
     parts.run("quick", 15, |end| run_until(end, cargo().args(["test", "--workspace", "--locked"])))
 }
 
-async fn bring_up(parts: &mut Parts) -> Option<Lab> {
+/// Three clusters: a cluster at rest takes 1 GiB (proportional set size after a day), two thirds of it the control plane.
+async fn bring_up(parts: &mut Parts, roles: Roles) -> Option<Lab> {
     println!("\n=== cluster");
     let began = Instant::now();
     let up = async {
         let programs = programs::build()?;
-        let (lab, _) = Lab::up(SPEC).await?;
+        let lab = provide_lab(roles).await?;
         let image = OperatorImage::build(&programs.operator, &lab.layout().images())?;
-        operator::install(&lab, CLUSTER, &programs::root(), &image)?;
+        // The agents in the nodes' pods are of this image; the operator runs on the hub only.
+        lab.import_image(&image.file, &roles.members)?;
+        operator::install(&lab, roles.hub, &programs::root(), &image)?;
         Ok::<_, anyhow::Error>(lab)
     };
     let budget = Duration::from_mins(25);
@@ -160,6 +162,17 @@ async fn bring_up(parts: &mut Parts) -> Option<Lab> {
     }
     parts.0.push(Part { name: "cluster", took: began.elapsed(), budget, failure });
     up.ok()
+}
+
+/// The lab, large enough and with all of it started. With another hub than cluster 0, somebody works with the others:
+/// what stands still there does so on purpose, and a lab that is large enough is taken as it is.
+async fn provide_lab(roles: Roles) -> Result<Lab> {
+    let wanted = roles.spec();
+    let is_large = |spec: LabSpec| spec.union(wanted) == spec;
+    match Lab::load() {
+        Ok(lab) if roles.hub != 0 && is_large(lab.spec()) => Ok(lab),
+        _ => Ok(Lab::up(wanted).await?.0),
+    }
 }
 
 /// The committed plain manifests are what the chart renders.
@@ -175,7 +188,7 @@ fn check_manifests(lab: &Lab, deadline: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Runs the stories of these names: those that disturb nobody first, side by side, then the others.
+/// Runs the stories of these names, group by group.
 fn run_stories(parts: &mut Parts, names: &[String]) -> bool {
     let mut stories = None;
     let built = parts.run("build", 15, |_| {
@@ -184,40 +197,35 @@ fn run_stories(parts: &mut Parts, names: &[String]) -> bool {
     });
     let Some(stories) = stories.filter(|_| built) else { return false };
     let (mut passed, mut told) = (true, Vec::new());
-    let (side_by_side, alone) = stories.counts();
-    if side_by_side > 0 {
-        passed &= parts.run("side by side", 25, |end| stories.run_side_by_side(end, &mut told));
-    }
-    if alone > 0 {
-        passed &= parts.run("alone", 60, |end| stories.run_alone(end, &mut told));
+    for group in &GROUPS {
+        if stories.has(group) {
+            passed &=
+                parts.run(group.name, group.minutes, |end| stories.run(group, end, &mut told));
+        }
     }
     print_table(&told);
     passed
 }
 
 /// Shows what a person would look at first.
-fn diagnose(lab: &Lab) {
-    for args in [
-        vec!["get", "bsnnetworks,bsnnodes,pods", "-A", "-o", "wide"],
-        vec!["get", "events", "-A", "--sort-by=.lastTimestamp"],
-        vec![
-            "logs",
-            "-n",
-            operator::NAMESPACE,
-            "-l",
-            "app.kubernetes.io/name=bsn-operator",
-            "--tail",
-            "60",
-        ],
-    ] {
-        println!("\n$ kubectl {}", args.join(" "));
-        let shown = Command::new(lab.tool("kubectl"))
-            .env("KUBECONFIG", lab.kubeconfig(CLUSTER))
-            .args(&args)
-            .arg("--request-timeout=10s")
-            .status();
-        if let Err(error) = shown {
-            eprintln!("kubectl could not be run: {error}");
-        }
+fn diagnose(lab: &Lab, roles: Roles) {
+    let logs = ["logs", "-n", operator::NAMESPACE, "-l", "app.kubernetes.io/name=bsn-operator"];
+    show(lab, roles.hub, &["get", "bsnclusters,bsnnetworks,bsnnodes,pods", "-A", "-o", "wide"]);
+    show(lab, roles.hub, &["get", "events", "-A", "--sort-by=.lastTimestamp"]);
+    show(lab, roles.hub, &[&logs[..], &["--tail", "60"]].concat());
+    for member in roles.members {
+        show(lab, member, &["get", "pods,services,endpointslices", "-A", "-o", "wide"]);
+    }
+}
+
+fn show(lab: &Lab, cluster: usize, args: &[&str]) {
+    println!("\n$ kubectl {}    # cluster {cluster}", args.join(" "));
+    let shown = Command::new(lab.tool("kubectl"))
+        .env("KUBECONFIG", lab.kubeconfig(cluster))
+        .args(args)
+        .arg("--request-timeout=10s")
+        .status();
+    if let Err(error) = shown {
+        eprintln!("kubectl could not be run: {error}");
     }
 }

@@ -15,6 +15,9 @@ use super::{command, network};
 /// A cold start on two busy cores takes about 15 s; beyond this something is broken.
 const READY_DEADLINE: Duration = Duration::from_secs(90);
 
+/// Longest for etcd to write down what it holds.
+const ETCD_GRACE: Duration = Duration::from_secs(10);
+
 /// What the operator under test did, and nothing else: its requests, without bodies, once each.
 const AUDIT_POLICY: &str = r#"apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -70,6 +73,16 @@ impl ControlPlane {
         self.service("kube-apiserver").with(ProcessId::kill9)
     }
 
+    /// Stops etcd alone, in order: what it holds is complete on the disk then.
+    pub fn stop_etcd(&self) -> Result<()> {
+        self.service("etcd").with(|process| process.terminate(ETCD_GRACE))
+    }
+
+    /// Where etcd keeps what it holds.
+    pub fn etcd_folder(&self) -> PathBuf {
+        self.folder().join("etcd")
+    }
+
     /// Stops everything; etcd last, so that the others can end in order.
     pub fn stop(&self) -> Result<()> {
         // Nothing here is worth a grace: the state is removed, or etcd's log has it.
@@ -123,7 +136,7 @@ impl ControlPlane {
         let ip = layout::etcd_ip(self.cluster);
         let (client, peer) = (format!("http://{ip}:2379"), format!("http://{ip}:2380"));
         vec![
-            format!("--data-dir={}", self.folder().join("etcd").display()),
+            format!("--data-dir={}", self.etcd_folder().display()),
             format!("--listen-client-urls={client}"),
             format!("--advertise-client-urls={client}"),
             format!("--listen-peer-urls={peer}"),

@@ -15,6 +15,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 pub mod addons;
+mod backup;
 pub mod cgroup;
 pub mod command;
 pub mod control_plane;
@@ -33,16 +34,19 @@ pub mod process;
 pub mod provisioner;
 mod quantity;
 mod redirect;
+mod roles;
 mod status;
 pub mod teardown;
 pub mod tools;
 mod up;
 
+pub use backup::Backup;
 use control_plane::ControlPlane;
 use folders::Layout;
 pub use layout::{LabSpec, MachineId};
 use machine::Machine;
 pub use redirect::Redirect;
+pub use roles::Roles;
 pub use status::{Line, Status};
 pub use up::Report;
 

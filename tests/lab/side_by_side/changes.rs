@@ -1,21 +1,20 @@
 //! Validators come and go, and their powers change, while a user's transactions flow.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_core::steps::Outcome;
 use jiff::Timestamp;
 
-use crate::chain::{print_gaps, verify};
+use crate::chain::{await_voters, print_gaps, verify};
 use crate::client::Traffic;
 use crate::metrics::Histogram;
+use crate::plugin::check_plan;
 use crate::rpc::Client;
 use crate::sampler::{watch_pods, watch_steps};
-use crate::support::{World, eventually};
+use crate::support::World;
 
 /// Longest for one edit: up to three nodes are made, catch up, enter and are raised, one after the other.
 const CONVERGES_WITHIN: Duration = Duration::from_mins(10);
-const MINUTE: Duration = Duration::from_mins(1);
 /// From the block that proves a change to the end of its step.
 const REACTION: &str = "bsn_step_reaction_seconds";
 
@@ -40,58 +39,6 @@ nodeSets:
 fn spec(replicas: usize, power: u64) -> String {
     let spec = SPEC.trim_start().replace("REPLICAS", &replicas.to_string());
     spec.replace("POWER", &power.to_string())
-}
-
-/// The chain has as many voters as described, each with that power, and there are no other nodes.
-async fn await_voters(world: &World, replicas: usize, power: u64) {
-    let client = Client::new(world).await;
-    let expected = vec![power; replicas];
-    eventually(&format!("{replicas} voters with power {power}"), MINUTE, async || {
-        let view = world.view()?;
-        let witness = view.nodes.iter().find(|node| node.in_sync && node.voting_power > Some(0));
-        let witness = witness.ok_or_else(|| format!("{view:?}"))?;
-        let voters = client.voters(&witness.name, None).await;
-        let powers: Vec<u64> = voters.values().copied().collect();
-        if powers == expected && view.nodes.len() == replicas {
-            Ok(())
-        } else {
-            Err(format!("{voters:?}, {} nodes", view.nodes.len()))
-        }
-    })
-    .await;
-}
-
-/// Names newcomers by the order in which they enter: which of several catches up first no plan can know.
-fn by_entry(steps: &[String]) -> Vec<String> {
-    let entered = |step: &String| {
-        let node = step.strip_prefix("add ")?.split_whitespace().next()?;
-        Some(node.to_owned())
-    };
-    let newcomers: BTreeMap<String, usize> =
-        steps.iter().filter_map(entered).enumerate().map(|(place, node)| (node, place)).collect();
-    let named = |word: &str| match newcomers.get(word) {
-        Some(place) => format!("newcomer-{place}"),
-        None => word.to_owned(),
-    };
-    // They are made, all of them, before the first enters: there a plan knows the order.
-    let rename = |step: &String| match step.strip_prefix("provision ") {
-        Some(_) => step.clone(),
-        None => step.split(' ').map(named).collect::<Vec<_>>().join(" "),
-    };
-    steps.iter().map(rename).collect()
-}
-
-/// The steps that were taken are those that the plan showed, in its order.
-fn check_plan(planned: &[String], taken: &[String]) {
-    let list = |steps: &[String]| steps.join("\n  ");
-    assert_eq!(
-        by_entry(planned),
-        by_entry(taken),
-        "planned:\n  {}\ntaken:\n  {}",
-        list(planned),
-        list(taken)
-    );
-    println!("{} steps as planned", taken.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use bsn_testkit::proxy::{Action, Rule, Side, before_gateway};
 use serde_json::Value;
 
 use crate::proxy::gateway_tls;
-use crate::support::{CLUSTER, World, eventually, find_process};
+use crate::support::{World, eventually, find_process, hub};
 
 const MINUTE: Duration = Duration::from_mins(1);
 const P2P: u16 = 26656;
@@ -53,7 +53,7 @@ async fn a_transaction_that_its_entry_node_keeps_to_itself_is_waited_for_and_tak
     // The first of the voters by name is given the transactions.
     let entry = "entry-node-voter-0";
     let tls = gateway_tls(&world, entry).await;
-    let front = before_gateway(&world.lab, CLUSTER, &world.namespace, entry, tls).await.unwrap();
+    let front = before_gateway(&world.lab, hub(), &world.namespace, entry, tls).await.unwrap();
     let proxy = front.proxy().clone();
     proxy.rule(Rule::new("transaction", Action::Hold(Side::BeforeForward)).writes().only(1));
 

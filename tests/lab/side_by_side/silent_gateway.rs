@@ -8,7 +8,7 @@ use bsn_testkit::proxy::{Action, Outcome, Rule, before_gateway};
 use kube::ResourceExt;
 
 use crate::proxy::gateway_tls;
-use crate::support::{CLUSTER, Request, World, eventually};
+use crate::support::{Request, World, eventually, hub};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -26,7 +26,7 @@ async fn a_node_whose_gateway_is_cut_off_is_unknown_and_not_dead_and_comes_back(
     world.await_operator().await;
     let node = "silent-gateway-nanjing-0";
     let tls = gateway_tls(&world, node).await;
-    let front = before_gateway(&world.lab, CLUSTER, &world.namespace, node, tls).await.unwrap();
+    let front = before_gateway(&world.lab, hub(), &world.namespace, node, tls).await.unwrap();
     let proxy = front.proxy().clone();
 
     // The way over the proxy is as good as any.

@@ -14,7 +14,7 @@ use bsn_testkit::proxy::{Action, Rule, before_gateway};
 use crate::plugin::Explained;
 use crate::proxy::gateway_tls;
 use crate::rpc::Client;
-use crate::support::{CLUSTER, World, eventually, find_process, names};
+use crate::support::{World, eventually, find_process, hub, names};
 
 const MINUTE: Duration = Duration::from_mins(1);
 /// Longest for a node to be made, to catch up, to enter and to be raised, on a busy machine.
@@ -56,7 +56,7 @@ async fn powers(world: &World, witness: &str) -> Vec<u64> {
 /// The operator cannot ask the only node: it knows nothing of the chain, and changes nothing.
 async fn waits_for_evidence(world: &World, voter: &str) {
     let tls = gateway_tls(world, voter).await;
-    let front = before_gateway(&world.lab, CLUSTER, &world.namespace, voter, tls).await.unwrap();
+    let front = before_gateway(&world.lab, hub(), &world.namespace, voter, tls).await.unwrap();
     let steps = world.history();
     front.proxy().rule(Rule::new("no evidence", Action::Cut));
     // What was known before the cut is too old to decide anything on.

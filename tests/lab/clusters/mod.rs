@@ -1,0 +1,13 @@
+//! Networks whose nodes are in three clusters: the hub, and two that join it through the plug-in. The stories cut these
+//! clusters from each other and stop their API servers, so each runs alone, and begins by mending what the one before
+//! has left.
+
+mod api_servers;
+mod cuts;
+mod faults;
+mod grows;
+mod leftovers;
+mod restored;
+mod slow;
+mod span;
+mod wrong;
