@@ -42,9 +42,20 @@ pub const HALT_ENV: &str = "bsn-operator.io/halt-env";
 /// Field manager of every server-side apply.
 pub const FIELD_MANAGER: &str = "bsn-operator";
 
+/// Kubernetes' label of an `EndpointSlice`: the Service it is for.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Kubernetes' label of an `EndpointSlice`: what keeps it. Kubernetes' own controller leaves those of others alone.
+pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+
 /// Selector of all objects the operator makes.
 pub fn managed_selector() -> String {
     format!("{MANAGED_BY}={OPERATOR}")
+}
+
+/// Selector of the `EndpointSlice`s the operator makes: Kubernetes copies a Service's labels to those that it makes
+/// itself, [`MANAGED_BY`] among them.
+pub fn slice_selector() -> String {
+    format!("{},{SLICE_MANAGED_BY}={OPERATOR}", managed_selector())
 }
 
 /// Port of a node's gateway (HTTPS, mutual TLS).

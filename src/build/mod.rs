@@ -7,6 +7,7 @@ pub mod bsn_node;
 pub mod config_map;
 pub mod disk;
 pub mod disruption_budget;
+pub mod endpoint_slice;
 pub mod secret;
 pub mod service;
 pub mod stateful_set;
@@ -149,5 +150,37 @@ pub fn api_role(role: Role) -> NodeRole {
     match role {
         Role::Validator => NodeRole::Validator,
         Role::FullNode => NodeRole::FullNode,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node of a sample network, in the cluster that has its `BsnNetwork` or in another.
+    pub fn with_node<T>(network_uid: Option<&str>, f: impl FnOnce(&NodeParts<'_>) -> T) -> T {
+        let owner = network_uid.map(|uid| OwnerReference {
+            api_version: "bsn-operator.io/v1alpha1".to_owned(),
+            kind: "BsnNetwork".to_owned(),
+            name: "city-ledger".to_owned(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
+        });
+        let name = NetworkName::parse("city-ledger").unwrap();
+        let identity = serde_json::json!({
+            "id": "i1", "set": "hangzhou", "role": "Validator", "cluster": "hangzhou",
+        });
+        f(&NodeParts {
+            network: NetworkParts {
+                namespace: "ledger",
+                name: &name,
+                network_id: "n1",
+                hub_id: "h1",
+                owner: owner.as_ref(),
+            },
+            name: &NodeName::from_object("city-ledger-hangzhou-0"),
+            identity: &serde_json::from_value(identity).unwrap(),
+            owner: None,
+        })
     }
 }

@@ -21,7 +21,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::RenderArgs;
-use crate::api::BsnNetwork;
+use crate::api::{BsnNetwork, Exposure};
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_certificate_map, build_config_map, build_genesis_map,
@@ -37,6 +37,7 @@ use crate::build::stateful_set::{
     Mounts, Workload, build_stateful_set, build_template, with_template_hash,
 };
 use crate::build::{NetworkParts, NodeParts};
+use crate::controller::network::addresses::exposure_of;
 use crate::controller::network::validate::{ValidatedNetwork, validate_network};
 
 /// Why nothing was printed.
@@ -156,7 +157,8 @@ fn render_network(
         let storage = validated.storage.get(&identity.set).cloned().unwrap_or_default();
         let placeholder = stand_in_key(name.as_str());
         push(out, &build_bsn_node(&node, &storage));
-        push(out, &build_service(&node));
+        let exposure = exposure_of(&validated, &anchor, identity, Exposure::default());
+        push(out, &build_service(&node, exposure));
         push(out, &redacted(build_keys_secret(&node, &placeholder, &placeholder, NOT_MADE)));
         push(out, &build_disk(&node, &storage));
         push(out, &build_certificate_map(&node, NOT_MADE, NOT_MADE));

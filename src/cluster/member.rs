@@ -132,6 +132,7 @@ fn adjust(shared: &Shared, store: &Store<GuardedCluster>, running: &mut BTreeMap
                     standing,
                     None,
                     None,
+                    None,
                     BTreeMap::new(),
                 ));
             }
@@ -454,6 +455,7 @@ impl Member {
             &self.name,
             standing(&known),
             self.last_contact.map(|(at, _)| at),
+            Some(cluster.spec.defaults.clone()),
             self.link.as_ref().map(|link| link.client.clone()),
             allowed.iter().map(in_namespace).collect(),
         );

@@ -8,8 +8,8 @@ use kube::{Client, Resource};
 use tokio::time::Instant;
 
 use super::watches::Objects;
-use crate::api::BsnNode;
 use crate::api::conditions::Reason;
+use crate::api::{BsnNode, ClusterDefaults};
 use crate::controller::Refusal;
 
 /// Name of the hub, in which the operator runs.
@@ -23,6 +23,8 @@ pub struct ClusterHandle {
     pub standing: Result<(), (Reason, String)>,
     /// When it answered last. The hub is not asked.
     pub last_contact: Option<Instant>,
+    /// What holds for nodes there unless their node set says otherwise; `None` = its description does not parse.
+    pub defaults: Option<ClusterDefaults>,
     /// Its client, once it has one.
     client: Option<Client>,
     objects: Known,
@@ -46,6 +48,7 @@ impl ClusterHandle {
             name: HUB.to_owned(),
             standing: Ok(()),
             last_contact: None,
+            defaults: Some(ClusterDefaults::default()),
             client: Some(client),
             objects: Known::Everywhere(objects),
         }
@@ -56,6 +59,7 @@ impl ClusterHandle {
         name: &str,
         standing: Result<(), (Reason, String)>,
         last_contact: Option<Instant>,
+        defaults: Option<ClusterDefaults>,
         client: Option<Client>,
         namespaces: BTreeMap<String, InNamespace>,
     ) -> Self {
@@ -63,6 +67,7 @@ impl ClusterHandle {
             name: name.to_owned(),
             standing,
             last_contact,
+            defaults,
             client,
             objects: Known::In(namespaces),
         }
@@ -87,6 +92,8 @@ pub struct Place {
     pub client: Client,
     /// What the watches know of the namespace.
     pub objects: Objects,
+    /// What holds for nodes there unless their node set says otherwise.
+    pub defaults: ClusterDefaults,
 }
 
 impl Place {
@@ -191,6 +198,8 @@ impl Clusters {
                 cluster: name.to_owned(),
                 client: client.clone(),
                 objects: objects.clone(),
+                // A cluster whose description does not parse does not stand.
+                defaults: cluster.defaults.clone().unwrap_or_default(),
             }),
             _ => Err(Absent::NotAllowed {
                 cluster: name.to_owned(),
@@ -221,7 +230,8 @@ impl Clusters {
                     .map(|(name, found)| (name.clone(), found.as_ref().err().map(|(why, _)| *why)))
                     .collect(),
             };
-            (handle.standing.as_ref().err().map(|(reason, _)| *reason), namespaces)
+            let standing = handle.standing.as_ref().err().map(|(reason, _)| *reason);
+            (standing, namespaces, handle.defaults.clone())
         };
         let now = usable(&handle);
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);

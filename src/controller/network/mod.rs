@@ -1,5 +1,6 @@
 //! The network controller: forms the chain, stamps the nodes, publishes what they share.
 
+pub mod addresses;
 mod apply;
 pub mod credentials;
 pub mod members;

@@ -23,6 +23,7 @@ use crate::build::{NetworkParts, NodeParts};
 use crate::cluster::registry::Place;
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
+use crate::controller::network::addresses::exposure_of;
 use crate::controller::network::credentials::read_authority;
 use crate::controller::network::validate::ValidatedNetwork;
 use crate::controller::{Error, Refusal, Step, copies, refused};
@@ -94,7 +95,7 @@ impl Pass<'_> {
             identity,
             owner: owner.as_ref(),
         };
-        let service = or_refuse!(self.ensure_service(&parts).await?);
+        let service = or_refuse!(self.ensure_service(&parts, &anchor).await?);
         let (keys, keys_uid) = or_refuse!(self.ensure_keys(&parts).await?);
         let disk = or_refuse!(self.ensure_disk(&parts).await?);
         let uids = ObjectUids { keys: Some(keys_uid), disk: Some(disk), service: Some(service) };
@@ -118,13 +119,16 @@ impl Pass<'_> {
         Ok(Ok(()))
     }
 
-    /// The Service; a lost one is put back, it holds nothing.
-    async fn ensure_service(&self, parts: &NodeParts<'_>) -> Step<String> {
+    /// The Service; a lost one is put back, it holds nothing. A change of its type keeps its address: the API server
+    /// chose that, and what is applied does not name it.
+    async fn ensure_service(&self, parts: &NodeParts<'_>, anchor: &Anchor) -> Step<String> {
         let known = cached(&self.place.objects.services, &self.key.namespace, self.name.as_str());
         let recorded = parts.identity.uids.service.as_deref();
         let id = parts.network.network_id;
-        let made =
-            ensure(&self.place.client, known.as_deref(), build_service(parts), recorded, id).await;
+        let default = self.place.defaults.exposure;
+        let wish =
+            build_service(parts, exposure_of(self.validated, anchor, parts.identity, default));
+        let made = ensure(&self.place.client, known.as_deref(), wish, recorded, id).await;
         Ok(refused(made)?.map(|(service, _)| service.uid().unwrap_or_default()))
     }
 
