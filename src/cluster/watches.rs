@@ -13,6 +13,7 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
@@ -23,6 +24,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::api::{BsnNetwork, BsnNode};
+use crate::build::service::is_mirror;
 use crate::labels;
 
 /// A network or what is left of one that does not parse.
@@ -43,6 +45,8 @@ pub struct Caches {
     pub pods: Store<Pod>,
     /// Services of nodes.
     pub services: Store<Service>,
+    /// Where the Services of nodes in other clusters lead.
+    pub slices: Store<EndpointSlice>,
     /// Disks of nodes.
     pub disks: Store<PersistentVolumeClaim>,
     /// `ConfigMap`s of networks and nodes.
@@ -61,6 +65,8 @@ pub struct Objects {
     pub pods: Store<Pod>,
     /// Services of nodes.
     pub services: Store<Service>,
+    /// Where the Services of nodes in other clusters lead.
+    pub slices: Store<EndpointSlice>,
     /// Disks of nodes.
     pub disks: Store<PersistentVolumeClaim>,
     /// `ConfigMap`s of networks and nodes.
@@ -77,6 +83,7 @@ impl Objects {
             self.stateful_sets.wait_until_ready(),
             self.pods.wait_until_ready(),
             self.services.wait_until_ready(),
+            self.slices.wait_until_ready(),
             self.disks.wait_until_ready(),
             self.config_maps.wait_until_ready(),
             self.budgets.wait_until_ready(),
@@ -96,6 +103,7 @@ impl Caches {
             stateful_sets: self.stateful_sets.clone(),
             pods: self.pods.clone(),
             services: self.services.clone(),
+            slices: self.slices.clone(),
             disks: self.disks.clone(),
             config_maps: self.config_maps.clone(),
             budgets: self.budgets.clone(),
@@ -210,13 +218,22 @@ pub fn watch_hub(client: &Client) -> Watches {
     let (nodes, nodes_writer) = reflector::store();
     let described = Described { networks: networks.clone(), nodes: nodes.clone() };
     let (objects, mut tasks) = watch_objects(client, None, &described, &triggers);
-    let Objects { stateful_sets, pods, services, disks, config_maps, budgets } = objects;
-    let caches =
-        Caches { networks, nodes, stateful_sets, pods, services, disks, config_maps, budgets };
+    let Objects { stateful_sets, pods, services, slices, disks, config_maps, budgets } = objects;
+    let caches = Caches {
+        networks,
+        nodes,
+        stateful_sets,
+        pods,
+        services,
+        slices,
+        disks,
+        config_maps,
+        budgets,
+    };
 
     let all = watcher::Config::default();
     let relisted = relisted(&described, &triggers);
-    let (d, t, seen) = (described.clone(), triggers.clone(), Significance::default());
+    let (d, t, seen) = (described.clone(), triggers.clone(), Seen::default());
     tasks.push(watch_kind(
         Api::all(client.clone()),
         &all,
@@ -226,13 +243,13 @@ pub fn watch_hub(client: &Client) -> Watches {
             let (namespace, name) = key_of(network);
             t.network(&namespace, &name);
             // Nodes depend on the description, not on the network's status.
-            if seen.changed(network) {
+            if seen.changed(network, description(network)) {
                 t.nodes_of(&d, &namespace, &name);
             }
         },
     ));
 
-    let (t, seen) = (triggers.clone(), Significance::default());
+    let (t, seen) = (triggers.clone(), Seen::default());
     tasks.push(watch_kind(
         Api::all(client.clone()),
         &all,
@@ -244,7 +261,7 @@ pub fn watch_hub(client: &Client) -> Watches {
             if let Some(network) = node.labels().get(labels::NETWORK) {
                 t.network(&namespace, network);
             }
-            if seen.changed(node) {
+            if seen.changed(node, description(node)) {
                 t.node(&namespace, &name);
             }
         },
@@ -264,12 +281,14 @@ pub fn watch_objects(
     let (stateful_sets, stateful_sets_writer) = reflector::store();
     let (pods, pods_writer) = reflector::store();
     let (services, services_writer) = reflector::store();
+    let (slices, slices_writer) = reflector::store();
     let (disks, disks_writer) = reflector::store();
     let (config_maps, config_maps_writer) = reflector::store();
     let (budgets, budgets_writer) = reflector::store();
-    let objects = Objects { stateful_sets, pods, services, disks, config_maps, budgets };
+    let objects = Objects { stateful_sets, pods, services, slices, disks, config_maps, budgets };
 
     let ours = watcher::Config::default().labels(&labels::managed_selector());
+    let our_slices = watcher::Config::default().labels(&labels::slice_selector());
     let relisted = relisted(described, triggers);
     let (d, t) = (described.clone(), triggers.clone());
     let by_map = move |map: &ConfigMap| {
@@ -287,12 +306,6 @@ pub fn watch_objects(
             t.nodes_of(&d, &namespace, network);
         }
     };
-    let t = triggers.clone();
-    let by_budget = move |budget: &PodDisruptionBudget| {
-        if let Some(network) = budget.labels().get(labels::NETWORK) {
-            t.network(&budget.namespace().unwrap_or_default(), network);
-        }
-    };
     let (n, r) = (namespace, relisted);
     let tasks = vec![
         watch_kind(
@@ -302,8 +315,15 @@ pub fn watch_objects(
             r.clone(),
             by_node::<StatefulSet>(triggers),
         ),
-        watch_kind(api(client, n), &ours, pods_writer, r.clone(), by_node::<Pod>(triggers)),
-        watch_kind(api(client, n), &ours, services_writer, r.clone(), by_node::<Service>(triggers)),
+        watch_kind(api(client, n), &ours, pods_writer, r.clone(), by_pod(triggers)),
+        watch_kind(api(client, n), &ours, services_writer, r.clone(), by_service(triggers)),
+        watch_kind(
+            api(client, n),
+            &our_slices,
+            slices_writer,
+            r.clone(),
+            by_network::<EndpointSlice>(triggers),
+        ),
         watch_kind(
             api(client, n),
             &ours,
@@ -312,7 +332,13 @@ pub fn watch_objects(
             by_node::<PersistentVolumeClaim>(triggers),
         ),
         watch_kind(api(client, n), &ours, config_maps_writer, r.clone(), by_map),
-        watch_kind(api(client, n), &ours, budgets_writer, r, by_budget),
+        watch_kind(
+            api(client, n),
+            &ours,
+            budgets_writer,
+            r,
+            by_network::<PodDisruptionBudget>(triggers),
+        ),
     ];
     (objects, tasks)
 }
@@ -346,6 +372,51 @@ fn by_node<K: Resource>(triggers: &Triggers) -> impl Fn(&K) + Send + 'static + u
     move |object| {
         if let Some(node) = object.labels().get(labels::NODE) {
             triggers.node(&object.namespace().unwrap_or_default(), node);
+        }
+    }
+}
+
+/// What a network's nodes share is about that network.
+fn by_network<K: Resource>(triggers: &Triggers) -> impl Fn(&K) + Send + 'static + use<K> {
+    let triggers = triggers.clone();
+    move |object| {
+        if let Some(network) = object.labels().get(labels::NETWORK) {
+            triggers.network(&object.namespace().unwrap_or_default(), network);
+        }
+    }
+}
+
+/// A pod is about its node; where it is, about the network, which makes the node known by that in other clusters.
+fn by_pod(triggers: &Triggers) -> impl Fn(&Pod) + Send + 'static + use<> {
+    let (node, network) = (by_node(triggers), by_network(triggers));
+    let seen = Seen::default();
+    move |pod| {
+        node(pod);
+        let status = pod.status.as_ref();
+        let address = status.map(|status| (&status.pod_ip, &status.host_ip));
+        if seen.changed(pod, address) {
+            network(pod);
+        }
+    }
+}
+
+/// The same of a node's Service. One without a selector is the network's own: it stands for a node elsewhere.
+fn by_service(triggers: &Triggers) -> impl Fn(&Service) + Send + 'static + use<> {
+    let (node, network) = (by_node(triggers), by_network(triggers));
+    let seen = Seen::default();
+    move |service| {
+        if is_mirror(service) {
+            network(service);
+            return;
+        }
+        node(service);
+        let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+        let ports: Vec<_> = ports.into_iter().flatten().map(|port| port.node_port).collect();
+        let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let entries = balancer.and_then(|balancer| balancer.ingress.as_ref());
+        let entries = entries.into_iter().flatten().map(|entry| (&entry.ip, &entry.hostname));
+        if seen.changed(service, (ports, entries.collect::<Vec<_>>())) {
+            network(service);
         }
     }
 }
@@ -390,23 +461,26 @@ where
     })
 }
 
-/// Remembers what mattered of each object, to tell a changed description from a changed status.
+/// Remembers what mattered of each object, to tell a change of that from any other.
 #[derive(Default)]
-struct Significance(Mutex<HashMap<(String, String), u64>>);
+struct Seen(Mutex<HashMap<(String, String), u64>>);
 
-impl Significance {
-    fn changed(&self, object: &impl Resource) -> bool {
-        let meta = object.meta();
+impl Seen {
+    /// Whether this is another object, or what matters of it has changed.
+    fn changed(&self, object: &impl Resource, matters: impl Hash) -> bool {
         let mut hasher = DefaultHasher::new();
-        meta.uid.hash(&mut hasher);
-        meta.generation.hash(&mut hasher);
-        meta.labels.hash(&mut hasher);
-        meta.annotations.hash(&mut hasher);
-        meta.deletion_timestamp.is_some().hash(&mut hasher);
+        object.meta().uid.hash(&mut hasher);
+        matters.hash(&mut hasher);
         let now = hasher.finish();
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.insert(key_of(object), now) != Some(now)
     }
+}
+
+/// What is described, without what is reported.
+fn description(object: &impl Resource) -> impl Hash {
+    let meta = object.meta();
+    (meta.generation, &meta.labels, &meta.annotations, meta.deletion_timestamp.is_some())
 }
 
 impl Caches {
