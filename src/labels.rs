@@ -22,6 +22,9 @@ pub const ROLE: &str = "bsn-operator.io/role";
 /// Id of the hub that manages the object.
 pub const HUB_ID: &str = "bsn-operator.io/hub-id";
 
+/// Of a Service that stands for a node of another cluster: which, as `BsnCluster`s are named, or `hub`.
+pub const RUNS_IN: &str = "bsn-operator.io/runs-in";
+
 /// The member cluster that an object belongs to the join of.
 pub const CLUSTER: &str = "bsn-operator.io/cluster";
 

@@ -100,8 +100,8 @@ mod tests {
     use k8s_openapi::api::core::v1::ServiceSpec;
 
     use super::*;
+    use crate::build::samples::with_node;
     use crate::build::service::build_mirror_service;
-    use crate::build::tests::with_node;
 
     #[test]
     fn a_slice_leads_to_every_address_of_its_family() {

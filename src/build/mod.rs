@@ -154,7 +154,7 @@ pub fn api_role(role: Role) -> NodeRole {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod samples {
     use super::*;
 
     /// A node of a sample network, in the cluster that has its `BsnNetwork` or in another.

@@ -5,10 +5,11 @@ use bsn_core::engine::cometbft::P2P_PORT;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::ResourceExt;
 
 use super::NodeParts;
 use crate::api::Exposure;
-use crate::labels::GATEWAY_PORT;
+use crate::labels::{GATEWAY_PORT, RUNS_IN};
 
 /// Name of the port by which peers reach a node.
 pub const P2P: &str = "p2p";
@@ -47,8 +48,11 @@ pub fn build_service(node: &NodeParts<'_>, exposure: Exposure) -> Service {
 /// stamped again would otherwise take it along, and engines that know its address would not learn the new one.
 pub fn build_mirror_service(node: &NodeParts<'_>) -> Service {
     let metadata = node.network.owned(node.name.to_string());
+    let mut labels = node.labels();
+    let cluster = Some(node.identity.cluster.as_str()).filter(|name| !name.is_empty());
+    labels.insert(RUNS_IN.to_owned(), cluster.unwrap_or("hub").to_owned());
     Service {
-        metadata: ObjectMeta { labels: Some(node.labels()), ..metadata },
+        metadata: ObjectMeta { labels: Some(labels), ..metadata },
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
             ports: Some(PORTS.map(|(name, number)| service_port(name, number)).to_vec()),
@@ -58,10 +62,10 @@ pub fn build_mirror_service(node: &NodeParts<'_>) -> Service {
     }
 }
 
-/// Whether a Service of ours stands for a node in another cluster. A node's own selects its pod.
+/// Whether a Service of ours stands for a node in another cluster. Its mark tells, not its selector: a node's own, whose
+/// selector somebody took away, is not one.
 pub fn is_mirror(service: &Service) -> bool {
-    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-    selector.is_none_or(std::collections::BTreeMap::is_empty)
+    service.labels().contains_key(RUNS_IN)
 }
 
 const PORTS: [(&str, u16); 2] = [(P2P, P2P_PORT), (GATEWAY, GATEWAY_PORT)];
@@ -78,7 +82,7 @@ fn service_port(name: &str, number: u16) -> ServicePort {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::tests::with_node;
+    use crate::build::samples::with_node;
 
     #[test]
     fn the_exposure_is_the_type_of_the_nodes_own_service() {

@@ -400,7 +400,7 @@ fn by_pod(triggers: &Triggers) -> impl Fn(&Pod) + Send + 'static + use<> {
     }
 }
 
-/// The same of a node's Service. One without a selector is the network's own: it stands for a node elsewhere.
+/// The same of a node's Service. One that stands for a node elsewhere is the network's own.
 fn by_service(triggers: &Triggers) -> impl Fn(&Service) + Send + 'static + use<> {
     let (node, network) = (by_node(triggers), by_network(triggers));
     let seen = Seen::default();
