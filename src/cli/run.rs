@@ -13,7 +13,7 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use super::RunArgs;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
-use crate::cluster::{Clusters, Watches as HubWatches, client, member, watches};
+use crate::cluster::{Clusters, Resolver, Watches as HubWatches, client, member, watches};
 use crate::controller::context::{Context, Credentials, RecentReads, Settings};
 use crate::controller::network::members::Errands;
 use crate::controller::network::steps::memory::Memories;
@@ -131,6 +131,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         client: client.clone(),
         caches: caches.clone(),
         clusters: clusters.clone(),
+        resolver: Resolver::default(),
         triggers: triggers.clone(),
         anchors: crate::anchor::AnchorStore::default(),
         targets: Targets::default(),
@@ -155,7 +156,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         views,
         caches: caches.clone(),
         clusters,
-        triggers,
+        triggers: triggers.clone(),
         credentials: ctx.credentials.clone(),
         metrics: metrics.clone(),
     };
@@ -192,6 +193,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         () = controlling => Ok(()),
         () = watching => Ok(()),
         () = poller.run() => Ok(()),
+        () = ctx.resolver.clone().run(triggers) => Ok(()),
         () = retention::run(ctx.clone()) => Ok(()),
         () = member::run(shared, members, notice) => Ok(()),
         () = lost => Err(RunError::LeadershipLost),

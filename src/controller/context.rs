@@ -16,7 +16,7 @@ use super::network::steps::memory::Memories;
 use super::network::steps::slots::Slots;
 use crate::anchor::AnchorStore;
 use crate::cluster::registry::{Absent, Place};
-use crate::cluster::{Caches, Clusters, Triggers};
+use crate::cluster::{Caches, Clusters, Resolver, Triggers};
 use crate::evidence::poller::Targets;
 use crate::evidence::watches::Watches;
 use crate::lease::Term;
@@ -67,6 +67,8 @@ pub struct Context {
     pub caches: Caches,
     /// All clusters, the hub among them: where nodes run.
     pub clusters: Clusters,
+    /// Addresses of names.
+    pub resolver: Resolver,
     /// Asks for a look at an object.
     pub triggers: Triggers,
     /// Writes anchors.
