@@ -10,7 +10,7 @@ use std::time::Duration;
 use bsn_core::hash::short_hash;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -174,9 +174,19 @@ fn name_taken<K: Object>(object: &K) -> ApiError {
 pub async fn ensure<K: Object>(
     client: &kube::Client,
     cached: Option<&K>,
-    mut desired: K,
+    desired: K,
     recorded_uid: Option<&str>,
     network_id: &str,
+) -> Result<(K, Outcome), ApiError> {
+    ensure_if(client, cached, desired, |object| is_ours(object, recorded_uid, network_id)).await
+}
+
+/// The same as [`ensure`], where `may` tells whether an object of that name may be changed.
+pub async fn ensure_if<K: Object>(
+    client: &kube::Client,
+    cached: Option<&K>,
+    mut desired: K,
+    may: impl Fn(&K) -> bool,
 ) -> Result<(K, Outcome), ApiError> {
     let name = desired.name_any();
     let namespace = desired.namespace().unwrap_or_default();
@@ -191,7 +201,7 @@ pub async fn ensure<K: Object>(
             Created::Already(object) => object,
         },
     };
-    if !is_ours(&existing, recorded_uid, network_id) {
+    if !may(&existing) {
         return Err(name_taken(&existing));
     }
     if satisfied(&desired, &existing) {
@@ -258,6 +268,21 @@ pub async fn restore_marks<K: Object>(
     )
     .await
     .map(Some)
+}
+
+/// Deletes an object as it was seen. One that is gone already, or that another has replaced, is not the one that was
+/// meant.
+pub async fn delete<K: Object>(client: &kube::Client, object: &K) -> Result<(), ApiError> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    let params = DeleteParams {
+        preconditions: Some(Preconditions { uid: object.uid(), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    match bounded(|| describe::<K>("delete", &namespace, &name), api.delete(&name, &params)).await {
+        Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Takes a finalizer from an object; others stay.

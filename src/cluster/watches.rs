@@ -316,7 +316,13 @@ pub fn watch_objects(
             by_node::<StatefulSet>(triggers),
         ),
         watch_kind(api(client, n), &ours, pods_writer, r.clone(), by_pod(triggers)),
-        watch_kind(api(client, n), &ours, services_writer, r.clone(), by_service(triggers)),
+        watch_kind(
+            api(client, n),
+            &ours,
+            services_writer,
+            r.clone(),
+            by_service(described, triggers),
+        ),
         watch_kind(
             api(client, n),
             &our_slices,
@@ -400,13 +406,21 @@ fn by_pod(triggers: &Triggers) -> impl Fn(&Pod) + Send + 'static + use<> {
     }
 }
 
-/// The same of a node's Service. One that stands for a node elsewhere is the network's own.
-fn by_service(triggers: &Triggers) -> impl Fn(&Service) + Send + 'static + use<> {
+/// The same of a node's Service. One that stands for a node elsewhere is the network's, and all nodes wait for it before
+/// they start.
+fn by_service(
+    described: &Described,
+    triggers: &Triggers,
+) -> impl Fn(&Service) + Send + 'static + use<> {
     let (node, network) = (by_node(triggers), by_network(triggers));
+    let (described, triggers) = (described.clone(), triggers.clone());
     let seen = Seen::default();
     move |service| {
         if is_mirror(service) {
             network(service);
+            if let Some(network) = service.labels().get(labels::NETWORK) {
+                triggers.nodes_of(&described, &key_of(service).0, network);
+            }
             return;
         }
         node(service);

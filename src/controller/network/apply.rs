@@ -1,6 +1,7 @@
 //! The effects of a network's pass, in their order. Each is crash-safe: the next pass sees what is
 //! recorded and goes on from there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bsn_core::anchor::{Anchor, KeyRecord, Role};
@@ -16,8 +17,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::api::{Api, DeleteParams, Preconditions};
 use kube::{Resource, ResourceExt};
 
+use super::addresses::Unreached;
 use super::credentials;
 use super::members;
+use super::mirrors::{Addresses, ensure_mirrors, observe_addresses};
 use super::observe::ObservedNetwork;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
@@ -30,6 +33,7 @@ use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_genesis_map, build_peers_map, peers_of,
 };
 use crate::build::disruption_budget::build_disruption_budget;
+use crate::build::endpoint_slice::Reached;
 use crate::build::secret::{TLS_CERT, TLS_KEY, build_ca_secret, entry};
 use crate::build::{NetworkParts, NodeParts};
 use crate::cluster::registry::{HUB, Place};
@@ -51,12 +55,20 @@ pub struct Applied {
     pub waiting: Vec<NodeName>,
     /// Where the steps are.
     pub steps: Steps,
+    /// Nodes that nodes in other clusters do not reach, and why.
+    pub unreached: BTreeMap<NodeName, Unreached>,
 }
 
 impl Applied {
     /// A pass that did nothing.
     fn untouched(anchor: Option<Anchor>) -> Self {
-        Self { anchor, refusals: vec![], waiting: vec![], steps: Steps::default() }
+        Self {
+            anchor,
+            refusals: vec![],
+            waiting: vec![],
+            steps: Steps::default(),
+            unreached: BTreeMap::new(),
+        }
     }
 }
 
@@ -152,11 +164,12 @@ impl Pass<'_> {
         anchor = or_refuse!(self.ensure_authority(anchor).await?);
         applied.anchor = Some(anchor.clone());
         or_refuse!(self.stamp_nodes(&anchor).await?);
+        let reached = or_refuse!(self.publish_addresses(&anchor, applied).await?);
         anchor = or_refuse!(self.form(anchor, applied).await?);
         applied.anchor = Some(anchor.clone());
         let leaf = or_refuse!(self.ensure_credentials(&anchor).await?);
         or_refuse!(self.publish(&anchor, &leaf.ca_pem).await?);
-        members::tend(self, &anchor, &leaf.ca_pem);
+        members::tend(self, &anchor, &leaf.ca_pem, &reached);
         or_refuse!(self.watch_nodes(&anchor, &leaf)?);
         let (anchor, steps) = or_refuse!(self.take_step(anchor).boxed().await?);
         applied.anchor = Some(anchor);
@@ -266,6 +279,21 @@ impl Pass<'_> {
             Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes the nodes of other clusters known on the hub, from where the operator asks all of them. Before the chain
+    /// is formed, and so before any pod. Where nodes are reached is the same for every cluster.
+    async fn publish_addresses(
+        &self,
+        anchor: &Anchor,
+        applied: &mut Applied,
+    ) -> Step<BTreeMap<NodeName, Reached>> {
+        let Addresses { reached, unreached } =
+            observe_addresses(self.ctx, self.key, self.validated, anchor);
+        applied.unreached = unreached;
+        let hub = self.ctx.clusters.place(HUB, &self.key.namespace)?;
+        or_refuse!(ensure_mirrors(&hub, self.parts(anchor), anchor, &reached).await?);
+        Ok(Ok(reached))
     }
 
     async fn form(&self, mut anchor: Anchor, applied: &mut Applied) -> Step<Anchor> {

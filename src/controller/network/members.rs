@@ -1,4 +1,5 @@
-//! What a network has in its member clusters, besides its nodes: the anchor's copy, and what the nodes there share.
+//! What a network has in its member clusters, besides its nodes: the anchor's copy, what the nodes there share, and the
+//! names of those elsewhere.
 //!
 //! It is done beside the network's pass, one task for each cluster at a time: a cluster that is slow or hangs delays
 //! neither the others nor the steps. What is written before an effect there is written by the effect itself.
@@ -8,12 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bsn_core::anchor::Anchor;
 use bsn_core::forming::{FormingStep, next_forming_step};
-use bsn_core::names::NetworkName;
+use bsn_core::names::{NetworkName, NodeName};
 
 use super::apply::{Pass, ensure_genesis, publish};
+use super::mirrors::ensure_mirrors;
 use crate::api::conditions::Reason;
 use crate::apply::Outcome;
 use crate::build::NetworkParts;
+use crate::build::endpoint_slice::Reached;
 use crate::cluster::registry::Place;
 use crate::controller::context::Context;
 use crate::controller::{Refusal, Step, copies};
@@ -27,6 +30,7 @@ struct Errand {
     name: NetworkName,
     anchor: Anchor,
     ca_pem: String,
+    reached: BTreeMap<NodeName, Reached>,
 }
 
 /// Work under way in member clusters, and why it failed.
@@ -77,7 +81,12 @@ impl Errands {
 }
 
 /// Begins what is to be done in each member cluster that can be used now.
-pub(super) fn tend(pass: &Pass<'_>, anchor: &Anchor, ca_pem: &str) {
+pub(super) fn tend(
+    pass: &Pass<'_>,
+    anchor: &Anchor,
+    ca_pem: &str,
+    reached: &BTreeMap<NodeName, Reached>,
+) {
     for place in pass.observed.members.values().filter_map(|place| place.as_ref().ok()) {
         let of = (pass.key.clone(), place.cluster.clone());
         let errand = Errand {
@@ -87,6 +96,7 @@ pub(super) fn tend(pass: &Pass<'_>, anchor: &Anchor, ca_pem: &str) {
             name: pass.validated.desired.name.clone(),
             anchor: anchor.clone(),
             ca_pem: ca_pem.to_owned(),
+            reached: reached.clone(),
         };
         if pass.ctx.errands.begin(&of) {
             tokio::spawn(async move {
@@ -118,10 +128,11 @@ macro_rules! or_refuse {
 
 impl Errand {
     async fn run(&self) -> Step<()> {
-        let Self { ctx, place, key, name, anchor, ca_pem } = self;
+        let Self { ctx, place, key, name, anchor, ca_pem, reached } = self;
         or_refuse!(copies::mirror(ctx, place, key, name, anchor).await?);
         // Nothing owns what is in a member cluster: its hub's uids mean nothing there.
         let network = NetworkParts::new(&key.namespace, name, anchor, None);
+        or_refuse!(ensure_mirrors(place, network, anchor, reached).await?);
         let mut created = or_refuse!(publish(place, &network, anchor, ca_pem).await?);
         if let Ok(FormingStep::Formed(genesis)) = next_forming_step(anchor) {
             let made = or_refuse!(ensure_genesis(place, &network, &genesis).await?);

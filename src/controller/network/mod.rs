@@ -4,6 +4,7 @@ pub mod addresses;
 mod apply;
 pub mod credentials;
 pub mod members;
+pub mod mirrors;
 mod observe;
 pub mod report;
 pub mod steps;

@@ -25,6 +25,7 @@ use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::addresses::exposure_of;
 use crate::controller::network::credentials::read_authority;
+use crate::controller::network::mirrors::are_known;
 use crate::controller::network::validate::ValidatedNetwork;
 use crate::controller::{Error, Refusal, Step, copies, refused};
 use crate::pki::observe_leaf;
@@ -108,7 +109,7 @@ impl Pass<'_> {
         applied.leaf = or_refuse!(self.ensure_certificate(&parts, &keys, &anchor).await?);
         applied.renew_at =
             applied.leaf.as_ref().map(|leaf| leaf.not_after - self.validated.leaf.renew_before);
-        if !anchor.formed || applied.leaf.is_none() || !self.is_published(&anchor) {
+        if !anchor.formed || applied.leaf.is_none() || !self.is_published(&anchor, identity) {
             return Ok(Ok(()));
         }
         let Some(pod) = self.pod_identity(&anchor, &keys.public) else { return Ok(Ok(())) };
@@ -345,13 +346,17 @@ impl Pass<'_> {
         copies::mirror(self.ctx, self.place, self.key, name, anchor).await
     }
 
-    /// Whether what a pod mounts is where the node is. Without it the kubelet tries for minutes.
-    fn is_published(&self, anchor: &Anchor) -> bool {
+    /// Whether what a pod mounts is where the node is. Without it the kubelet tries for minutes. Before a node's first
+    /// pod, whether the names of all others are, too: an engine never dials a peer whose name it could not resolve when
+    /// it started.
+    fn is_published(&self, anchor: &Anchor, identity: &Identity) -> bool {
         let name = &self.validated.desired.name;
         let genesis = name.genesis(anchor.genesis_hash.as_deref().unwrap_or_default());
         let holds =
             |map: &str| cached(&self.place.objects.config_maps, &self.key.namespace, map).is_some();
-        self.place.is_hub() || (holds(&genesis) && holds(&name.peers()))
+        let started = identity.template_hash.is_some();
+        (started || are_known(self.place, &self.key.namespace, anchor))
+            && (self.place.is_hub() || (holds(&genesis) && holds(&name.peers())))
     }
 
     /// The certificate: renewed with the same key. `None` = the CA is not there yet.
