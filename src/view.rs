@@ -10,6 +10,8 @@ use bsn_core::membership::{Decision, Desired, Observed, Policy};
 use bsn_core::names::NodeName;
 use serde::{Deserialize, Serialize};
 
+use crate::evidence::route::Via;
+
 /// Namespace and name of a network.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NetworkKey {
@@ -76,6 +78,9 @@ pub struct NodeView {
     pub role: String,
     /// Seconds since its gateway last answered; `None` = never.
     pub evidence_age_seconds: Option<f64>,
+    /// The way by which it was asked last; `None` = none has led to it yet.
+    #[serde(default)]
+    pub via: Option<Via>,
     /// Why there are no numbers now, if there are none.
     pub problem: Option<String>,
     /// Height of its newest block.

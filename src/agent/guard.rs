@@ -22,6 +22,7 @@ use super::home::{Files, HomeError};
 use super::paths;
 use crate::cli::GuardArgs;
 use crate::evidence::client::{EvidenceError, fetch_votes};
+use crate::evidence::route::Gateway;
 use crate::labels::GATEWAY_PORT;
 use crate::pki::tls;
 
@@ -160,7 +161,7 @@ async fn ask_peer(peer: &Peer, cert: &str, key: &str, path: &str) -> PeerAnswer 
         let host = peer.host.as_str();
         let address = tokio::net::lookup_host((host, GATEWAY_PORT)).await?.next();
         let address = address.ok_or(EvidenceError::NoAddress)?;
-        fetch_votes(address, host, Arc::new(tls), path, DEADLINE).await
+        fetch_votes(&Gateway::at(address, host, Arc::new(tls)), path, DEADLINE).await
     };
     match tokio::time::timeout(DEADLINE, asked).await {
         Ok(Ok(VotesAnswer::Seen { head, vote })) => PeerAnswer::Seen { head, vote },

@@ -20,6 +20,7 @@ use crate::controller::network::steps::memory::Memories;
 use crate::controller::network::steps::slots::Slots;
 use crate::controller::{network, node, retention, run};
 use crate::evidence::poller::{Poller, Targets};
+use crate::evidence::route::Ways;
 use crate::evidence::watches::Watches;
 use crate::labels;
 use crate::lease::LeaderElection;
@@ -135,6 +136,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         triggers: triggers.clone(),
         anchors: crate::anchor::AnchorStore::default(),
         targets: Targets::default(),
+        ways: Ways::default(),
         views: views.clone(),
         metrics: metrics.clone(),
         events,
@@ -153,6 +155,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let poller = Poller {
         targets: ctx.targets.clone(),
         watches: ctx.watches.clone(),
+        ways: ctx.ways.clone(),
         views,
         caches: caches.clone(),
         clusters,

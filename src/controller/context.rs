@@ -18,6 +18,7 @@ use crate::anchor::AnchorStore;
 use crate::cluster::registry::{Absent, Place};
 use crate::cluster::{Caches, Clusters, Resolver, Triggers};
 use crate::evidence::poller::Targets;
+use crate::evidence::route::Ways;
 use crate::evidence::watches::Watches;
 use crate::lease::Term;
 use crate::pki::random_bytes;
@@ -75,6 +76,8 @@ pub struct Context {
     pub anchors: AnchorStore,
     /// Whom the poller asks.
     pub targets: Targets,
+    /// The ways that led to them last.
+    pub ways: Ways,
     /// What the poller learned.
     pub views: Views,
     /// Counters.

@@ -1,7 +1,5 @@
 //! Asks one gateway for evidence.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bsn_core::evidence::{NodeEvidence, PROTOCOL, VotesAnswer};
@@ -9,10 +7,8 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::http::request::Builder;
 use hyper::{Request, StatusCode};
-use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
+use super::route::{Gateway, Opened, Via};
 use crate::http::{ExchangeError, exchange};
 
 /// Largest evidence accepted, in bytes: an engine's report with a hundred voters has some ten thousand.
@@ -32,6 +28,12 @@ pub enum EvidenceError {
     /// Nothing listens there, or TLS failed: another key, no certificate, a broken connection.
     #[error("its gateway cannot be reached: {0}")]
     Connect(#[from] std::io::Error),
+    /// The API server of its cluster gives no way to its pod.
+    #[error("its cluster's API server gives no way to its pod: {0}")]
+    Forward(#[from] Box<kube::Error>),
+    /// Neither of two ways leads there.
+    #[error("{0}; {1}")]
+    NoWay(Box<EvidenceError>, Box<EvidenceError>),
     /// The name is not one a certificate can have.
     #[error("{0:?} is not a server's name")]
     Name(String),
@@ -60,6 +62,8 @@ impl EvidenceError {
         match self {
             Self::NoAddress | Self::Name(_) => "no-address",
             Self::Connect(_) => "connect",
+            Self::Forward(_) => "forward",
+            Self::NoWay(first, _) => first.category(),
             Self::Exchange(_) | Self::Body(_) => "broken",
             Self::Refused(_) => "refused",
             Self::Deadline(_) => "deadline",
@@ -73,64 +77,58 @@ struct Versioned {
     protocol: u32,
 }
 
-/// Asks the gateway at `address` for evidence. The whole exchange ends within `deadline`.
+/// Asks a gateway for evidence. The whole exchange ends within `deadline`.
 pub async fn fetch_evidence(
-    address: SocketAddr,
-    server_name: &str,
-    tls: Arc<rustls::ClientConfig>,
+    gateway: &Gateway<'_>,
     deadline: Duration,
-) -> Result<NodeEvidence, EvidenceError> {
+) -> Result<(NodeEvidence, Via), EvidenceError> {
     let question =
         |request: Builder| request.method("GET").uri("/v1/evidence").body(Full::default());
-    parse_evidence(&ask(address, server_name, tls, question, MAX_EVIDENCE, deadline).await?)
+    let (body, via) = ask(gateway, question, MAX_EVIDENCE, deadline).await?;
+    Ok((parse_evidence(&body)?, via))
 }
 
-/// Passes a JSON-RPC call through the gateway at `address` to its engine.
+/// Passes a JSON-RPC call through a gateway to its engine.
 pub async fn post_call(
-    address: SocketAddr,
-    server_name: &str,
-    tls: Arc<rustls::ClientConfig>,
+    gateway: &Gateway<'_>,
     call: String,
     deadline: Duration,
-) -> Result<Bytes, EvidenceError> {
+) -> Result<(Bytes, Via), EvidenceError> {
     let question = |request: Builder| request.method("POST").uri("/").body(Full::from(call));
-    ask(address, server_name, tls, question, MAX_ANSWER, deadline).await
+    ask(gateway, question, MAX_ANSWER, deadline).await
 }
 
-/// Asks the gateway at `address` what it has seen of a key; `path` names the key.
+/// Asks a gateway what it has seen of a key; `path` names the key.
 pub async fn fetch_votes(
-    address: SocketAddr,
-    server_name: &str,
-    tls: Arc<rustls::ClientConfig>,
+    gateway: &Gateway<'_>,
     path: &str,
     deadline: Duration,
 ) -> Result<VotesAnswer, EvidenceError> {
     let question = |request: Builder| request.method("GET").uri(path).body(Full::default());
-    let body = ask(address, server_name, tls, question, MAX_EVIDENCE, deadline).await?;
+    let (body, _) = ask(gateway, question, MAX_EVIDENCE, deadline).await?;
     serde_json::from_slice(&body).map_err(|error| EvidenceError::Body(Box::new(error)))
 }
 
+/// Asks once: what is asked may have an effect, and a connection that breaks does not tell whether it had.
 async fn ask(
-    address: SocketAddr,
-    server_name: &str,
-    tls: Arc<rustls::ClientConfig>,
+    gateway: &Gateway<'_>,
     question: impl FnOnce(Builder) -> Result<Request<Full<Bytes>>, hyper::http::Error>,
     max_answer: usize,
     deadline: Duration,
-) -> Result<Bytes, EvidenceError> {
+) -> Result<(Bytes, Via), EvidenceError> {
     let answer = async {
-        let name = ServerName::try_from(server_name.to_owned())
-            .map_err(|_| EvidenceError::Name(server_name.to_owned()))?;
-        let stream = TcpStream::connect(address).await?;
-        let stream = TlsConnector::from(tls).connect(name, stream).await?;
-        let head = Request::builder().header("host", server_name).header("connection", "close");
+        let Opened { stream, via, forward } = gateway.open(deadline).await?;
+        let head =
+            Request::builder().header("host", gateway.server_name).header("connection", "close");
         let request = question(head).map_err(|error| EvidenceError::Body(Box::new(error)))?;
-        Ok::<_, EvidenceError>(exchange(stream, request, max_answer).await?)
+        let (status, body) = exchange(stream, request, max_answer).await?;
+        drop(forward);
+        Ok::<_, EvidenceError>((status, body, via))
     };
-    let (status, body) = tokio::time::timeout(deadline, answer)
+    let (status, body, via) = tokio::time::timeout(deadline, answer)
         .await
         .map_err(|_| EvidenceError::Deadline(deadline))??;
-    if status == StatusCode::OK { Ok(body) } else { Err(EvidenceError::Refused(status)) }
+    if status == StatusCode::OK { Ok((body, via)) } else { Err(EvidenceError::Refused(status)) }
 }
 
 /// Reads the protocol first: of an unknown one nothing else is understood.

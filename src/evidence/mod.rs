@@ -3,4 +3,5 @@
 pub mod client;
 pub mod known;
 pub mod poller;
+pub mod route;
 pub mod watches;

@@ -4,7 +4,6 @@
 //! controllers for a look. A network in which a step is under way is asked more often.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -24,12 +23,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::client::{EvidenceError, fetch_evidence};
 use super::known::know;
+use super::route::{Via, Ways};
 use super::watches::{Watched, Watches};
 use crate::build::role_text;
 use crate::cluster::watches::cached;
 use crate::cluster::{Caches, Clusters, Triggers};
 use crate::controller::context::Credentials;
-use crate::labels::GATEWAY_PORT;
 use crate::telemetry::Metrics;
 use crate::view::{Liveness, NetworkKey, NetworkView, NodeView, Views};
 
@@ -166,6 +165,7 @@ pub fn judge(view: Option<&NodeView>) -> Observation {
 struct Note {
     began: Instant,
     failure: Option<String>,
+    via: Option<Via>,
 }
 
 #[derive(Default)]
@@ -222,6 +222,8 @@ pub struct Poller {
     pub caches: Caches,
     /// Pods.
     pub clusters: Clusters,
+    /// The ways that worked last.
+    pub ways: Ways,
     /// Whom to tell.
     pub triggers: Triggers,
     /// Certificates made in memory.
@@ -286,6 +288,7 @@ impl Poller {
         notes.retain(|key, _| targets.contains_key(key));
         self.views.retain(|key| targets.contains_key(key));
         self.watches.retain(|key| targets.contains_key(key));
+        self.ways.retain(|key| targets.contains_key(key));
         let due = targets.into_iter().filter(|(key, watching)| {
             let interval = match watching.attention {
                 Attention::Busy => BUSY_INTERVAL,
@@ -331,8 +334,10 @@ impl Poller {
     }
 
     async fn ask_node(&self, key: &NetworkKey, node: &Target) -> Answer {
-        let address = address_of(&self.caches, key, &node.name).ok_or(EvidenceError::NoAddress)?;
-        fetch_evidence(address, &node.server_name, node.tls.clone(), DEADLINE).await
+        let gateway = self.ways.to(&self.caches, &self.clusters, key, node);
+        let (evidence, via) = fetch_evidence(&gateway, DEADLINE).await?;
+        self.ways.worked(key, &node.name, via);
+        Ok(evidence)
     }
 
     fn take_in(&self, round: &Round, notes: &mut Notes) {
@@ -340,8 +345,9 @@ impl Poller {
         let now = Instant::now();
         for (name, answer) in &round.answers {
             let note = notes.nodes.entry(name.clone());
-            let note = note.or_insert_with(|| Note { began: now, failure: None });
+            let note = note.or_insert_with(|| Note { began: now, failure: None, via: None });
             note.failure = answer.as_ref().err().map(ToString::to_string);
+            note.via = self.ways.of(key, name.as_str());
         }
         let nodes: Vec<Known> =
             network.nodes.iter().map(|node| know(node, &self.clusters, &key.namespace)).collect();
@@ -380,14 +386,6 @@ impl Poller {
             }
         }
     }
-}
-
-/// Where a node's gateway listens. The Service's own address rather than its name: one thing less that can
-/// fail, and the certificate is checked against the pinned key either way.
-pub fn address_of(caches: &Caches, key: &NetworkKey, node: &str) -> Option<SocketAddr> {
-    let service = cached(&caches.services, &key.namespace, node)?;
-    let ip = service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok()?;
-    Some(SocketAddr::new(ip, GATEWAY_PORT))
 }
 
 /// A network as it is shown at one moment.
@@ -478,6 +476,7 @@ impl Shown<'_> {
             guard: last.and_then(|(_, evidence)| evidence.guard.clone()),
             certificate_ends: last.map(|(_, evidence)| evidence.certificate_not_after.clone()),
             problem: silence.or(engine_silence),
+            via: note.and_then(|note| note.via),
         }
     }
 }

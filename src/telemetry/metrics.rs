@@ -338,6 +338,7 @@ mod tests {
             nodes: vec![NodeView {
                 name: "net-a-0".into(),
                 role: "Validator".into(),
+                via: None,
                 evidence_age_seconds: None,
                 problem: None,
                 height: None,

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::evidence::client::fetch_evidence;
+use crate::evidence::route::{Gateway, Route};
 use crate::http::exchange;
 use crate::pki::{Authority, new_key, spki_sha256_of_key};
 
@@ -164,7 +165,8 @@ async fn the_operator_reaches_the_pinned_key_and_no_other() {
     let (cert, key) = issue(&net.authority, &client(Role::Operator, "n1"));
     let ask = async |spki: &str| {
         let config = Arc::new(tls::client_config(spki, &cert, &key).unwrap());
-        fetch_evidence(net.address, SERVER, config, Duration::from_secs(5)).await
+        let gateway = Gateway::at(net.address, SERVER, config);
+        fetch_evidence(&gateway, Duration::from_secs(5)).await.map(|(evidence, _)| evidence)
     };
     let evidence = ask(&net.spki).await.unwrap();
     assert_eq!(evidence.identity_id, "i1");
@@ -175,14 +177,37 @@ async fn the_operator_reaches_the_pinned_key_and_no_other() {
 }
 
 #[tokio::test]
+async fn an_address_that_refuses_or_swallows_leaves_time_for_the_other_way() {
+    let net = Net::start().await;
+    let (cert, key) = issue(&net.authority, &client(Role::Operator, "n1"));
+    let tls = Arc::new(tls::client_config(&net.spki, &cert, &key).unwrap());
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ask = async |addresses: &[SocketAddr]| {
+        let routes = addresses.iter().copied().map(Route::Direct).collect();
+        let gateway = Gateway { routes, server_name: SERVER, tls: tls.clone() };
+        fetch_evidence(&gateway, Duration::from_secs(2)).await
+    };
+    let mute = mute.local_addr().unwrap();
+    for first in [closed, mute] {
+        assert_eq!(ask(&[first, net.address]).await.unwrap().0.identity_id, "i1");
+    }
+    let error = ask(&[closed, closed]).await.unwrap_err();
+    assert_eq!(error.category(), "connect");
+    assert_eq!(error.to_string().matches("its gateway cannot be reached").count(), 2, "{error}");
+    assert_eq!(ask(&[]).await.unwrap_err().category(), "no-address");
+}
+
+#[tokio::test]
 async fn a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_not() {
     let net = Net::start().await;
     let (cert, key) = issue(&net.authority, &client(Role::Operator, "n1"));
     let config = Arc::new(tls::client_config(&net.spki, &cert, &key).unwrap());
     let end = async || {
-        fetch_evidence(net.address, SERVER, config.clone(), Duration::from_secs(5))
+        let gateway = Gateway::at(net.address, SERVER, config.clone());
+        fetch_evidence(&gateway, Duration::from_secs(5))
             .await
-            .map(|evidence| evidence.certificate_not_after)
+            .map(|(evidence, _)| evidence.certificate_not_after)
             .unwrap()
     };
     let first = end().await;

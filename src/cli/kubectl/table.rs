@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use jiff::{SignedDuration, Timestamp};
 
 use super::status::NetworkStatus;
+use crate::evidence::route::Via;
 use crate::view::{Liveness, NetworkView, NodeView};
 
 /// What stands where nothing is known.
@@ -75,8 +76,9 @@ fn summary(view: &NetworkView) -> String {
 }
 
 fn nodes(view: &NetworkView, now: Timestamp) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
+    // By their addresses is how it should be, and how it always is on the hub.
+    let shows_via = view.nodes.iter().any(|node| node.via == Some(Via::ApiServer));
+    let mut header = vec![
         "NODE",
         "ROLE",
         "HEIGHT",
@@ -87,20 +89,23 @@ fn nodes(view: &NetworkView, now: Timestamp) -> String {
         "SIGNED",
         "CERTIFICATE",
         "SEEN",
-        "NOTE",
-    ]);
+    ];
+    header.extend(shows_via.then_some("VIA"));
+    header.push("NOTE");
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
     for column in [2, 3, 5, 6, 7, 8, 9] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
     for node in &view.nodes {
-        table.add_row(row(node, now));
+        table.add_row(row(node, now, shows_via));
     }
     trimmed(&table)
 }
 
-fn row(node: &NodeView, now: Timestamp) -> [String; 11] {
+fn row(node: &NodeView, now: Timestamp, shows_via: bool) -> Vec<String> {
     let number = |value: Option<u64>| value.map_or_else(|| UNKNOWN.to_owned(), |n| n.to_string());
     let left = node
         .certificate_ends
@@ -109,7 +114,11 @@ fn row(node: &NodeView, now: Timestamp) -> [String; 11] {
         .map(|end| time_left(end.duration_since(now)));
     let seen = node.evidence_age_seconds.map(|age| format!("{age:.0}s"));
     let or_unknown = |text: Option<String>| text.unwrap_or_else(|| UNKNOWN.to_owned());
-    [
+    let via = node.via.map(|via| match via {
+        Via::Direct => "address".to_owned(),
+        Via::ApiServer => "API server".to_owned(),
+    });
+    let mut row = vec![
         node.name.clone(),
         node.role.clone(),
         number(node.height),
@@ -120,8 +129,10 @@ fn row(node: &NodeView, now: Timestamp) -> [String; 11] {
         or_unknown(node.signed.map(|signed| format!("{signed}/{SIGNED_WINDOW}"))),
         or_unknown(left),
         or_unknown(seen),
-        node.problem.clone().unwrap_or_default(),
-    ]
+    ];
+    row.extend(shows_via.then(|| or_unknown(via)));
+    row.push(node.problem.clone().unwrap_or_default());
+    row
 }
 
 fn time_left(left: SignedDuration) -> String {
@@ -150,6 +161,7 @@ mod tests {
         NodeView {
             name: name.into(),
             role: "Validator".into(),
+            via: Some(Via::Direct),
             evidence_age_seconds: height.map(|_| 0.7),
             problem: problem.map(Into::into),
             height,
@@ -177,9 +189,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_network_with_a_silent_node() {
-        let view = NetworkView {
+    fn view(nodes: Vec<NodeView>) -> NetworkView {
+        NetworkView {
             chain_id: "city-ledger-1".into(),
             formed: true,
             head: 120,
@@ -189,13 +200,29 @@ mod tests {
             quorum_power: 2667,
             total_power: 4000,
             margin: 1,
-            nodes: vec![
-                node("city-ledger-hangzhou-0", Some(120), None),
-                node("city-ledger-hangzhou-1", None, Some("its gateway did not answer within 2 s")),
-            ],
-        };
+            nodes,
+        }
+    }
+
+    #[test]
+    fn a_network_with_a_silent_node() {
+        let view = view(vec![
+            node("city-ledger-hangzhou-0", Some(120), None),
+            node("city-ledger-hangzhou-1", None, Some("its gateway did not answer within 2 s")),
+        ]);
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         insta::assert_snapshot!(render_status(&status(Some(view)), now));
+    }
+
+    #[test]
+    fn the_way_to_a_node_is_shown_once_one_is_not_its_address() {
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let far = NodeView {
+            via: Some(Via::ApiServer),
+            ..node("city-ledger-beijing-0", Some(119), None)
+        };
+        let view = view(vec![far, node("city-ledger-hangzhou-0", Some(120), None)]);
+        insta::assert_snapshot!(nodes(&view, now));
     }
 
     #[test]

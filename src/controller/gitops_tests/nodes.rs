@@ -36,6 +36,7 @@ fn seen() -> NodeView {
     NodeView {
         name: "city-ledger-hangzhou-0".to_owned(),
         role: "Validator".to_owned(),
+        via: None,
         evidence_age_seconds: Some(0.1),
         problem: None,
         height: Some(42),

@@ -20,9 +20,10 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cluster::Caches;
+use crate::cluster::{Caches, Clusters};
 use crate::evidence::client::{EvidenceError, post_call};
-use crate::evidence::poller::{NetworkTargets, Target, address_of};
+use crate::evidence::poller::{NetworkTargets, Target};
+use crate::evidence::route::Ways;
 use crate::view::NetworkKey;
 
 /// Longest one call may take; answers of whole blocks take longer than evidence.
@@ -108,6 +109,10 @@ pub struct Chain<'a> {
     pub targets: &'a NetworkTargets,
     /// Their addresses.
     pub caches: &'a Caches,
+    /// The clusters they are in.
+    pub clusters: &'a Clusters,
+    /// The ways that worked last.
+    pub ways: &'a Ways,
     /// Which network.
     pub key: &'a NetworkKey,
 }
@@ -132,11 +137,10 @@ impl Chain<'_> {
         method: &'static str,
         params: Value,
     ) -> Result<Value, CallError> {
-        let address =
-            address_of(self.caches, self.key, &target.name).ok_or(EvidenceError::NoAddress)?;
+        let gateway = self.ways.to(self.caches, self.clusters, self.key, target);
         let call = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let (name, tls) = (&target.server_name, target.tls.clone());
-        let body = post_call(address, name, tls, call.to_string(), CALL_DEADLINE).await?;
+        let (body, via) = post_call(&gateway, call.to_string(), CALL_DEADLINE).await?;
+        self.ways.worked(self.key, &target.name, via);
         match serde_json::from_slice(&body) {
             Ok(Envelope { result: Some(result), error: None }) => Ok(result),
             Ok(Envelope { error: Some(error), .. }) => {

@@ -128,7 +128,13 @@ impl Pass<'_> {
             memory.not_before = self.ctx.watches.now();
             return Ok(recorded.map(|anchor| (anchor, Steps::default())));
         }
-        let chain = Chain { targets: &targets, caches: &self.ctx.caches, key: self.key };
+        let chain = Chain {
+            targets: &targets,
+            caches: &self.ctx.caches,
+            clusters: &self.ctx.clusters,
+            ways: &self.ctx.ways,
+            key: self.key,
+        };
         let verdict = self.verdict(&world, &chain, &known, &mut memory).await;
         let policy = self.policy(&anchor, sight.interval);
         let observed = world.observed(&sight, &known, verdict.as_ref(), &mut memory, &policy);
