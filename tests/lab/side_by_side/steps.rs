@@ -24,7 +24,7 @@ impl Anchors {
     async fn new() -> Self {
         let world = World::new("steps").await;
         let store = |name: &str| MapStore {
-            client: world.client.clone(),
+            client: Some(world.client.clone()),
             namespace: world.namespace.clone(),
             name: name.to_owned(),
         };
