@@ -59,6 +59,7 @@ impl World {
         let (anchor, view) = (anchor(self.formed), view(self.liveness));
         let input = Input {
             clusters: &BTreeMap::new(),
+            unreached: &BTreeMap::new(),
             paused: self.paused,
             anchor: Some(&anchor),
             refusals: &self.refusals,

@@ -66,6 +66,13 @@ pub enum Unreached {
     OwnAddress(IpAddr),
 }
 
+impl Unreached {
+    /// Whether it is so at every start of a node, for a moment.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::NoService | Self::NoPod)
+    }
+}
+
 /// What is known of a node where it runs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ObservedNode<'a> {

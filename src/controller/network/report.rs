@@ -17,6 +17,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use super::SLOW_LOOK;
+use super::addresses::Unreached;
 use super::apply::Applied;
 use super::observe::ObservedNetwork;
 use super::steps::Steps;
@@ -91,6 +92,7 @@ pub async fn report_network(
         waiting: &applied.waiting,
         steps: &applied.steps,
         clusters: &clusters,
+        unreached: &applied.unreached,
         nodes: &nodes,
         view: view.as_ref(),
     };
@@ -118,6 +120,8 @@ pub struct Input<'a> {
     pub steps: &'a Steps,
     /// Member clusters, with why they cannot be used.
     pub clusters: &'a BTreeMap<String, Option<Refusal>>,
+    /// Nodes that nodes in other clusters do not reach, and why.
+    pub unreached: &'a BTreeMap<NodeName, Unreached>,
     /// The `BsnNode`s.
     pub nodes: &'a [BsnNode],
     /// Live numbers.
@@ -150,7 +154,10 @@ pub fn compute_status(
         .filter(|name| !is_true(name, READY))
         .map(|name| {
             let why = condition(name, READY).map_or("starting".to_owned(), |c| c.reason);
-            format!("{name} ({why})")
+            match input.unreached.get(name).filter(|unreached| !unreached.passes()) {
+                Some(unreached) => format!("{name} ({why}; {unreached})"),
+                None => format!("{name} ({why})"),
+            }
         })
         .collect();
     let stalled_nodes: Vec<(String, String, String)> = members
