@@ -16,6 +16,7 @@ use crate::apply::{Object, bounded, read};
 use crate::cluster::registry::Place;
 use crate::cluster::watches::{cached, nodes_of};
 use crate::controller::context::Context;
+use crate::controller::network::mirrors::delete_mirrors;
 use crate::controller::{Error, Refusal, Step};
 use crate::labels;
 use crate::view::NetworkKey;
@@ -59,6 +60,9 @@ pub async fn end_in_member(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> S
         let marks = [labels::NETWORK_ID];
         delete::<ConfigMap>(&place, node, &network.peers(), &marks).await?;
         delete::<PodDisruptionBudget>(&place, node, &network.disruption_budget(), &marks).await?;
+        if let Some(id) = node.labels().get(labels::NETWORK_ID) {
+            delete_mirrors(&place, &key.namespace, id, |_, _| false).await?;
+        }
     }
     Ok(Ok(()))
 }
