@@ -52,7 +52,7 @@ mod warnings;
 
 pub use model::{Decision, Desired, Observed, Policy, Refusal, Step};
 pub use refusal::Class;
-pub use warnings::warnings;
+pub use warnings::{Warning, warnings};
 
 /// The next safe step, or why there is none. See the [module](self).
 pub fn next_step(desired: &Desired, observed: &Observed, policy: &Policy) -> Decision {

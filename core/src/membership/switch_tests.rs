@@ -132,7 +132,14 @@ impl World {
     fn observe(&self) -> (Desired, Observed) {
         let votes_on = [LEDGER.to_owned()].into();
         let replicas = u32::try_from(self.nodes.len()).unwrap();
-        let set = DesiredSet { name: "a".into(), replicas, votes_on, power: 10, retire: [].into() };
+        let set = DesiredSet {
+            name: "a".into(),
+            replicas,
+            votes_on,
+            power: 10,
+            retire: [].into(),
+            cluster: String::new(),
+        };
         let (mut nodes, mut members, mut followers) =
             (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let described = self.want.to_string();

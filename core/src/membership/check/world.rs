@@ -302,6 +302,7 @@ impl World {
             votes_on: want.voting[n].then(|| LEDGER.to_owned()).into_iter().collect(),
             power: want.power[n],
             retire: BTreeSet::new(),
+            cluster: String::new(),
         };
         Desired { sets: vec![set(0), set(1)], paused: false }
     }
