@@ -630,6 +630,8 @@ pub enum Gate {
     NoPendingChange,
     /// What is known is fresh, and all own nodes say the same.
     EvidenceIsFresh,
+    /// The API server of the cluster where the step has its effect can be asked.
+    ClusterReachable,
     /// Blocks are made.
     ChainIsProducing,
     /// The chain is not frozen.
