@@ -63,6 +63,7 @@ fn network(nodes: usize) -> (Desired, Observed) {
         votes_on: [LEDGER.to_owned()].into(),
         power: 1000,
         retire: [].into(),
+        cluster: String::new(),
     });
     (Desired { sets: sets.collect(), paused: false }, observed)
 }

@@ -15,6 +15,11 @@ pub const MAX_SET_NAME: usize = 15;
 /// Highest index of a node in its set.
 pub const MAX_INDEX: u32 = 9999;
 
+/// A cluster as people read it; the empty name is the hub's.
+pub fn cluster_in_words(cluster: &str) -> String {
+    if cluster.is_empty() { "the hub".to_owned() } else { format!("cluster {cluster}") }
+}
+
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {

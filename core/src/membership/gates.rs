@@ -6,11 +6,11 @@ use super::goals::{Goal, Seat};
 use super::model::{
     Begun, Change, Engine, Entry, Gate, Head, Inputs, Ledger, LedgerName, Liveness, Member,
 };
-use super::model::{MemberKey, Node};
+use super::model::{MemberKey, Node, SILENT};
 use super::planner::Planner;
 use super::projection::{Projection, is_fresh, liveness};
 use super::refusal::{Check, Closed, gate};
-use crate::names::NodeName;
+use crate::names::{NodeName, cluster_in_words};
 
 /// Consents that gates needed and got.
 pub type Granted = BTreeSet<String>;
@@ -61,7 +61,7 @@ impl<'a> Planner<'a> {
         self.check_evidence(name, ledger)?;
         check_not_frozen(name, ledger)?;
         gate(Gate::ChainIsProducing, ledger.head == Head::Producing, |_| {
-            self.standing(name, ledger).unwrap_or_else(|| without_blocks(name, ledger))
+            self.standing(name, ledger).unwrap_or_else(|| self.without_blocks(name, ledger))
         })?;
         check_nothing_pending(name, ledger)
     }
@@ -91,6 +91,36 @@ impl<'a> Planner<'a> {
             );
             Closed::stuck(Gate::NodeWorks, message)
         })
+    }
+
+    /// Why nothing is changed on a ledger that is not seen to make blocks.
+    pub(super) fn without_blocks(&self, name: &str, ledger: &Ledger) -> Closed {
+        let wait = |gate, what: &str| Closed::wait(gate, format!("ledger {name} {what}"));
+        if ledger.head == Head::Unknown {
+            let what = "has not been watched for long enough to say whether it makes blocks";
+            return wait(Gate::ChainIsProducing, what);
+        }
+        // It counts as standing, so that cures are not held up; it may as well be the way to its nodes.
+        if ledger.answering() == 0 && !ledger.followers.is_empty() {
+            let what = "may make blocks or not: none of its nodes answers";
+            return wait(Gate::EvidenceIsFresh, what);
+        }
+        let now = Projection::of(ledger, self.policy);
+        let silent = ledger.members.iter().filter(|(key, member)| {
+            member.node.is_some() && liveness(ledger, key, self.policy) != Liveness::Live
+        });
+        let silent: Vec<&str> = silent.map(|(key, member)| name_of(key, member)).collect();
+        let unasked = self.unasked(&silent);
+        if unasked.is_empty() || now.has_quorum() {
+            return wait(Gate::ChainIsProducing, "makes no blocks; it waits for its voters");
+        }
+        let (live, total, needed) = (now.live(), now.total(), now.needed());
+        let what = format!(
+            "makes no blocks: {live} of {total} power is seen and {needed} is needed, so no voter can be replaced either; \
+             it waits for {}{unasked}",
+            silent.join(", ")
+        );
+        wait(Gate::ChainIsProducing, &what)
     }
 
     /// Whether a person gave this consent, now or when the step that is under way was done.
@@ -224,10 +254,8 @@ impl<'a> Planner<'a> {
         }
         gate(Gate::OthersHealthy, own.is_empty(), |g| {
             let who = own.join(", ");
-            Closed::wait(
-                g,
-                format!("ledger {name}: {who} not seen to sign; it has to recover first"),
-            )
+            let message = format!("ledger {name}: {who} not seen to sign; it has to recover first");
+            Closed::wait(g, message + &self.unasked(&own))
         })?;
         // Another owner's voter that is gone must not hold this network for ever: a consent for each.
         let mut granted = Granted::new();
@@ -240,6 +268,21 @@ impl<'a> Planner<'a> {
             granted.insert(consent);
         }
         Ok(granted)
+    }
+
+    /// Clusters of these nodes that cannot be asked, for people: there lies the cause, or the way to it.
+    fn unasked(&self, names: &[&str]) -> String {
+        let nodes = &self.observed.nodes;
+        let unknown = nodes
+            .iter()
+            .filter(|(name, node)| node.engine == Engine::Unknown && names.contains(&name.as_str()))
+            .map(|(_, node)| cluster_in_words(&node.cluster));
+        let clusters: BTreeSet<String> = unknown.collect();
+        if clusters.is_empty() {
+            return String::new();
+        }
+        let clusters: Vec<String> = clusters.into_iter().collect();
+        format!(", and the API server of {} cannot be asked", clusters.join(", "))
     }
 
     /// A newcomer follows the ledger for a while, from a node that can start again.
@@ -287,10 +330,7 @@ impl<'a> Planner<'a> {
         self.check_not_paused()?;
         self.check_not_held(name)?;
         self.check_all_ledgers_seen()?;
-        // Nobody can end its pod, nor see whether it came back.
-        gate(Gate::EvidenceIsFresh, node.engine != Engine::Unknown, |g| {
-            Closed::wait(g, format!("the API server of {name} cannot be asked"))
-        })?;
+        check_reachable(name, node)?;
         let mut granted = Granted::new();
         for (ledger_name, ledger) in &self.observed.ledgers {
             let seat = self.seats.on(name, ledger_name);
@@ -317,11 +357,13 @@ impl<'a> Planner<'a> {
             .nodes
             .iter()
             .filter(|(other, node)| {
+                let follower = ledger.followers.get(*other);
                 *other != restarting
+                    && !self.is_out_of_sight(other, node, name, ledger)
                     // Whoever has to restart anyway is mended by that.
                     && !(node.inputs == Inputs::Pending && node.engine == Engine::NotReady)
                     && self.goals.of(other) != Goal::Go
-                    && ledger.followers.get(*other).is_some_and(|f| f.lag > self.policy.max_lag_blocks)
+                    && follower.is_some_and(|f| f.lag > self.policy.max_lag_blocks)
             })
             .map(|(other, _)| other.as_str())
             .collect();
@@ -332,6 +374,15 @@ impl<'a> Planner<'a> {
                 format!("ledger {name}: {who} does not follow; it has to recover first"),
             )
         })
+    }
+
+    /// Nothing can be asked about this node, and that is no evidence: an observer counts for nothing, and of a voter
+    /// the others see that it signs.
+    fn is_out_of_sight(&self, node: &NodeName, known: &Node, name: &str, ledger: &Ledger) -> bool {
+        let seat = self.seats.on(node, name);
+        known.engine == Engine::Unknown
+            && ledger.followers.get(node).is_none_or(|follower| follower.lag == SILENT)
+            && seat.is_none_or(|seat| seat.liveness == Liveness::Live)
     }
 
     fn check_quorum_during(
@@ -412,23 +463,6 @@ fn check_quorum_after(name: &str, after: &Projection<'_>) -> Check {
     })
 }
 
-/// Why nothing is changed on a ledger that is not seen to make blocks.
-pub(super) fn without_blocks(name: &str, ledger: &Ledger) -> Closed {
-    let wait = |gate, what| Closed::wait(gate, format!("ledger {name} {what}"));
-    match ledger.head {
-        Head::Unknown => {
-            let what = "has not been watched for long enough to say whether it makes blocks";
-            wait(Gate::ChainIsProducing, what)
-        }
-        // It counts as standing, so that cures are not held up; it may as well be the way to its nodes.
-        _ if ledger.answering() == 0 && !ledger.followers.is_empty() => {
-            let what = "may make blocks or not: none of its nodes answers";
-            wait(Gate::EvidenceIsFresh, what)
-        }
-        _ => wait(Gate::ChainIsProducing, "makes no blocks; it waits for its voters"),
-    }
-}
-
 /// A change as a consent names it: each consent is for one step and works once.
 fn slug_of(change: &Change) -> String {
     match change {
@@ -453,6 +487,17 @@ pub(super) fn check_nothing_pending(name: &str, ledger: &Ledger) -> Check {
     gate(Gate::NoPendingChange, ledger.pending.is_none(), |g| {
         let what = ledger.pending.as_deref().unwrap_or_default();
         Closed::wait(g, format!("ledger {name}: {what} is under way; it has to end first"))
+    })
+}
+
+/// Whoever restarts this node can end its pod, and see whether it comes back.
+pub(super) fn check_reachable(name: &NodeName, node: &Node) -> Check {
+    gate(Gate::ClusterReachable, node.engine != Engine::Unknown, |g| {
+        let cluster = cluster_in_words(&node.cluster);
+        let message = format!(
+            "the API server of {cluster} cannot be asked, and {name} is there: nobody could end its pod, nor see it come back"
+        );
+        Closed::wait(g, message)
     })
 }
 

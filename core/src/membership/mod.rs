@@ -21,6 +21,10 @@
 //! Where another application is described whose blocks differ, **switch** takes the place of what adds nodes and
 //! voters, until it is done: see [`switch`].
 //!
+//! A cluster whose API server cannot be asked is no evidence about its nodes, and a place where nothing can be done:
+//! a restart there waits, and a restart elsewhere does not wait for it. Changes of voters have their effect on the
+//! chain and are judged by what the chain shows, wherever the voter is.
+//!
 //! A step is begun, judged again, and only then takes effect; a consent is used with the effect it allows. A
 //! step whose gates are closed lets the next kind be considered; if none is open, the answer is the gate
 //! that most needs a person. The gates are judged on the *projected* state ([`projection`]), with only what is
@@ -52,7 +56,7 @@ mod warnings;
 
 pub use model::{Decision, Desired, Observed, Policy, Refusal, Step};
 pub use refusal::Class;
-pub use warnings::warnings;
+pub use warnings::{Warning, warnings};
 
 /// The next safe step, or why there is none. See the [module](self).
 pub fn next_step(desired: &Desired, observed: &Observed, policy: &Policy) -> Decision {

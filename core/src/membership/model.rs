@@ -43,6 +43,9 @@ pub struct DesiredSet {
     /// Nodes that must go, whatever the count.
     #[serde(default)]
     pub retire: BTreeSet<NodeName>,
+    /// The member cluster its nodes are made in; empty = the hub.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
 }
 
 fn one() -> u64 {
@@ -146,7 +149,7 @@ pub enum Hub {
 pub struct Node {
     /// The set it was made from.
     pub set: String,
-    /// Its cluster.
+    /// The member cluster its objects are in; empty = the hub.
     #[serde(default)]
     pub cluster: String,
     /// Where it runs: what shares this fails together (a machine, a zone). Empty = not known.
@@ -627,6 +630,8 @@ pub enum Gate {
     NoPendingChange,
     /// What is known is fresh, and all own nodes say the same.
     EvidenceIsFresh,
+    /// The API server of the cluster where the step has its effect can be asked.
+    ClusterReachable,
     /// Blocks are made.
     ChainIsProducing,
     /// The chain is not frozen.

@@ -1,6 +1,6 @@
 //! The steps in their order of consideration, one operation after the other.
 
-use super::gates::{Granted, check_not_frozen, is_beyond_cure, without_blocks};
+use super::gates::{Granted, check_not_frozen, check_reachable, is_beyond_cure};
 use super::goals::{Goal, Goals, Seat, Seats};
 use super::model::{
     Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Head, Hub, Inputs, Ledger,
@@ -8,7 +8,7 @@ use super::model::{
 };
 use super::projection::{Projection, is_fresh, liveness};
 use super::refusal::{Check, Closed, gate};
-use crate::names::NodeName;
+use crate::names::{NodeName, cluster_in_words};
 
 /// One decision.
 pub struct Planner<'a> {
@@ -141,13 +141,22 @@ impl<'a> Planner<'a> {
         // Who died meanwhile is missed by nobody: its restart is a cure.
         let gates = || {
             if self.is_down(name, node) {
-                self.check_cure(name).map(|()| Granted::new())
+                self.check_cure(name, node).map(|()| Granted::new())
             } else {
                 self.check_restart(name, node)
             }
         };
         match progress {
             Progress::Back => Ok((Step::Settle, Granted::new())),
+            // It goes anyway, and its cluster cannot be asked. Only once the chain shows no sign of it: whatever comes
+            // next is judged by that, and an old pod that lives on may yet end.
+            Progress::Ordered | Progress::Down
+                if node.engine == Engine::Unknown
+                    && self.is_to_go(name, node)
+                    && self.is_seen_silent(name) =>
+            {
+                Ok((Step::Settle, Granted::new()))
+            }
             Progress::Untouched => {
                 let wanted = node.inputs == Inputs::Pending && self.goals.of(name) != Goal::Go;
                 let check = if wanted { gates().ok() } else { None };
@@ -174,6 +183,14 @@ impl<'a> Planner<'a> {
                     check_not_frozen(ledger_name, ledger)?;
                 }
                 let message = format!("{name} was restarted and does not follow yet");
+                if node.engine == Engine::Unknown {
+                    let cluster = cluster_in_words(&node.cluster);
+                    let message = format!(
+                        "{name} was restarted, and the API server of {cluster} cannot be asked whether it is back; if that \
+                         cluster is lost, replace the node"
+                    );
+                    return Err(Closed::wait(Gate::ClusterReachable, message).before(&Step::Settle));
+                }
                 if node.down_seconds < self.policy.grace_seconds {
                     return Err(Closed::wait(Gate::NodeComesBack, message).before(&Step::Settle));
                 }
@@ -186,6 +203,17 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// The user has it replaced, or the description has no place for it any more.
+    fn is_to_go(&self, name: &NodeName, node: &Node) -> bool {
+        node.replacement != Replacement::No || self.goals.of(name) == Goal::Go
+    }
+
+    /// All ledgers are seen, and none shows its signatures.
+    fn is_seen_silent(&self, name: &NodeName) -> bool {
+        let fresh = self.observed.ledgers.values().all(|ledger| is_fresh(ledger, self.policy));
+        fresh && self.check_all_ledgers_seen().is_ok() && !self.seats.is_live(name)
+    }
+
     // --- repair ---------------------------------------------------------------------------------------
 
     /// Restarts a node that is proved down and does not come back by itself, or gets another description. No
@@ -195,9 +223,14 @@ impl<'a> Planner<'a> {
     fn cure(&self, closed: &mut Vec<Closed>, later: &mut Vec<Closed>) -> Option<Open> {
         let nodes = &self.observed.nodes;
         let votes = |name: &NodeName| !self.seats.of(name).is_empty();
+        // One in a cluster that cannot be asked may be back, or never be: it holds up nobody else's.
         let trying: Vec<_> = nodes
             .iter()
-            .filter(|(name, node)| node.cure == Cure::Trying && !self.seats.is_live(name))
+            .filter(|(name, node)| {
+                node.cure == Cure::Trying
+                    && node.engine != Engine::Unknown
+                    && !self.seats.is_live(name)
+            })
             .map(|(name, _)| name)
             .collect();
         if let Some(name) = trying.first() {
@@ -234,7 +267,7 @@ impl<'a> Planner<'a> {
                 later.push(Closed::wait(Gate::NodeWorks, message).before(&step));
                 continue;
             }
-            let check = self.check_cure(name).map(|()| Granted::new());
+            let check = self.check_cure(name, node).map(|()| Granted::new());
             if let Some(open) = open_or(closed, step, check) {
                 return Some(open);
             }
@@ -245,11 +278,12 @@ impl<'a> Planner<'a> {
     /// A node is proved down: its own API server says so, and no ledger shows a sign of it. Or it was told to make no
     /// block any more.
     pub(super) fn is_down(&self, name: &NodeName, node: &Node) -> bool {
-        if node.halted {
-            return true;
-        }
-        if node.engine != Engine::NotReady {
-            return false;
+        match node.engine {
+            // What was last seen of its pod is old news.
+            Engine::Unknown => return false,
+            _ if node.halted => return true,
+            Engine::Ready => return false,
+            Engine::NotReady => {}
         }
         if !self.seats.of(name).is_empty() {
             return self.seats.is_down(name);
@@ -286,9 +320,10 @@ impl<'a> Planner<'a> {
         }
     }
 
-    pub(super) fn check_cure(&self, name: &NodeName) -> Check {
+    fn check_cure(&self, name: &NodeName, node: &Node) -> Check {
         self.check_not_paused()?;
         self.check_not_held(name)?;
+        check_reachable(name, node)?;
         for (ledger_name, ledger) in &self.observed.ledgers {
             check_not_frozen(ledger_name, ledger)?;
         }
@@ -328,7 +363,7 @@ impl<'a> Planner<'a> {
                 return Some(closed);
             }
             if ledger.head == Head::Standing {
-                return Some(without_blocks(name, ledger));
+                return Some(self.without_blocks(name, ledger));
             }
         }
         let mute = self.observed.nodes.iter().find(|(name, node)| {
@@ -527,7 +562,8 @@ impl<'a> Planner<'a> {
 
     // --- roll -----------------------------------------------------------------------------------------
 
-    /// Restarts nodes that do not run what is described: unready ones first, then observers, then voters.
+    /// Restarts nodes that do not run what is described: unready ones first, then observers, then voters. Those in
+    /// clusters that cannot be asked wait, and hold up nobody else.
     fn roll(&self, closed: &mut Vec<Closed>) -> Option<Open> {
         let mut pending: Vec<_> = self
             .observed
@@ -541,7 +577,8 @@ impl<'a> Planner<'a> {
             })
             .collect();
         pending.sort_by_key(|(name, node)| {
-            (node.engine != Engine::NotReady, !self.seats.of(name).is_empty(), *name)
+            let votes = !self.seats.of(name).is_empty();
+            (node.engine == Engine::Unknown, node.engine != Engine::NotReady, votes, *name)
         });
         for (name, node) in pending {
             let step = Step::BeginRestart { node: name.clone() };

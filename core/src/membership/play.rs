@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use super::model::{
     Begun, Change, Cure, Decision, Desired, Engine, Entry, Fate, Follower, Head, Hub, Inputs,
-    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, Stand, Step,
+    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, SILENT, Stand, Step,
 };
 use super::next_step;
 use super::projection::Projection;
+use super::warnings::{Warning, warnings};
 use crate::names::NodeName;
 
 /// A step of a plan, and what is left after it.
@@ -46,6 +47,8 @@ pub struct Plan {
     pub steps: Vec<PlannedStep>,
     /// [`Decision::Converged`], or what stops it.
     pub end: Decision,
+    /// What is not wise about the network at that end.
+    pub warnings: Vec<Warning>,
 }
 
 /// No plan has more steps than this for each node; it would be a circle.
@@ -66,7 +69,10 @@ pub fn plan(
         let (step, consents) = match next_step(desired, &world, &policy) {
             Decision::Step { step, consents } => (step, consents),
             Decision::Wait(_) if goes_on(&mut world) => continue,
-            end => return Plan { steps, end },
+            end => {
+                let warnings = warnings(&world, &policy);
+                return Plan { steps, end, warnings };
+            }
         };
         let mut made = None;
         let spare = play(desired, &mut world, &policy, &step, &mut |set: &str| {
@@ -78,7 +84,8 @@ pub fn plan(
     }
     // Every step of the planner leads on: see the model check.
     let end = next_step(desired, &world, &policy);
-    Plan { steps, end }
+    let warnings = warnings(&world, &policy);
+    Plan { steps, end, warnings }
 }
 
 /// Does a step, and lets it succeed.
@@ -92,17 +99,25 @@ fn play(
     match step {
         Step::TakeOver => world.hub = Hub::Current,
         Step::Provision { set } => {
-            let node = name(set);
-            let votes_on =
-                desired.sets.iter().find(|one| one.name == *set).map(|set| &set.votes_on);
+            let name = name(set);
+            let described = desired.sets.iter().find(|one| one.name == *set);
+            let cluster = described.map(|set| set.cluster.clone()).unwrap_or_default();
+            let mut node = Node { cluster, ..Node::new(set) };
+            let mut follower =
+                Follower { lag: 0, steady_seconds: policy.stable_seconds, connected: true };
+            // Nothing can be made in a cluster that cannot be asked, so nothing follows from there.
+            let is_beside = |other: &Node| other.cluster == node.cluster;
+            if world.nodes.values().any(|one| is_beside(one) && one.engine == Engine::Unknown) {
+                node.engine = Engine::Unknown;
+                follower = Follower { lag: SILENT, steady_seconds: 0, connected: false };
+            }
+            let votes_on = described.map(|set| &set.votes_on);
             for (ledger_name, ledger) in &mut world.ledgers {
                 if votes_on.is_none_or(|all| all.is_empty() || all.contains(ledger_name)) {
-                    let caught_up =
-                        Follower { lag: 0, steady_seconds: policy.stable_seconds, connected: true };
-                    ledger.followers.insert(node.clone(), caught_up);
+                    ledger.followers.insert(name.clone(), follower);
                 }
             }
-            world.nodes.insert(node, Node::new(set));
+            world.nodes.insert(name, node);
         }
         Step::Condemn { node } => {
             with_node(world, node, |node| node.replacement = Replacement::Recorded);
@@ -310,7 +325,14 @@ pub(super) mod tests {
 
     fn voters(replicas: u32, power: u64) -> Desired {
         let votes_on = ["main".to_owned()].into();
-        let set = DesiredSet { name: "a".into(), replicas, votes_on, power, retire: [].into() };
+        let set = DesiredSet {
+            name: "a".into(),
+            replicas,
+            votes_on,
+            power,
+            retire: [].into(),
+            cluster: String::new(),
+        };
         Desired { sets: vec![set], paused: false }
     }
 

@@ -80,6 +80,7 @@ impl std::fmt::Display for Gate {
             Self::OneChangeAtATime => "one_change_at_a_time",
             Self::NoPendingChange => "no_pending_change",
             Self::EvidenceIsFresh => "evidence_is_fresh",
+            Self::ClusterReachable => "cluster_reachable",
             Self::ChainIsProducing => "chain_is_producing",
             Self::ChainIsNotFrozen => "chain_is_not_frozen",
             Self::OthersHealthy => "others_healthy",

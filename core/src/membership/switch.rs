@@ -15,11 +15,11 @@
 //! the second node on all get what the first one has, and what was described meanwhile comes by another switch:
 //! nodes with different applications must not make a block together.
 
-use super::gates::{Granted, without_blocks};
+use super::gates::{Granted, check_reachable};
 use super::model::{Begun, Engine, Gate, Head, Inputs, Ledger, LedgerName, Node, Stand, Step};
 use super::planner::{Open, Planner, open, open_or};
 use super::refusal::{Check, Closed, gate};
-use crate::names::NodeName;
+use crate::names::{NodeName, cluster_in_words};
 
 /// Blocks after the switch that prove it.
 const PROOF: u64 = 3;
@@ -46,8 +46,9 @@ impl<'a> Planner<'a> {
 
     fn check_begin_switch(&self, name: &'a LedgerName, ledger: &'a Ledger) -> Check<Granted> {
         self.check_not_paused()?;
-        for node in self.observed.nodes.keys() {
-            self.check_not_held(node)?;
+        for (name, node) in &self.observed.nodes {
+            self.check_not_held(name)?;
+            check_reachable(name, node)?;
         }
         self.check_at_rest(name, ledger)?;
         let foreign = ledger.members.values().any(|member| member.node.is_none());
@@ -72,7 +73,7 @@ impl<'a> Planner<'a> {
         };
         self.check_evidence(name, ledger)?;
         if ledger.head == Head::Unknown {
-            return Err(without_blocks(name, ledger).before(&Step::Settle));
+            return Err(self.without_blocks(name, ledger).before(&Step::Settle));
         }
         if self.observed.nodes.values().any(|node| node.stand.is_new()) {
             return self.go_on(ledger, height);
@@ -118,7 +119,8 @@ impl<'a> Planner<'a> {
             nodes.iter().filter(|(_, node)| node.stand < Stand::HaltDown).collect();
         old.sort_by_key(|(name, node)| {
             let votes = !self.seats.of(name).is_empty();
-            (node.stand == Stand::Old, node.engine != Engine::NotReady, votes, *name)
+            let unknown = node.engine == Engine::Unknown;
+            (unknown, node.stand == Stand::Old, node.engine != Engine::NotReady, votes, *name)
         });
         let Some((name, node)) = old.first().copied() else {
             let message = format!("block {height} was made; it is seen whether another one is");
@@ -129,6 +131,7 @@ impl<'a> Planner<'a> {
         let check = if stands || self.is_down(name, node) {
             self.check_not_paused()
                 .and_then(|()| self.check_not_held(name))
+                .and_then(|()| check_reachable(name, node))
                 .map(|()| Granted::new())
         } else {
             self.check_restart(name, node)
@@ -139,24 +142,26 @@ impl<'a> Planner<'a> {
     /// The ledger is halted: the new application comes, to one node first.
     fn go_on(&self, ledger: &Ledger, height: u64) -> Check<Open> {
         let nodes = &self.observed.nodes;
-        let restart = |name: &NodeName, anew| {
+        let restart = |name: &NodeName, node: &Node, anew| {
             let step = Step::Switch { node: name.clone(), anew };
-            open(step, self.check_not_held(name).map(|()| Granted::new()))
+            let check = self.check_not_held(name).and_then(|()| check_reachable(name, node));
+            open(step, check.map(|()| Granted::new()))
         };
-        let switch = |name: &NodeName| restart(name, false);
+        let switch = |(name, node): (&NodeName, &Node)| restart(name, node, false);
+        let unknown = |node: &Node| node.engine == Engine::Unknown;
         let mut new = nodes.iter().filter(|(_, node)| node.stand.is_new());
         let Some((first, node)) = new.next() else {
             let power = |name: &NodeName| -> u64 {
                 self.seats.of(name).iter().map(|seat| seat.member.power).sum()
             };
-            let first = nodes.keys().min_by_key(|name| (power(name), *name));
+            let first = nodes.iter().min_by_key(|(name, node)| (unknown(node), power(name), *name));
             return first.map_or(Ok((Step::Settle, Granted::new())), switch);
         };
         let alone = new.next().is_none() && nodes.len() > 1 && ledger.height == height;
         if alone && (node.stand != Stand::New || node.back_seconds < self.policy.proved_seconds) {
             let for_seconds = self.policy.proved_seconds;
             let message = match node.stand {
-                Stand::NewOrdered => return switch(first),
+                Stand::NewOrdered => return switch((first, node)),
                 Stand::New => {
                     let message = format!(
                         "{first} runs with the new application; the others follow when it has for {for_seconds} s"
@@ -167,9 +172,9 @@ impl<'a> Planner<'a> {
             };
             return Err(self.not_back(node, &message));
         }
-        let next = nodes.iter().find(|(_, node)| node.stand <= Stand::NewOrdered);
-        if let Some((name, _)) = next {
-            return switch(name);
+        let behind = nodes.iter().filter(|(_, node)| node.stand <= Stand::NewOrdered);
+        if let Some(next) = behind.min_by_key(|(_, node)| unknown(node)) {
+            return switch(next);
         }
         if ledger.head == Head::Producing && ledger.height >= height + PROOF {
             return Ok((Step::Settle, Granted::new()));
@@ -182,16 +187,21 @@ impl<'a> Planner<'a> {
         let longest = nodes.values().max_by_key(|node| node.down_seconds).unwrap_or(node);
         // It makes none, for long, and another one is described: that is given to all.
         let mut anew = nodes.iter().filter(|(_, node)| node.inputs == Inputs::Switch);
-        if let Some((name, _)) = anew.next()
+        if let Some((name, node)) = anew.next()
             && ledger.height == height
             && longest.down_seconds >= self.policy.grace_seconds
         {
-            return restart(name, true);
+            return restart(name, node, true);
         }
         Err(self.not_back(longest, &message))
     }
 
     fn not_back(&self, node: &Node, message: &str) -> Closed {
+        if node.engine == Engine::Unknown {
+            let cluster = cluster_in_words(&node.cluster);
+            let message = format!("{message}; the API server of {cluster} cannot be asked");
+            return Closed::wait(Gate::ClusterReachable, message).before(&Step::Settle);
+        }
         if node.down_seconds < self.policy.grace_seconds {
             return Closed::wait(Gate::NodeComesBack, message.to_owned()).before(&Step::Settle);
         }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::anchor::{Identity, Role};
 use crate::membership::model::{
-    Begun, Decision, Desired, DesiredSet, Engine, Follower, Head, Hub, Ledger, Liveness, Member,
-    Node, Observed, Policy, Stand, Step,
+    Begun, Decision, Desired, DesiredSet, Engine, Follower, Gate, Head, Hub, Ledger, Liveness,
+    Member, Node, Observed, Policy, Stand, Step,
 };
 use crate::membership::next_step;
 use crate::names::NodeName;
@@ -132,7 +132,14 @@ impl World {
     fn observe(&self) -> (Desired, Observed) {
         let votes_on = [LEDGER.to_owned()].into();
         let replicas = u32::try_from(self.nodes.len()).unwrap();
-        let set = DesiredSet { name: "a".into(), replicas, votes_on, power: 10, retire: [].into() };
+        let set = DesiredSet {
+            name: "a".into(),
+            replicas,
+            votes_on,
+            power: 10,
+            retire: [].into(),
+            cluster: String::new(),
+        };
         let (mut nodes, mut members, mut followers) =
             (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let described = self.want.to_string();
@@ -407,4 +414,32 @@ fn an_application_that_starts_and_makes_no_block_is_replaced_on_all_when_another
         (world.nodes[n].in_force, world.nodes[n].runs) = (old, old);
     }
     assert!(matches!(decide(&world, 9999), Decision::Stuck(_)), "{:?}", decide(&world, 9999));
+}
+
+#[test]
+fn a_switch_waits_for_a_cluster_that_cannot_be_asked_and_restarts_nobody_there() {
+    let decide = |world: &World| {
+        let (desired, mut observed) = world.observe();
+        observed.nodes.get_mut(&name(0)).unwrap().engine = Engine::Unknown;
+        next_step(&desired, &observed, &Policy::default())
+    };
+    let waits = |decision: &Decision| matches!(decision, Decision::Wait(refusal) if refusal.gate == Gate::ClusterReachable);
+    let mut world = World { want: NEW, ..World::start(4, 0, 0) };
+    assert!(waits(&decide(&world)), "it is not begun: {:?}", decide(&world));
+    // It was begun before, and all have halted.
+    let halted = Template { app: OLD, halts_at: Some(9) };
+    (world.begun, world.height) = (Some(9), 9);
+    for n in &mut world.nodes {
+        *n = N { in_force: halted, runs: halted, switched_at: None, up: true, height: 9 };
+    }
+    let new = Template { app: NEW, halts_at: None };
+    for _ in 0..3 {
+        let Decision::Step { step: Step::Switch { node, .. }, .. } = decide(&world) else {
+            panic!("{:?}", decide(&world));
+        };
+        assert_ne!(index(&node), 0);
+        let n = &mut world.nodes[index(&node)];
+        (n.in_force, n.runs, n.switched_at) = (new, new, Some(9));
+    }
+    assert!(waits(&decide(&world)), "{:?}", decide(&world));
 }

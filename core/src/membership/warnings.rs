@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::model::{Gate, Ledger, Node, Observed, Policy};
 use super::projection::Projection;
+use crate::names::cluster_in_words;
 
 /// A gate that would be closed if it were one, and why.
 pub type Warning = (Gate, String);
@@ -12,30 +13,34 @@ pub type Warning = (Gate, String);
 pub fn warnings(observed: &Observed, policy: &Policy) -> Vec<Warning> {
     let mut warnings = Vec::new();
     for (name, ledger) in &observed.ledgers {
-        let mut warn = |gate, what: &str, groups: Vec<&str>| {
-            for group in groups {
-                warnings.push((gate, format!("ledger {name} stops when {what} {group} is lost")));
-            }
+        let mut warn = |gate, group: String| {
+            warnings.push((gate, format!("ledger {name} stops when {group} is lost")));
         };
-        let domains = fatal_groups(observed, ledger, policy, |node| &node.domain);
-        warn(Gate::VotersShareFailureDomain, "failure domain", domains);
-        let clusters = fatal_groups(observed, ledger, policy, |node| &node.cluster);
-        warn(Gate::MajorityNotInOneCluster, "cluster", clusters);
+        let domain = |node: &'_ Node| Some(node.domain.clone()).filter(|name| !name.is_empty());
+        for domain in fatal_groups(observed, ledger, policy, domain) {
+            warn(Gate::VotersShareFailureDomain, format!("failure domain {domain}"));
+        }
+        for cluster in
+            fatal_groups(observed, ledger, policy, |node| Some(cluster_in_words(&node.cluster)))
+        {
+            warn(Gate::MajorityNotInOneCluster, cluster);
+        }
     }
     warnings
 }
 
-/// Groups of voters without which there is no quorum, where there is more than one group.
-fn fatal_groups<'a>(
-    observed: &'a Observed,
+/// Groups of voters without which there is no quorum, where there is more than one group. A node whose group is
+/// not known counts in none.
+fn fatal_groups(
+    observed: &Observed,
     ledger: &Ledger,
     policy: &Policy,
-    group_of: impl Fn(&'a Node) -> &'a str,
-) -> Vec<&'a str> {
-    let mut power: BTreeMap<&str, u64> = BTreeMap::new();
+    group_of: impl Fn(&Node) -> Option<String>,
+) -> Vec<String> {
+    let mut power: BTreeMap<String, u64> = BTreeMap::new();
     for member in ledger.members.values() {
         let node = member.node.as_ref().and_then(|node| observed.nodes.get(node));
-        let Some(group) = node.map(&group_of).filter(|group| !group.is_empty()) else { continue };
+        let Some(group) = node.and_then(&group_of) else { continue };
         *power.entry(group).or_default() += member.power;
     }
     let all = Projection::of(ledger, policy);
@@ -65,5 +70,17 @@ mod tests {
                 "ledger main stops when failure domain m1 is lost".to_owned()
             )]
         );
+    }
+
+    #[test]
+    fn the_hub_is_a_cluster_as_well() {
+        let mut observed = healthy(Quorum::MoreThanTwoThirds, true, &[1000; 4]);
+        for node in observed.nodes.values_mut().skip(2) {
+            node.cluster = "c1".to_owned();
+        }
+        let found = warnings(&observed, &Policy::default());
+        let texts: Vec<_> = found.iter().map(|(_, text)| text.as_str()).collect();
+        let lost = |what| format!("ledger main stops when {what} is lost");
+        assert_eq!(texts, [lost("cluster c1"), lost("the hub")]);
     }
 }

@@ -105,6 +105,9 @@ pub fn advice(gate: Gate) -> &'static str {
         Gate::EvidenceIsFresh => {
             "the nodes' gateways have to answer, and to say the same: see kubectl bsn status"
         }
+        Gate::ClusterReachable => {
+            "the operator has to reach that cluster: see kubectl describe bsncluster; nothing is wrong with its nodes by that"
+        }
         Gate::ChainIsProducing => "bring back the voters that are down: see the nodes below",
         Gate::ChainIsNotFrozen => "restart nothing; see docs/recovery.md",
         Gate::OthersHealthy => "the nodes it names have to recover, or to be replaced",

@@ -297,6 +297,7 @@ fn validate_membership(
         votes_on: desired.votes().then(|| LEDGER.to_owned()).into_iter().collect(),
         power: desired.power,
         retire: validate_names("retire", network, &desired.name, &set.retire)?,
+        cluster: desired.cluster.clone(),
     })
 }
 
@@ -445,6 +446,7 @@ mod tests {
                 votes_on: votes.then(|| LEDGER.to_owned()).into_iter().collect(),
                 power,
                 retire: retire.iter().map(|name| NodeName::from_object(name)).collect(),
+                cluster: String::new(),
             }
         };
         assert_eq!(

@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use crate::membership::model::{
     Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Hub, Inputs, Liveness, Observed,
-    Policy, Progress, Step,
+    Policy, Progress, Refusal, Replacement, Step,
 };
 use crate::membership::next_step;
 
@@ -49,6 +49,12 @@ pub enum Defect {
     CuresForEver,
     /// A dead voter is never cured while the chain stands.
     NoCureWhileStanding,
+    /// Pods as they were last seen are taken for what is so now.
+    OldPodsAreNews,
+    /// Voters move out of a cluster that cannot be asked.
+    LostClusterIsLeft,
+    /// Nothing is begun while a cluster cannot be asked.
+    WaitsForEveryCluster,
 }
 
 impl Defect {
@@ -98,6 +104,16 @@ impl Defect {
                     && *progress == Progress::Down
                 {
                     *progress = Progress::Back;
+                }
+            }
+            Self::OldPodsAreNews => {
+                for node in seen.nodes.values_mut().filter(|node| node.engine == Engine::Unknown) {
+                    node.engine = Engine::Ready;
+                }
+            }
+            Self::LostClusterIsLeft => {
+                for node in seen.nodes.values_mut().filter(|node| node.engine == Engine::Unknown) {
+                    node.replacement = Replacement::Recorded;
                 }
             }
             Self::TrustsAnOldHub => seen.hub = Hub::Current,
@@ -150,6 +166,20 @@ impl Defect {
                     Some(wait) => wait,
                     None => decision,
                 }
+            }
+            (
+                Self::WaitsForEveryCluster,
+                Decision::Step {
+                    step: begun @ (Step::BeginChange { .. } | Step::BeginRestart { .. }),
+                    ..
+                },
+            ) if seen.nodes.values().any(|node| node.engine == Engine::Unknown) => {
+                Decision::Wait(Refusal {
+                    gate: Gate::ClusterReachable,
+                    step: begun.to_string(),
+                    message: "a cluster cannot be asked".to_owned(),
+                    consent: None,
+                })
             }
             _ => decision,
         }

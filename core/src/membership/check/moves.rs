@@ -7,7 +7,7 @@ use super::defects::Defect;
 use super::rules;
 use super::world::{B, BAD, C, FOREIGN_KEY, N, Scenario, World, index};
 use crate::membership::model::{
-    Begun, Decision, Engine, Fate, Head, Liveness, Observed, Progress, Step,
+    Begun, Cure, Decision, Engine, Fate, Head, Inputs, Liveness, Node, Observed, Progress, Step,
 };
 use crate::membership::next_step;
 
@@ -34,6 +34,10 @@ pub enum Sight {
     NoMembers,
     /// Nothing is known of this node.
     Blind(u8),
+    /// Pods in clusters that cannot be asked look as they did before what was done there last …
+    OldPods,
+    /// … or are not remembered, since the operator has restarted.
+    NoPods,
 }
 
 impl Sight {
@@ -48,7 +52,30 @@ impl Sight {
             Self::NoMembers,
         ];
         all.extend(world.nodes.iter().map(|node| Self::Blind(node.index)));
+        if world.unasked.contains(&true) {
+            all.extend([Self::OldPods, Self::NoPods]);
+        }
         all
+    }
+
+    fn age_pods(self, seen: &mut Observed) {
+        let (progressed, cured, inputs) = match self {
+            Self::OldPods => (Progress::Ordered, Cure::Ordered, Inputs::Pending),
+            _ => (Progress::Down, Cure::Trying, Inputs::Current),
+        };
+        let unasked = |node: &Node| node.engine == Engine::Unknown;
+        if let Some(Begun::Restart { node, progress, .. }) = &mut seen.begun
+            && *progress != Progress::Untouched
+            && seen.nodes.get(node).is_some_and(unasked)
+        {
+            *progress = progressed;
+        }
+        for node in seen.nodes.values_mut().filter(|node| unasked(node)) {
+            node.inputs = inputs;
+            if matches!(node.cure, Cure::Ordered | Cure::Trying) {
+                node.cure = cured;
+            }
+        }
     }
 
     /// What is seen of `seen` this way.
@@ -68,6 +95,9 @@ impl Sight {
         if self == Self::NoLedger {
             seen.ledgers.clear();
         }
+        if matches!(self, Self::OldPods | Self::NoPods) {
+            self.age_pods(seen);
+        }
         for ledger in seen.ledgers.values_mut() {
             // An older picture: who came last is not in it.
             let newest = ledger
@@ -77,7 +107,7 @@ impl Sight {
                 .map(|(key, _)| key);
             let newest = newest.max().cloned();
             match self {
-                Self::Clear | Self::NoLedger => {}
+                Self::Clear | Self::NoLedger | Self::OldPods | Self::NoPods => {}
                 Self::NoMembers => ledger.members.clear(),
                 Self::Stale | Self::Contradicting => {
                     ledger.members.retain(|key, _| Some(key) != newest.as_ref());
@@ -194,15 +224,17 @@ pub fn effects(
         Step::Provision { set } => {
             let set = u8::from(set == "b");
             let index = next.next;
+            let made = !next.unasked[usize::from(set)];
             next.next += 1;
             next.nodes.push(N {
                 index,
                 set,
                 runs: described,
                 template: described,
-                up: described != BAD,
-                link: true,
-                reach: true,
+                up: described != BAD && made,
+                link: !next.cut[usize::from(set)],
+                reach: made,
+                made,
                 ..N::default()
             });
         }
@@ -295,6 +327,13 @@ pub fn own_doings(scenario: &Scenario, world: &World, moves: &mut Vec<Move>) {
     }
     for n in &world.nodes {
         let i = n.index;
+        if !n.made && n.reach {
+            doing(format!("node {i} is made"), &|next| {
+                let node = next.node(i).unwrap();
+                node.made = true;
+                node.up = node.can_start();
+            });
+        }
         if !n.up && n.can_start() {
             doing(format!("node {i} starts"), &|next| {
                 let node = next.node(i).unwrap();
@@ -304,7 +343,7 @@ pub fn own_doings(scenario: &Scenario, world: &World, moves: &mut Vec<Move>) {
                 node.long = false;
             });
         }
-        if !n.up && n.cure == C::Trying && !n.can_start() {
+        if !n.up && n.cure == C::Trying && n.made && !n.can_start() {
             doing(format!("the cure of node {i} fails"), &|next| {
                 next.node(i).unwrap().cure = C::Failed;
             });
@@ -347,8 +386,23 @@ fn faults(scenario: &Scenario, world: &World, moves: &mut Vec<Move>) {
         change(&mut next);
         moves.push((label, next));
     };
+    if scenario.clusters {
+        // The operator's own network is no fault of the nodes'.
+        for set in 0..2 {
+            let can = world.unasked[usize::from(set)];
+            let label = if can { "can be asked again" } else { "cannot be asked" };
+            doing(format!("cluster {set} {label}"), &|next| next.ask(set, can));
+        }
+    }
     // Healing is free.
-    for n in &world.nodes {
+    for set in 0..2 {
+        if world.cut[usize::from(set)] {
+            doing(format!("cluster {set} reaches the other again"), &|next| {
+                next.connect(set, true);
+            });
+        }
+    }
+    for n in world.nodes.iter().filter(|_| !scenario.clusters) {
         let i = n.index;
         if !n.reach {
             doing(format!("the API server of node {i} is back"), &|next| {
@@ -394,7 +448,7 @@ fn faults(scenario: &Scenario, world: &World, moves: &mut Vec<Move>) {
                 node.hung = true;
             });
         }
-        if !n.disk_lost && scenario.wipes {
+        if n.made && !n.disk_lost && scenario.wipes {
             fault(format!("node {i} loses its disk"), &|next| {
                 let node = next.node(i).unwrap();
                 node.up = false;
@@ -402,14 +456,24 @@ fn faults(scenario: &Scenario, world: &World, moves: &mut Vec<Move>) {
                 node.synced = false;
             });
         }
-        if scenario.cuts && n.reach {
+        if scenario.cuts && !scenario.clusters && n.reach {
             fault(format!("the API server of node {i} is unreachable"), &|next| {
                 next.node(i).unwrap().reach = false;
             });
         }
-        if scenario.cuts && n.link {
+        if scenario.cuts && !scenario.clusters && n.link {
             fault(format!("node {i} is cut off from the others"), &|next| {
                 next.node(i).unwrap().link = false;
+            });
+        }
+    }
+    // A part with a quorum would go on by itself: then it is the other one that is cut off.
+    for set in 0..2u8 {
+        let whole = world.cut == [false; 2] && world.power_in(1 - set) > 0;
+        let part = world.power_in(set) < scenario.quorum.needed(world.total());
+        if scenario.clusters && scenario.cuts && whole && part {
+            fault(format!("cluster {set} is cut off from the other"), &|next| {
+                next.connect(set, false);
             });
         }
     }
@@ -429,7 +493,7 @@ fn faults(scenario: &Scenario, world: &World, moves: &mut Vec<Move>) {
             });
         }
     }
-    if scenario.cuts && !world.stalled {
+    if scenario.cuts && !scenario.clusters && !world.stalled {
         fault("the chain stands, and no voter shows why".to_owned(), &|next| next.stalled = true);
     }
     if scenario.lost_transactions && !world.pool.is_empty() {

@@ -17,12 +17,19 @@ pub fn check_effect(
         return Err("S26: a step of a hub whose view is older than the anchor");
     }
     let in_flight = !world.pool.is_empty() || world.voluntarily_down().is_some();
+    if let Step::BeginRestart { node } | Step::EndPod { node } | Step::Cure { node } = step {
+        let asked = node_of(node).is_none_or(|n| n.reach);
+        ensure(asked, "S4: a restart where nobody can be asked")?;
+    }
     match step {
         Step::TakeOver => ensure(!consents.is_empty(), "S26: an older hub goes on without consent"),
         Step::Provision { .. } => Ok(()),
         Step::Condemn { node } => {
-            let really_down = |n: &N| n.asked || !n.up;
-            ensure(node_of(node).is_some_and(really_down), "S4: a living node is condemned")
+            let known_down = |n: &N| n.asked || (!n.up && n.reach);
+            ensure(
+                node_of(node).is_some_and(known_down),
+                "S4: a node is condemned that is not known to be down",
+            )
         }
         Step::BeginChange { .. } | Step::BeginRestart { .. } => {
             ensure(world.begun.is_none(), "S1: a second step is begun")
@@ -33,10 +40,16 @@ pub fn check_effect(
                 let over = matches!(world.fate, Fate::Confirmed | Fate::Impossible);
                 ensure(over, "S6: a change that may still be included is called settled")
             }
-            _ => ensure(
-                world.voluntarily_down().is_none(),
-                "S14: a restart is called done before its node is back",
-            ),
+            _ => {
+                let down = world.voluntarily_down().and_then(|node| world.get(node));
+                // Nobody waits for a node that its user wants gone.
+                let goes =
+                    |n: &N| n.asked || n.condemned || (!n.reach && is_too_many(scenario, world, n));
+                ensure(
+                    down.is_none_or(goes),
+                    "S14: a restart is called done before its node is back",
+                )
+            }
         },
         Step::Withdraw => match &world.begun {
             Some(B::Change { .. }) => {
@@ -68,6 +81,12 @@ pub fn check_effect(
             ensure(!joins, "S7: a node stops whose entry is under way")
         }
     }
+}
+
+/// The node's set has more nodes than it is to have.
+fn is_too_many(scenario: &Scenario, world: &World, n: &N) -> bool {
+    let wanted = scenario.wants[usize::from(world.want)].replicas[usize::from(n.set)];
+    world.nodes.iter().filter(|other| other.set == n.set).count() > usize::from(wanted)
 }
 
 fn ensure(holds: bool, rule: &'static str) -> Result<(), &'static str> {
@@ -199,6 +218,29 @@ pub fn is_goal(scenario: &Scenario, world: &World) -> bool {
     sets && world.begun.is_none() && world.pool.is_empty()
 }
 
+/// While nothing can be asked in `lost`: whether all is done that its chain allows to do elsewhere. A voter that is to
+/// leave may wait for one that is to come there.
+pub fn is_done_elsewhere(scenario: &Scenario, world: &World, lost: u8) -> bool {
+    let want = &scenario.wants[usize::from(world.want)];
+    // Two restarts at once are never safe, nor is anything while a voter there is missed.
+    let restarting = match &world.begun {
+        Some(B::Restart { node, .. }) => world.get(*node).is_some_and(|n| n.set == lost),
+        _ => false,
+    };
+    let misses = world.nodes.iter().any(|n| n.set == lost && n.power > 0 && !n.votes_live());
+    // Nor with a single witness.
+    let witnesses = world.nodes.iter().filter(|n| n.set != lost && n.up && n.synced).count();
+    if restarting || misses || witnesses < 2 {
+        return true;
+    }
+    let other = usize::from(1 - lost);
+    let power = if want.voting[other] { want.power[other] } else { 0 };
+    let right = world.nodes.iter().filter(|n| {
+        n.set != lost && n.power == power && n.runs == want.inputs && n.up && !n.condemned
+    });
+    right.count() >= usize::from(want.replicas[other])
+}
+
 /// Steps towards what is wanted that would break no rule: none, where a person is asked for.
 pub fn safe_steps(scenario: &Scenario, world: &World) -> Vec<Step> {
     if world.begun.is_some() || !world.pool.is_empty() {
@@ -220,7 +262,10 @@ pub fn safe_steps(scenario: &Scenario, world: &World) -> Vec<Step> {
                 node: name(n.index),
                 power: if scenario.weights { 1 } else { full },
             }),
-            (power, true) if power != full && scenario.weights => {
+            // Of a set with too many, it may be the one that leaves.
+            (power, true)
+                if power != full && scenario.weights && !is_too_many(scenario, world, n) =>
+            {
                 Some(Change::SetPower { member: key(n.index), power: full })
             }
             (power, false) if power > 0 => Some(Change::Remove { member: key(n.index) }),
@@ -245,7 +290,7 @@ pub fn safe_steps(scenario: &Scenario, world: &World) -> Vec<Step> {
                 safe.push(Step::BeginChange { ledger: super::world::LEDGER.to_owned(), change });
             }
         }
-        if n.runs != want.inputs && n.up && n.power > 0 && others_live && stays {
+        if n.runs != want.inputs && n.up && n.reach && n.power > 0 && others_live && stays {
             let restart = B::Restart { node: n.index, ordered: false, consents: BTreeSet::new() };
             let begun = World { begun: Some(restart), ..world.clone() };
             if check_end_pod(scenario, &begun, Some(n), &BTreeSet::new()).is_ok() {

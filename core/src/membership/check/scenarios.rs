@@ -21,6 +21,9 @@ const ENGINES: [(Quorum, bool, &str); 6] = [
     (Quorum::MoreThanTwoThirds, false, "CometBFT without weights"),
 ];
 
+/// What runs over several clusters today.
+const ENGINES_OVER_CLUSTERS: (Quorum, bool) = (Quorum::MoreThanTwoThirds, true);
+
 fn power(weights: bool) -> u64 {
     if weights { 1000 } else { 1 }
 }
@@ -120,6 +123,44 @@ fn scenarios(quorum: Quorum, weights: bool, n: u8, full: bool) -> Vec<Scenario> 
     all
 }
 
+/// Networks whose sets are in two clusters, each of which the operator may lose sight of.
+fn over_clusters(full: bool) -> Vec<Scenario> {
+    let (quorum, weights) = ENGINES_OVER_CLUSTERS;
+    let power = power(weights);
+    let edits = 1 + u8::from(full);
+    let sets = |a: u8, b: u8| Want { replicas: [a, b], ..Want::voters(0, power) };
+    let new = |name: &str, wants: Vec<Want>| Scenario {
+        faults: 1,
+        cuts: true,
+        clusters: true,
+        ..Scenario::new(format!("{name}, in two clusters"), quorum, weights, wants)
+    };
+    let mut all = vec![
+        Scenario {
+            edits,
+            lost_transactions: true,
+            ..new("grown here or there", vec![sets(2, 2), sets(2, 3), sets(3, 2)])
+        },
+        Scenario { hangs: true, edits, ..new("rolled", vec![sets(2, 2), sets(2, 2).running(NEW)]) },
+        Scenario { asks: true, edits, ..new("moved out", vec![sets(1, 3), sets(0, 4)]) },
+        Scenario {
+            faults: 2,
+            wipes: true,
+            hangs: full,
+            replace_dead: true,
+            ..new("the dead replaced", vec![sets(1, 3)])
+        },
+    ];
+    if full {
+        let new_software = sets(1, 3).running(NEW);
+        all.push(Scenario {
+            asks: true,
+            ..new("rolled, or replaced when asked", vec![sets(1, 3), new_software])
+        });
+    }
+    all
+}
+
 /// More states than this are a mistake in the bounds.
 const LIMIT: usize = 20_000_000;
 
@@ -201,6 +242,18 @@ fn nothing_that_must_not_happen_can_happen_and_the_goal_is_always_reached() {
     }
 }
 
+#[test]
+fn clusters_that_cannot_be_asked_are_left_alone_and_hold_up_no_others() {
+    let mut sum = Sum::default();
+    let began = Instant::now();
+    for (scenario, report) in explore_all(over_clusters(full())) {
+        println!("{:<50} {:>10} {:>11}", scenario.name, report.states, report.moves);
+        sum.add(report, &scenario);
+    }
+    println!("{} states in {:.1} s", sum.states, began.elapsed().as_secs_f64());
+    println!("states from which a person is needed on the way: {:#?}", sum.refused);
+}
+
 /// Defects, and the scenario that shows the harm soonest.
 fn defects() -> Vec<(Defect, Scenario)> {
     let (quorum, weights) = (Quorum::MoreThanTwoThirds, true);
@@ -216,7 +269,17 @@ fn defects() -> Vec<(Defect, Scenario)> {
             .find(|scenario| scenario.name.starts_with(name))
             .unwrap()
     };
+    let over = |name: &str| {
+        let mut all = over_clusters(false).into_iter();
+        all.find(|scenario| scenario.name.starts_with(name)).unwrap()
+    };
     vec![
+        (Defect::Without(Gate::ClusterReachable), over("rolled")),
+        (Defect::UnknownIsDead, over("the dead replaced")),
+        (Defect::OldPodsAreNews, over("rolled")),
+        (Defect::LostClusterIsLeft, over("the dead replaced")),
+        (Defect::WaitsForEveryCluster, over("grown")),
+        (Defect::WaitsForEveryCluster, over("rolled")),
         (Defect::Without(Gate::HubStateNotOlderThanAnchor), of(2, "hub restored")),
         (Defect::Without(Gate::EvidenceIsFresh), of(4, "one less")),
         (Defect::Without(Gate::ChainIsProducing), of(4, "one less")),

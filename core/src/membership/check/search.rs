@@ -26,6 +26,7 @@ pub fn explore(scenario: &Scenario, defect: Option<Defect>, limit: usize) -> Rep
     let mut queue = vec![(start, u32::MAX)];
     let mut report = Report::default();
     let mut healed = Healed::default();
+    let mut without = [Healed::without(0), Healed::without(1)];
     let mut at = 0;
     while at < queue.len() {
         let world = queue[at].0.clone();
@@ -38,7 +39,11 @@ pub fn explore(scenario: &Scenario, defect: Option<Defect>, limit: usize) -> Rep
             report.counterexample = broken(rule.to_owned(), None, &queue);
             break;
         }
-        match healed.check(scenario, &world, defect) {
+        let unasked = without.iter_mut().zip(world.unasked);
+        let elsewhere: Result<(), _> = unasked
+            .filter(|(_, unasked)| *unasked)
+            .try_for_each(|(healed, _)| healed.check(scenario, &world, defect).map(drop));
+        match elsewhere.and_then(|()| healed.check(scenario, &world, defect)) {
             Ok(refusals) => {
                 for refusal in refusals {
                     *report.refused.entry(refusal).or_default() += 1;
@@ -97,12 +102,20 @@ fn path_to(
 
 /// States from which the goal is known to be reached.
 #[derive(Default)]
-struct Healed(HashMap<World, BTreeSet<String>>);
+struct Healed {
+    known: HashMap<World, BTreeSet<String>>,
+    /// All but this cluster is healed: nothing can be asked there. Then the goal is what can be done elsewhere.
+    lost: Option<u8>,
+}
 
 /// Moves on one way to the goal, at most; more is no progress.
 const WAY: usize = 300;
 
 impl Healed {
+    fn without(lost: u8) -> Self {
+        Self { lost: Some(lost), ..Self::default() }
+    }
+
     /// From here, once faults stop: the goal is reached and stays, or a refusal names what a person must do,
     /// and with that the goal follows. Returns those refusals.
     fn check(
@@ -116,8 +129,8 @@ impl Healed {
         let mut seen = HashSet::new();
         let mut refusals = BTreeSet::new();
         for _ in 0..WAY {
-            heal(scenario, &mut here);
-            if let Some(known) = self.0.get(&here) {
+            heal(scenario, &mut here, self.lost);
+            if let Some(known) = self.known.get(&here) {
                 refusals.extend(known.iter().cloned());
                 self.remember(passed, &refusals);
                 return Ok(refusals);
@@ -132,7 +145,11 @@ impl Healed {
             }
             let (refusal, kind) = match decision {
                 Decision::Converged => {
-                    if !rules::is_goal(scenario, &here) {
+                    let done = match self.lost {
+                        None => rules::is_goal(scenario, &here),
+                        Some(lost) => rules::is_done_elsewhere(scenario, &here, lost),
+                    };
+                    if !done {
                         let what = "it calls itself converged and is not as wanted";
                         return Err((what.to_owned(), here.to_string()));
                     }
@@ -140,6 +157,9 @@ impl Healed {
                     return Ok(refusals);
                 }
                 Decision::Step { step, consents } => {
+                    if let Err(rule) = rules::check_effect(scenario, &here, &step, &consents) {
+                        return Err((rule.to_owned(), format!("operator: {step}, in {here}")));
+                    }
                     // The first way a step may come to is the whole one; the others are cut off.
                     here = moves::effects(scenario, &here, &step, &consents).swap_remove(0).1;
                     continue;
@@ -148,16 +168,20 @@ impl Healed {
                     if time_passes(&mut here) {
                         continue;
                     }
+                    if self.lost.is_some_and(|lost| rules::is_done_elsewhere(scenario, &here, lost))
+                    {
+                        self.remember(passed, &refusals);
+                        return Ok(refusals);
+                    }
                     let what = format!("it waits for ever: {}: {}", refusal.gate, refusal.message);
                     return Err((what, here.to_string()));
                 }
                 Decision::NeedsConsent(refusal) => (refusal, "consent"),
                 Decision::Stuck(refusal) => (refusal, "stuck"),
             };
-            // A person is asked only where nothing safe is left to do.
-            if let Some(step) =
-                rules::safe_steps(scenario, &here).first().filter(|_| !here.hub_older)
-            {
+            // A person is asked only where nothing safe is left to do, as far as the operator can see.
+            let sees_all = !here.hub_older && self.lost.is_none();
+            if let Some(step) = rules::safe_steps(scenario, &here).first().filter(|_| sees_all) {
                 let what =
                     format!("a person is asked ({}), and this was safe: {step}", refusal.gate);
                 return Err((what, here.to_string()));
@@ -175,16 +199,20 @@ impl Healed {
     }
 
     fn remember(&mut self, passed: Vec<World>, refusals: &BTreeSet<String>) {
-        self.0.extend(passed.into_iter().map(|world| (world, refusals.clone())));
+        self.known.extend(passed.into_iter().map(|world| (world, refusals.clone())));
     }
 }
 
-/// Faults stop: machines, links and API servers come back; the chain and Kubernetes do what they do.
-fn heal(scenario: &Scenario, world: &mut World) {
+/// Faults stop: machines, links and API servers come back, but for those of `lost`; the chain and Kubernetes do what
+/// they do.
+fn heal(scenario: &Scenario, world: &mut World, lost: Option<u8>) {
     for _ in 0..20 {
+        for set in 0..2 {
+            world.ask(set, lost != Some(set));
+            world.cut[usize::from(set)] = false;
+        }
         for n in &mut world.nodes {
             n.link = true;
-            n.reach = true;
         }
         world.stalled = false;
         if let Some(foreign) = &mut world.foreign {

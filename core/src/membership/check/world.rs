@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::membership::model::{
     Begun, Change, Cure, Desired, DesiredSet, Engine, Entry, Fate, Follower, Head, Hub, Inputs,
-    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, Stand,
+    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, SILENT, Stand,
 };
 use crate::names::NodeName;
 use crate::quorum::Quorum;
@@ -65,6 +65,9 @@ pub struct Scenario {
     pub restored_hub: bool,
     /// The user may ask for a replacement of any node.
     pub asks: bool,
+    /// Each set is in a cluster of its own. The operator may lose sight of a cluster at any time and find it again,
+    /// and a fault may cut a cluster off from the other.
+    pub clusters: bool,
 }
 
 impl Scenario {
@@ -86,6 +89,7 @@ impl Scenario {
             foreign: None,
             restored_hub: false,
             asks: false,
+            clusters: false,
         }
     }
 
@@ -106,6 +110,7 @@ impl Scenario {
                     synced: true,
                     link: true,
                     reach: true,
+                    made: true,
                     ..N::default()
                 });
             }
@@ -124,6 +129,8 @@ impl Scenario {
             stalled: false,
             edits: self.edits,
             faults: self.faults,
+            unasked: [false; 2],
+            cut: [false; 2],
         }
     }
 }
@@ -145,6 +152,8 @@ pub struct N {
     pub link: bool,
     /// Its API server can be asked.
     pub reach: bool,
+    /// Its objects exist: they are made when its API server can be asked.
+    pub made: bool,
     pub disk_lost: bool,
     pub condemned: bool,
     pub asked: bool,
@@ -198,6 +207,10 @@ pub struct World {
     pub stalled: bool,
     pub edits: u8,
     pub faults: u8,
+    /// Clusters of which nothing answers the operator, neither the API server nor a gateway. Nodes there run on.
+    pub unasked: [bool; 2],
+    /// Clusters whose nodes do not reach those of the other.
+    pub cut: [bool; 2],
 }
 
 pub fn name(index: u8) -> NodeName {
@@ -222,7 +235,7 @@ impl N {
 
     /// It comes back by itself, once its machine lets it.
     pub fn can_start(&self) -> bool {
-        !self.disk_lost && !self.hung && self.template != BAD
+        self.made && !self.disk_lost && !self.hung && self.template != BAD
     }
 }
 
@@ -248,6 +261,27 @@ impl World {
     pub fn voters(&self) -> usize {
         self.nodes.iter().filter(|node| node.power > 0).count()
             + usize::from(self.foreign.as_ref().is_some_and(|foreign| foreign.power > 0))
+    }
+
+    pub fn power_in(&self, set: u8) -> u64 {
+        self.nodes.iter().filter(|n| n.set == set).map(|n| n.power).sum()
+    }
+
+    /// The operator is cut off from a cluster, or gets to it again.
+    pub fn ask(&mut self, set: u8, can: bool) {
+        self.unasked[usize::from(set)] = !can;
+        for node in self.nodes.iter_mut().filter(|n| n.set == set) {
+            node.reach = can;
+        }
+    }
+
+    /// A cluster is cut off from the other, or reaches it again.
+    pub fn connect(&mut self, set: u8, can: bool) {
+        self.cut[usize::from(set)] = !can;
+        for node in self.nodes.iter_mut().filter(|n| n.set == set) {
+            node.link = can;
+            node.long &= !(can && node.up);
+        }
     }
 
     pub fn has_quorum(&self, quorum: Quorum) -> bool {
@@ -302,6 +336,7 @@ impl World {
             votes_on: want.voting[n].then(|| LEDGER.to_owned()).into_iter().collect(),
             power: want.power[n],
             retire: BTreeSet::new(),
+            cluster: cluster_name(scenario, n).to_owned(),
         };
         Desired { sets: vec![set(0), set(1)], paused: false }
     }
@@ -317,7 +352,14 @@ impl World {
     /// What an operator sees that sees all.
     pub fn observe(&self, scenario: &Scenario) -> Observed {
         let described = scenario.wants[usize::from(self.want)].inputs;
-        let producing = self.has_quorum(scenario.quorum);
+        let answers = |n: &&N| n.up && !self.unasked[usize::from(n.set)];
+        let current = |n: &N| n.up && n.link && n.synced;
+        let answering = self.nodes.iter().filter(answers).filter(|n| current(n)).count();
+        // Only nodes that are cut off answer: they see each other, and no blocks.
+        let island = scenario.clusters
+            && answering == 0
+            && self.nodes.iter().filter(answers).any(|n| !n.link);
+        let producing = self.has_quorum(scenario.quorum) && !island;
         let mut members = BTreeMap::new();
         let mut followers = BTreeMap::new();
         let mut nodes = BTreeMap::new();
@@ -328,7 +370,8 @@ impl World {
                 (true, false) => Engine::NotReady,
             };
             if n.power > 0 {
-                let liveness = match (n.up && n.link, engine) {
+                let seen = if island { answers(&n) && !n.link } else { n.up && n.link };
+                let liveness = match (seen, engine) {
                     (true, _) => Liveness::Live,
                     (false, Engine::NotReady) => Liveness::ProvedDown,
                     _ => Liveness::Unknown,
@@ -337,9 +380,16 @@ impl World {
                 let member = Member { power: n.power, node: Some(name(n.index)), liveness, signed };
                 members.insert(key(n.index), member);
             }
-            let follows = n.up && n.link && n.synced;
+            let silent = self.unasked[usize::from(n.set)];
+            let follows = current(n) && !silent;
             let follower = Follower {
-                lag: if follows { 0 } else { 99 },
+                lag: if silent {
+                    SILENT
+                } else if follows {
+                    0
+                } else {
+                    99
+                },
                 steady_seconds: if follows { 99 } else { 0 },
                 connected: follows,
             };
@@ -347,7 +397,7 @@ impl World {
             let pending = n.runs != described || n.template != described;
             let node = Node {
                 set: set_name(usize::from(n.set)).to_owned(),
-                cluster: String::new(),
+                cluster: cluster_name(scenario, usize::from(n.set)).to_owned(),
                 domain: String::new(),
                 engine,
                 inputs: if pending { Inputs::Pending } else { Inputs::Current },
@@ -400,8 +450,9 @@ impl World {
             quorum: scenario.quorum,
             weights: scenario.weights,
             members,
-            agreed: true,
-            age_seconds: 0,
+            // Two witnesses at least, where there are two nodes.
+            agreed: !scenario.clusters || island || answering >= self.nodes.len().min(2),
+            age_seconds: if scenario.clusters && !island && answering == 0 { 99 } else { 0 },
             head,
             height: 0,
             pending,
@@ -424,7 +475,8 @@ impl World {
                 let progress = match self.get(*node) {
                     _ if !ordered => Progress::Untouched,
                     Some(n) if n.runs != n.template => Progress::Ordered,
-                    Some(n) if n.up && n.synced && n.link => Progress::Back,
+                    // It is not seen to be back without its API server.
+                    Some(n) if n.up && n.synced && n.link && n.reach => Progress::Back,
                     _ => Progress::Down,
                 };
                 Begun::Restart { node: name(*node), progress, consents: consents.clone() }
@@ -447,6 +499,10 @@ fn set_name(n: usize) -> &'static str {
     ["a", "b"][n]
 }
 
+fn cluster_name(scenario: &Scenario, set: usize) -> &'static str {
+    if scenario.clusters { ["ca", "cb"][set] } else { "" }
+}
+
 impl fmt::Display for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for n in &self.nodes {
@@ -456,6 +512,7 @@ impl fmt::Display for World {
                 (n.hung, " hung"),
                 (!n.link, " cut"),
                 (!n.reach, " api-cut"),
+                (!n.made, " not made"),
                 (n.disk_lost, " disk-lost"),
                 (!n.synced, " behind"),
                 (n.condemned, " condemned"),
