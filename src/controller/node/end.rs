@@ -51,12 +51,14 @@ pub async fn end_in_member(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> S
     delete::<Service>(&place, node, name.as_str(), &marks).await?;
     delete::<ConfigMap>(&place, node, &name.certificate(), &marks).await?;
     delete::<Secret>(&place, node, &name.first_start(), &marks).await?;
-    let here =
-        |other: &BsnNode| other.spec.cluster.as_ref() == Some(cluster) && other.uid() != node.uid();
-    if !nodes_of(&ctx.caches, &key.namespace, &key.name).iter().any(here)
+    // Those that end at the same time see each other end; who was told last takes the rest.
+    let stays = |other: &BsnNode| {
+        other.spec.cluster.as_ref() == Some(cluster) && other.metadata.deletion_timestamp.is_none()
+    };
+    if !nodes_of(&ctx.caches, &key.namespace, &key.name).iter().any(stays)
         && let Ok(network) = NetworkName::parse(&key.name)
     {
-        // The network's last node there.
+        // The network's last nodes there.
         let marks = [labels::NETWORK_ID];
         delete::<ConfigMap>(&place, node, &network.peers(), &marks).await?;
         delete::<PodDisruptionBudget>(&place, node, &network.disruption_budget(), &marks).await?;
