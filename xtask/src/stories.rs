@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use bsn_testkit::lab::{HUB_VARIABLE, Roles};
 use serde::Deserialize;
 
 use crate::programs::{cargo, root};
@@ -23,17 +24,20 @@ pub struct Group {
     pub minutes: u64,
     /// Module of `tests/lab` that its stories are in; empty = all others.
     module: &'static str,
-    /// How many of them run at once.
+    /// How many of them run at once in each hub.
     at_once: usize,
+    /// In how many hubs.
+    hubs: usize,
 }
 
 /// In the order in which they run.
 pub const GROUPS: [Group; 3] = [
     // They disturb nobody. More networks than three share two processors at the cost of time limits.
-    Group { name: "side by side", minutes: 25, module: "side_by_side::", at_once: 3 },
-    Group { name: "alone", minutes: 60, module: "", at_once: 1 },
+    Group { name: "side by side", minutes: 25, module: "side_by_side::", at_once: 3, hubs: 1 },
+    // Each alone in its cluster: one in each of two hubs.
+    Group { name: "alone", minutes: 45, module: "", at_once: 1, hubs: 2 },
     // Networks in three clusters, which are cut from each other: last, since a story that fails may leave such a cut.
-    Group { name: "clusters", minutes: 45, module: "clusters::", at_once: 1 },
+    Group { name: "clusters", minutes: 45, module: "clusters::", at_once: 1, hubs: 1 },
 ];
 
 /// What of a story's name stands before its lines.
@@ -90,18 +94,26 @@ impl Stories {
     }
 
     /// Runs those of a group.
-    pub fn run(&self, group: &Group, deadline: Instant, told: &mut Vec<Told>) -> Result<()> {
+    pub fn run(
+        &self,
+        group: &Group,
+        roles: Roles,
+        deadline: Instant,
+        told: &mut Vec<Told>,
+    ) -> Result<()> {
         let stories: Vec<&String> = self.of(group).collect();
-        let hands = group.at_once.min(stories.len());
-        let queue: Mutex<VecDeque<&String>> = Mutex::new(stories.into());
+        let hubs = roles.hubs().into_iter().take(group.hubs);
+        let hands: Vec<usize> = hubs.flat_map(|hub| vec![hub; group.at_once]).collect();
+        let queue: Mutex<VecDeque<&String>> = Mutex::new(stories.iter().copied().collect());
         let done = Mutex::new(Vec::new());
         // A function, so that the lock is not held while the story runs.
         let next = || lock(&queue).pop_front();
         std::thread::scope(|scope| {
-            for _ in 0..hands {
-                scope.spawn(|| {
+            for hub in hands.into_iter().take(stories.len()) {
+                let (next, done) = (&next, &done);
+                scope.spawn(move || {
                     while let Some(story) = next() {
-                        let one = tell(&self.program, story, deadline);
+                        let one = tell(&self.program, story, hub, deadline);
                         lock(&done).push(one);
                     }
                 });
@@ -142,11 +154,12 @@ fn build_program() -> Result<PathBuf> {
 }
 
 /// Runs one story, and says when it ends.
-fn tell(program: &Path, story: &str, deadline: Instant) -> Told {
+fn tell(program: &Path, story: &str, hub: usize, deadline: Instant) -> Told {
     let name = story.strip_prefix(module_of(story)).unwrap_or(story).to_owned();
     println!("--- {name}");
     let began = Instant::now();
-    let failure = run_story(program, story, &name, deadline).err().map(|why| format!("{why:#}"));
+    let failure =
+        run_story(program, story, &name, hub, deadline).err().map(|why| format!("{why:#}"));
     let took = began.elapsed();
     match &failure {
         None => println!("--- {name}: passed after {:.0} s", took.as_secs_f64()),
@@ -155,13 +168,14 @@ fn tell(program: &Path, story: &str, deadline: Instant) -> Told {
     Told { name, took, failure }
 }
 
-fn run_story(program: &Path, story: &str, name: &str, deadline: Instant) -> Result<()> {
+fn run_story(program: &Path, story: &str, name: &str, hub: usize, deadline: Instant) -> Result<()> {
     if Instant::now() >= deadline {
         bail!("not begun: the stories before it took the whole budget");
     }
     let mut command = Command::new(program);
     // With two threads the one test's name is printed when it ends, and not before its first line.
     command.args(["--exact", story, "--nocapture", "--test-threads", "2"]);
+    command.env(HUB_VARIABLE, hub.to_string());
     command.current_dir(root()).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.process_group(0).spawn().context("starting it")?;

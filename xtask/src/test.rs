@@ -113,7 +113,7 @@ pub async fn run(args: TestArgs) -> Result<()> {
     let lab = bring_up(&mut parts, roles).await;
     if let Some(lab) = &lab {
         let passed = parts.run("manifests", 1, |end| check_manifests(lab, end))
-            & run_stories(&mut parts, &args.stories);
+            & run_stories(&mut parts, roles, &args.stories);
         if !passed {
             diagnose(lab, roles);
         }
@@ -148,9 +148,11 @@ async fn bring_up(parts: &mut Parts, roles: Roles) -> Option<Lab> {
         let programs = programs::build()?;
         let lab = provide_lab(roles).await?;
         let image = OperatorImage::build(&programs.operator, &lab.layout().images())?;
-        // The agents in the nodes' pods are of this image; the operator runs on the hub only.
+        // The agents in the nodes' pods are of this image.
         lab.import_image(&image.file, &roles.members)?;
-        operator::install(&lab, roles.hub, &programs::root(), &image)?;
+        for hub in roles.hubs() {
+            operator::install(&lab, hub, &programs::root(), &image)?;
+        }
         Ok::<_, anyhow::Error>(lab)
     };
     let budget = Duration::from_mins(25);
@@ -189,7 +191,7 @@ fn check_manifests(lab: &Lab, deadline: Instant) -> Result<()> {
 }
 
 /// Runs the stories of these names, group by group.
-fn run_stories(parts: &mut Parts, names: &[String]) -> bool {
+fn run_stories(parts: &mut Parts, roles: Roles, names: &[String]) -> bool {
     let mut stories = None;
     let built = parts.run("build", 15, |_| {
         stories = Some(Stories::build(names)?);
@@ -199,8 +201,8 @@ fn run_stories(parts: &mut Parts, names: &[String]) -> bool {
     let (mut passed, mut told) = (true, Vec::new());
     for group in &GROUPS {
         if stories.has(group) {
-            passed &=
-                parts.run(group.name, group.minutes, |end| stories.run(group, end, &mut told));
+            passed &= parts
+                .run(group.name, group.minutes, |end| stories.run(group, roles, end, &mut told));
         }
     }
     print_table(&told);

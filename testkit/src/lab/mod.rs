@@ -46,7 +46,7 @@ use folders::Layout;
 pub use layout::{LabSpec, MachineId};
 use machine::Machine;
 pub use redirect::Redirect;
-pub use roles::Roles;
+pub use roles::{HUB_VARIABLE, Roles};
 pub use status::{Line, Status};
 pub use up::Report;
 

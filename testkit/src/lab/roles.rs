@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use super::layout::LabSpec;
 
 /// Names the hub's cluster. So stories can be tried while others run on cluster 0.
-const HUB_VARIABLE: &str = "BSN_LAB_HUB";
+pub const HUB_VARIABLE: &str = "BSN_LAB_HUB";
 /// Two machines each: the least on which a drain can end, and voters spread.
 const MACHINES: usize = 2;
 
@@ -34,6 +34,11 @@ impl Roles {
 
     fn of(hub: usize) -> Self {
         Self { hub, members: [hub + 1, hub + 2] }
+    }
+
+    /// Clusters that have an operator of their own: stories that need no member run in either.
+    pub fn hubs(self) -> [usize; 2] {
+        [self.hub, self.members[0]]
     }
 
     /// All of them, the hub first.
