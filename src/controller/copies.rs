@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use bsn_core::anchor::{Anchor, CopyStanding};
-use bsn_core::consent::CONSENT_ANNOTATION;
 use bsn_core::intent::judge::{Found, Judgement};
 use bsn_core::intent::record::Record;
+use bsn_core::membership::Refusal as StepRefusal;
+use bsn_core::membership::model::{Gate, Step as PlannedStep};
 use bsn_core::names::{NetworkName, NodeName};
 use bsn_core::steps::RecordedStep;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -106,34 +107,35 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Why nothing is done, and what a person can do about it.
-    pub fn refusal(&self, key: &NetworkKey, hub_id: &str, primary: Option<&Anchor>) -> Refusal {
+    /// Why nothing is done, and the consent that goes on.
+    pub fn refusal(&self, hub_id: &str, primary: Option<&Anchor>) -> StepRefusal {
         let Self { newest, consent, .. } = self;
-        let cluster = match &self.cluster {
+        let place = match &self.cluster {
             Some(cluster) => format!("in cluster {cluster}"),
             None => "on this hub".to_owned(),
         };
-        let what = match primary {
+        let message = match primary {
             _ if newest.hub_id != hub_id => format!(
-                "the anchor {cluster} belongs to hub {}, this is hub {hub_id}; one network has one hub. If \
-                 that one is gone for good",
+                "the anchor {place} belongs to hub {}, this is hub {hub_id}; one network has one hub. Consent if that one is \
+                 gone for good, and the description here is the newest one",
                 newest.hub_id
             ),
             Some(primary) => format!(
-                "this hub came from a backup: the anchor {cluster} was written {} times, its own {} times. \
-                 See that the description is the newest one; if so",
+                "this hub came from a backup: the anchor {place} was written {} times, its own {} times. Consent if the \
+                 description here is the newest one",
                 newest.revision, primary.revision
             ),
             None => format!(
-                "this hub has no anchor of the network, and there is one {cluster}: the hub was built anew. If the \
-                 description is the newest one"
+                "this hub has no anchor of the network, and there is one {place}: it was built anew. Consent if the \
+                 description here is the newest one"
             ),
         };
-        let message = format!(
-            "{what}: kubectl annotate bsnnetwork -n {} {} --overwrite {CONSENT_ANNOTATION}={consent}",
-            key.namespace, key.name
-        );
-        Refusal::new(Reason::HubOlder, message)
+        StepRefusal {
+            gate: Gate::HubStateNotOlderThanAnchor,
+            step: PlannedStep::TakeOver.to_string(),
+            message,
+            consent: Some(consent.clone()),
+        }
     }
 }
 

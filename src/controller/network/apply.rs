@@ -9,6 +9,7 @@ use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
 use bsn_core::engine::cometbft::genesis::Genesis;
 use bsn_core::forming::{FormingStep, build_anchor, next_forming_step};
+use bsn_core::membership::Decision;
 use bsn_core::names::NodeName;
 use bsn_core::quorum::margin;
 use futures::FutureExt as _;
@@ -143,8 +144,11 @@ impl Pass<'_> {
     /// Goes on from the newest copy of the anchor, if a person consented to that; nothing else is done meanwhile.
     async fn take_over(&self, ahead: &Ahead, applied: &mut Applied) -> Step<()> {
         if !self.validated.policy.consents.contains(&ahead.consent) {
-            let (key, own) = (self.key, self.observed.anchor.as_ref());
-            return Ok(Err(ahead.refusal(key, &self.ctx.hub_id, own)));
+            let own = self.observed.anchor.as_ref();
+            let refusal = ahead.refusal(&self.ctx.hub_id, own);
+            applied.steps.decision = Some(Decision::NeedsConsent(refusal));
+            applied.anchor = Some(own.unwrap_or(&ahead.newest).clone());
+            return Ok(Ok(()));
         }
         let name = &self.validated.desired.name;
         let anchor = or_refuse!(copies::take_over(self.ctx, self.key, name, ahead).await?);

@@ -68,7 +68,7 @@ impl Acting<'_> {
         memory: &mut Memory,
     ) -> Taken {
         match step {
-            // There is no copy of the anchor elsewhere yet, so no hub is found to be older.
+            // Done before anything is planned: see `controller::copies`.
             PlannedStep::TakeOver => Ok(Ok(None)),
             PlannedStep::Provision { set } => self.provision(set).await,
             PlannedStep::Condemn { node } => self.condemn(node).await,
