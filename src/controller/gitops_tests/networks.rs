@@ -1,8 +1,6 @@
 //! A network in every state.
 
-use std::collections::BTreeMap;
-
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bsn_core::membership::Decision;
 use bsn_core::membership::model::{Gate, Refusal as Refused, Step as PlannedStep};
@@ -29,6 +27,7 @@ pub(super) struct World {
     pub(super) waiting: Vec<NodeName>,
     pub(super) steps: Steps,
     pub(super) refusals: Vec<Refusal>,
+    pub(super) clusters: BTreeMap<String, Option<Refusal>>,
     pub(super) nodes: Vec<BsnNode>,
     pub(super) liveness: Liveness,
 }
@@ -43,6 +42,7 @@ impl Default for World {
             waiting: Vec::new(),
             steps: decided(Decision::Converged),
             refusals: Vec::new(),
+            clusters: BTreeMap::new(),
             nodes: nodes(&first(), &NodeWorld::default()),
             liveness: Liveness::Live,
         }
@@ -58,7 +58,7 @@ impl World {
     pub(super) fn status(&self) -> BsnNetworkStatus {
         let (anchor, view) = (anchor(self.formed), view(self.liveness));
         let input = Input {
-            clusters: &BTreeMap::new(),
+            clusters: &self.clusters,
             unreached: &BTreeMap::new(),
             paused: self.paused,
             anchor: Some(&anchor),
@@ -145,6 +145,12 @@ fn forming() -> World {
         nodes: Vec::new(),
         ..World::default()
     }
+}
+
+fn unreachable() -> BTreeMap<String, Option<Refusal>> {
+    let message = "cluster beijing: https://192.168.7.2:6443 cannot be reached: Connection refused";
+    let refusal = Refusal::new(Reason::ClusterUnreachable, message);
+    [("beijing".to_owned(), Some(refusal)), ("hangzhou".to_owned(), None)].into()
 }
 
 fn down() -> NodeWorld {
@@ -306,6 +312,39 @@ fn cases_of_trouble() -> Vec<Case> {
             Failed,
             Degraded,
             of(&World { nodes: nodes(&first(), &lost), ..World::default() }),
+        ),
+        // Its nodes are seen to follow the chain all the same.
+        case(
+            "a_member_cluster_that_cannot_be_asked",
+            Current,
+            Healthy,
+            of(&World { clusters: unreachable(), ..World::default() }),
+        ),
+        // What waits for it is not done.
+        case(
+            "a_step_that_needs_a_member_cluster",
+            InProgress,
+            Progressing,
+            of(&World {
+                clusters: unreachable(),
+                refusals: unreachable().into_values().flatten().collect(),
+                ..World::default()
+            }),
+        ),
+        case(
+            "a_hub_that_is_older_than_its_network",
+            Failed,
+            Degraded,
+            of(&World {
+                steps: decided(Decision::NeedsConsent(Refused {
+                    consent: Some("take-over/hub/id-1/7".to_owned()),
+                    ..refused(
+                        Gate::HubStateNotOlderThanAnchor,
+                        "this hub came from a backup: the anchor in cluster beijing was written 9 times, its own 5 times",
+                    )
+                })),
+                ..World::default()
+            }),
         ),
         case(
             "a_chain_that_stands",
