@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Shares;
 use crate::engine::cometbft::keys::PublicKey;
 use crate::first_start::FirstStart;
 use crate::names::NodeName;
@@ -49,6 +50,10 @@ pub struct Anchor {
     /// Consents that were used, each with the number of the step it was used for: each works once.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub used_consents: BTreeMap<String, u64>,
+    /// Voters that may be evicted at once, by cluster (empty = the hub): no less than what may be in force. See
+    /// [`crate::budget`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shares: Shares,
     /// Next index per node set; a name is never used for a second identity.
     pub next_index: BTreeMap<String, u32>,
     /// Every identity the network ever had, by node name.
@@ -361,6 +366,7 @@ mod tests {
             genesis_hash: None,
             formed: false,
             used_consents: BTreeMap::new(),
+            shares: BTreeMap::new(),
             next_index: BTreeMap::new(),
             identities: BTreeMap::new(),
         }

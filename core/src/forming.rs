@@ -88,6 +88,7 @@ pub fn build_anchor(
         genesis_hash: None,
         formed: false,
         used_consents: BTreeMap::new(),
+        shares: BTreeMap::new(),
         next_index: BTreeMap::new(),
         identities: BTreeMap::new(),
     };

@@ -80,6 +80,7 @@ mod tests {
             genesis_hash: None,
             formed: true,
             used_consents: [].into(),
+            shares: [].into(),
             next_index: [].into(),
             identities: [
                 ("net-a-0".to_owned(), identity("i0", false)),
