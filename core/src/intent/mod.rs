@@ -48,6 +48,10 @@
 //!
 //! - Steps with no place but the hub leave no copy: if the hub is restored, they are forgotten. The same if every
 //!   copy of a step's places is restored together with the primary.
+//! - Every copy must be read once in a term, and fenced before its first effect: the one that is not may be the only
+//!   one that knows of a later step. So a leader that starts while a place is lost begins nothing, anywhere; so does
+//!   one that tried a step there or rested meanwhile. If the place is left out of the [`Writer`]'s, steps go on
+//!   elsewhere, and nobody notices a hub that was restored to before its last steps there.
 //! - A store must never give the same version to two contents. A restored etcd may: stop the operator first.
 //! - Two hubs share no lease. A person who consents must see to it that the old hub is stopped, until the consent was
 //!   used; afterwards it may come back, and finds itself shut out. A rebuilt hub needs a new id if the old may live.

@@ -14,6 +14,8 @@ struct Stores {
     effects: Vec<Intent<u8>>,
     /// Commit the next swap and lose the answer.
     lose_answer: bool,
+    /// A place that does not answer.
+    lost: Option<Place>,
 }
 
 impl Stores {
@@ -25,6 +27,9 @@ impl Stores {
 
     fn answer(&mut self, op: &Op<u8>) -> Answer<u8> {
         match op {
+            Op::Read(place) | Op::Swap { place, .. } if self.lost.as_ref() == Some(place) => {
+                Answer::Unknown
+            }
             Op::Read(place) => {
                 self.log.push(format!("read {}", name(place)));
                 let found = self.held.get(place).cloned();
@@ -53,18 +58,23 @@ impl Stores {
     }
 
     fn run(&mut self, writer: &mut Writer<u8>, task: Task<u8>) -> Result<(), Refusal> {
+        self.try_run(writer, task).unwrap_or_else(|| panic!("no end: {:?}", self.log))
+    }
+
+    /// `None` = a place never answers.
+    fn try_run(&mut self, writer: &mut Writer<u8>, task: Task<u8>) -> Option<Result<(), Refusal>> {
         writer.start(task);
         for _ in 0..50 {
             let op = writer.next(true);
             match op {
-                Op::Done => return Ok(()),
-                Op::Refuse(refusal) => return Err(refusal),
+                Op::Done => return Some(Ok(())),
+                Op::Refuse(refusal) => return Some(Err(refusal)),
                 _ => {}
             }
             let answer = self.answer(&op);
             writer.answer(op, answer);
         }
-        panic!("no end: {:?}", self.log);
+        None
     }
 
     fn primary(&self) -> &Record<u8> {
@@ -231,4 +241,36 @@ fn what_may_never_settle_is_given_up_only_by_its_own_consent() {
     assert!(stores.run(&mut leader, abandon("abandon/n1/2")).is_err());
     stores.run(&mut leader, abandon("abandon/n1/1")).unwrap();
     assert!(stores.primary().open.is_empty());
+}
+
+#[test]
+fn a_place_that_is_lost_after_the_fence_holds_up_no_step_elsewhere() {
+    let (mut stores, mut leader) = (Stores::with_primary(), writer(1));
+    for task in [begin(0), send(1), finish(1)] {
+        stores.run(&mut leader, task).unwrap();
+    }
+    stores.lost = Some(Place::Copy("b".into()));
+    for task in [begin(1), send(2), finish(2)] {
+        stores.run(&mut leader, task).unwrap();
+    }
+    assert_eq!(stores.effects.len(), 2);
+}
+
+/// The rules do not promise this: see the limits in the module's text.
+#[test]
+fn a_new_leader_begins_nothing_while_a_place_is_lost_unless_it_is_told_to_leave_it_out() {
+    let (mut stores, mut leader) = (Stores::with_primary(), writer(1));
+    for task in [begin(0), send(1), finish(1)] {
+        stores.run(&mut leader, task).unwrap();
+    }
+    stores.lost = Some(Place::Copy("b".into()));
+    let mut next = writer(2);
+    assert_eq!(stores.try_run(&mut next, begin(1)), None);
+    let mut next = Writer::new("h1", "n1", 3, ["a".to_owned()]);
+    for task in [begin(1), send(2), finish(2)] {
+        stores.run(&mut next, task).unwrap();
+    }
+    // It lags when it is back, and that is all.
+    stores.lost = None;
+    stores.run(&mut writer(4), Task::Rest).unwrap();
 }
