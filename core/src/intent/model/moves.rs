@@ -59,6 +59,13 @@ impl Moves<'_> {
             then.procs[0] = Proc::Gone;
             next.push((self.say(|| "hub h1 is gone".to_owned()), then));
         }
+        if self.scenario.cuts {
+            let others = PLACES[..self.scenario.copies].iter().copied().map(Some).chain([None]);
+            for lost in others.filter(|lost| lost.is_some() != world.lost.is_some()) {
+                let label = self.say(|| format!("the place that does not answer: {lost:?}"));
+                next.push((label, World { lost, ..world.clone() }));
+            }
+        }
         next.extend(self.land(world)?);
         next.extend(self.settle(world));
         next.extend(self.restore(world));
@@ -175,7 +182,24 @@ impl Moves<'_> {
         let scenario = self.scenario;
         let hub = scenario.hub_of(proc);
         let mut next = Vec::new();
+        let is_lost = |place: &str| world.lost == Some(place);
         match &op {
+            // It pauses, and after a while looks for something else to do.
+            Op::Read(Place::Copy(place)) | Op::Swap { place: Place::Copy(place), .. }
+                if is_lost(place) =>
+            {
+                let label = self.say(|| format!("p{proc}: gets no answer of {place}"));
+                let mut then = world.clone();
+                let lead = then.lead_mut(proc).unwrap();
+                lead.writer.answer(op.clone(), Answer::Unknown);
+                lead.busy = false;
+                next.push((label, then));
+            }
+            // What happens there does not happen.
+            Op::Effect { intent, .. } if intent.places.iter().any(|place| is_lost(place)) => {
+                let label = self.say(|| format!("p{proc}: EFFECT is lost"));
+                next.push((label, self.answer(world.clone(), proc, op, Answer::Unknown)?));
+            }
             Op::Read(place) => {
                 let store = scenario.store_of(hub, place);
                 let found = world.stores[store]

@@ -29,6 +29,7 @@ fn scenario(name: &'static str, copies: usize, jobs: Vec<Job>) -> Scenario {
         copy_restores: 0,
         withdrawals: 0,
         consents: 0,
+        cuts: false,
     }
 }
 
@@ -91,6 +92,14 @@ fn scenarios(more: u8) -> Vec<Scenario> {
             consents: 2,
             kinds: &[Fault::Crash, Fault::LostAnswer, Fault::LateRequest],
             ..scenario("another hub", 2, vec![job(0, &[0]), job(0, &[1])])
+        },
+        Scenario {
+            faults: 1,
+            kinds: &[Fault::Crash, Fault::Expiry, Fault::LateRequest],
+            restores: more,
+            consents: more,
+            cuts: true,
+            ..scenario("a place that does not answer", 2, vec![job(0, &[0]), job(0, &[1])])
         },
     ]
 }

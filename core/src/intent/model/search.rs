@@ -285,6 +285,7 @@ fn heal(moves: &Moves<'_>, world: &World) -> Result<World, Violation> {
         None => world.clone(),
     };
     here.faults = 0;
+    here.lost = None;
     here.restores = 0;
     here.copy_restores = 0;
     here.withdrawals = 0;

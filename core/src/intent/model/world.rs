@@ -52,6 +52,8 @@ pub struct Scenario {
     pub withdrawals: u8,
     /// How often a person consents, at most.
     pub consents: u8,
+    /// One of the copies may stop answering at any moment, and answer again.
+    pub cuts: bool,
 }
 
 /// A kind of fault.
@@ -159,6 +161,8 @@ pub struct World {
     pub consents: u8,
     /// A hub was restored or built anew.
     pub rewound: bool,
+    /// The copy that does not answer; nor does anything else there.
+    pub lost: Option<&'static str>,
 }
 
 impl Scenario {
@@ -197,6 +201,7 @@ impl Scenario {
             withdrawals: self.withdrawals,
             consents: self.consents,
             rewound: false,
+            lost: None,
         }
     }
 }
