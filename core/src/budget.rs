@@ -31,7 +31,7 @@ pub struct Voter {
     pub name: String,
     /// The cluster of its pod; empty = the hub, `None` = it is foreign.
     pub cluster: Option<String>,
-    /// Its voting power; 1 where the engine has no weights.
+    /// Its voting power; 1 where the engine has no weights, 0 = it does not vote though the budget selects its pod.
     pub power: u64,
     /// Others see it sign.
     pub live: bool,
@@ -445,7 +445,7 @@ impl<'a> Arithmetic<'a> {
             let state = match (self.is_restarting(voter), voter.pod) {
                 (true, _) => "is being restarted",
                 (_, Pod::Ending) => "is being evicted",
-                _ if voter.live => return None,
+                _ if voter.live || voter.power == 0 => return None,
                 (_, Pod::NotReady) => "is down",
                 _ => "is not seen to sign",
             };

@@ -80,10 +80,10 @@ fn a_share_goes_where_a_drain_waits_by_way_of_the_anchor() {
     assert_eq!(plan_budget(&observed).steps, []);
     observed.clusters.get_mut("a").unwrap().seen.as_mut().unwrap().in_force = 2;
     let record = BudgetStep::Record { shares: [(b.clone(), 1)].into() };
-    assert_eq!(plan_budget(&observed).steps, [record.clone()]);
+    assert_eq!(plan_budget(&observed).steps, std::slice::from_ref(&record));
     apply(&mut observed, vec![record]);
     let raise = BudgetStep::Raise { cluster: b, min_available: 1 };
-    assert_eq!(plan_budget(&observed).steps, [raise.clone()]);
+    assert_eq!(plan_budget(&observed).steps, std::slice::from_ref(&raise));
     apply(&mut observed, vec![raise]);
     assert_eq!(plan_budget(&observed), Budget::default());
     // The drain of another cluster waits until this one ended.
@@ -253,9 +253,12 @@ proptest! {
 
 const CLUSTERS: [&str; 2] = ["a", "b"];
 
+/// Powers of the voters in the two clusters.
+type Powers = [&'static [u64]; 2];
+
 /// What is explored: powers by cluster, and how much may happen.
 struct Bounds {
-    powers: [&'static [u64]; 2],
+    powers: Powers,
     reserve: usize,
     /// Machines that are drained, each with a voter.
     drains: u8,
@@ -646,7 +649,7 @@ fn explore(bounds: &Bounds, defect: Option<Defect>) -> Result<usize, String> {
 #[test]
 fn no_more_go_at_once_than_the_chain_can_miss_and_all_drains_end() {
     let full = std::env::var("BSN_MODEL").is_ok_and(|bound| bound == "full");
-    let bounds = |powers: [&'static [u64]; 2], drains, failures, restarts, cuts| Bounds {
+    let bounds = |powers: Powers, drains, failures, restarts, cuts| Bounds {
         powers,
         reserve: 0,
         drains,
@@ -654,12 +657,14 @@ fn no_more_go_at_once_than_the_chain_can_miss_and_all_drains_end() {
         restarts,
         cuts,
     };
-    let (four, uneven, seven): ([&[u64]; 2], [&[u64]; 2], [&[u64]; 2]) =
-        ([&[1, 1], &[1, 1]], [&[3, 1], &[2, 2, 2]], [&[1, 1, 1], &[1, 1, 1, 1]]);
+    let four: Powers = [&[1, 1], &[1, 1]];
+    let uneven: Powers = [&[3, 1], &[2, 2, 2]];
+    let seven: Powers = [&[1, 1, 1], &[1, 1, 1, 1]];
     let mut all = vec![
         bounds(four, 2, 1, 0, true),
         bounds(four, 2, 0, 1, false),
         bounds(uneven, 2, 1, 0, false),
+        bounds(seven, 2, 0, 0, false),
     ];
     if full {
         all.push(bounds(four, 3, 1, 1, true));
