@@ -2,7 +2,7 @@
 //!
 //! It looks at anchors, not at networks, since most of what it does concerns networks that are gone.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +14,11 @@ use kube::{Client, ResourceExt};
 
 use super::Error;
 use super::context::Context;
+use super::node::end::forgotten;
+use crate::anchor::copy_of;
 use crate::api::BsnNetwork;
 use crate::apply::{ApiError, drop_finalizer, read};
+use crate::cluster::registry::HUB;
 use crate::labels;
 
 /// Time between two looks at the anchors in the cache. Without an annotation a look costs no request.
@@ -70,6 +73,9 @@ async fn release(
             continue;
         }
         let Some(identity) = anchor.identity(node) else { continue };
+        if forgotten(map).contains(&identity.cluster) {
+            continue;
+        }
         let place = ctx.place_of(identity, &namespace)?;
         release_node(&place.client, &namespace, node, &anchor.network_id).await?;
         let note = format!("the keys and the disk of {node} go when they are deleted");
@@ -77,6 +83,7 @@ async fn release(
         settled.insert(done);
     }
     if plan.anchor {
+        release_copies(ctx, map, &anchor).await?;
         tell(ctx, map, true, "this anchor goes when it is deleted".to_owned()).await;
         drop_finalizer(&ctx.client, map, KEEP_FINALIZER).await?;
     }
@@ -89,6 +96,26 @@ async fn release(
     // A refused part may be granted later, when the network is gone.
     if plan.refused.is_empty() {
         settled.insert(asked);
+    }
+    Ok(())
+}
+
+/// Its copies beside nodes go with it.
+async fn release_copies(ctx: &Context, map: &ConfigMap, anchor: &Anchor) -> Result<(), Error> {
+    let namespace = map.namespace().unwrap_or_default();
+    let clusters: BTreeSet<&String> =
+        anchor.identities.values().map(|identity| &identity.cluster).collect();
+    let forgotten = forgotten(map);
+    for cluster in clusters {
+        if cluster == HUB || forgotten.contains(cluster) {
+            continue;
+        }
+        let place = ctx.clusters.place(cluster, &namespace)?;
+        if let Some(copy) = read::<ConfigMap>(&place.client, &namespace, &map.name_any()).await?
+            && copy_of(&copy).is_ok_and(|copy| copy.network_id == anchor.network_id)
+        {
+            drop_finalizer(&place.client, &copy, KEEP_FINALIZER).await?;
+        }
     }
     Ok(())
 }

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 
 use bsn_core::engine::cometbft::{LEDGER, QUORUM};
 use bsn_core::forming::DesiredNetwork;
+use bsn_core::membership::Decision;
 use bsn_core::membership::model::{
-    Follower, Gate, Head, Inputs, Ledger, Liveness, Member, Node, Observed, Step,
+    Follower, Head, Inputs, Ledger, Liveness, Member, Node, Observed, Step,
 };
 use bsn_core::membership::play::{Plan, plan};
-use bsn_core::membership::{Decision, warnings};
 use bsn_core::names::{NameError, NodeName};
 use comfy_table::{CellAlignment, Table, presets};
 use kube::ResourceExt;
@@ -157,7 +157,7 @@ pub async fn run(args: &PlanArgs) -> Result<ExitCode, PlanError> {
             let mut next = view.next_index;
             let name = |set: &str| next_name(&new.desired, set, &mut next);
             let played = plan(&new.membership, &observed, &policy, name);
-            show(key, &observed, &played, warnings(&observed, &policy))
+            show(key, &observed, &played)
         }
     };
     match args.output {
@@ -222,7 +222,7 @@ fn plan_offline(
     let played = plan(&new.membership, &observed, &policy, name);
     let namespace = new_network.namespace().unwrap_or_else(|| "default".to_owned());
     let key = NetworkKey { namespace, name: new_network.name_any() };
-    Ok(show(key, &observed, &played, warnings(&observed, &policy)))
+    Ok(show(key, &observed, &played))
 }
 
 /// A node as it stands to the new description. One of a set that is no longer described only goes.
@@ -294,12 +294,7 @@ fn next_name(desired: &DesiredNetwork, set: &str, next: &mut BTreeMap<String, u3
 }
 
 /// Puts what belongs together on one line: a change or a restart from its record to its end.
-fn show(
-    network: NetworkKey,
-    observed: &Observed,
-    plan: &Plan,
-    warnings: Vec<(Gate, String)>,
-) -> ShownPlan {
+fn show(network: NetworkKey, observed: &Observed, plan: &Plan) -> ShownPlan {
     let names = names_of(observed);
     let mut steps: Vec<ShownStep> = Vec::new();
     let mut open = false;
@@ -352,7 +347,7 @@ fn show(
         advice: advice(refusal.gate),
         consent: refusal.consent.clone(),
     });
-    let warnings = warnings.into_iter().map(|(_, warning)| text(&warning, &Names::new())).collect();
+    let warnings = plan.warnings.iter().map(|(_, warning)| text(warning, &Names::new())).collect();
     ShownPlan { network, steps, end, refusal, warnings }
 }
 

@@ -158,7 +158,9 @@ impl<'a> World<'a> {
         let (asked_to_go, disk_lost) = self.said_by_object(name);
         let facts = pod.as_deref().map(Facts::of);
         let seen = facts.as_ref().map(Facts::seen);
-        if identity.cure.as_ref().is_none_or(|cure| cure.described != described) {
+        // For how long a cure is tried is not counted while it cannot be seen whether it helped.
+        let ended = identity.cure.as_ref().is_none_or(|cure| cure.described != described);
+        if ended || !self.is_seen(name) {
             memory.trying.remove(name);
         }
         let tried_for = || now.saturating_sub(*memory.trying.entry(name.clone()).or_insert(now));
