@@ -114,7 +114,7 @@ impl Stories {
                 scope.spawn(move || {
                     while let Some(story) = next() {
                         let one = tell(&self.program, story, hub, deadline);
-                        lock(&done).push(one);
+                        lock(done).push(one);
                     }
                 });
             }
