@@ -74,6 +74,9 @@ pub struct NetworkView {
 pub struct NodeView {
     /// Its name.
     pub name: String,
+    /// The cluster it is in; empty = the hub.
+    #[serde(default)]
+    pub cluster: String,
     /// `Validator` or `FullNode`.
     pub role: String,
     /// Seconds since its gateway last answered; `None` = never.

@@ -271,6 +271,12 @@ mod tests {
     }
 
     #[test]
+    fn renders_a_network_in_two_clusters() {
+        let all = render(&args("manifests/samples/two-cities.yaml")).unwrap();
+        assert!(all.contains("cluster: nanjing") && all.contains("type: NodePort"), "{all}");
+    }
+
+    #[test]
     fn prints_no_private_key() {
         let all = render(&args("manifests/samples/city-ledger.yaml")).unwrap();
         assert!(!all.contains("PrivKey") && !all.contains("PRIVATE KEY"));

@@ -461,6 +461,7 @@ impl Shown<'_> {
         });
         NodeView {
             name: target.name.clone(),
+            cluster: target.cluster.clone(),
             role: role_text(target.role).to_owned(),
             evidence_age_seconds: age.map(|age| age.as_secs_f64()),
             height: report.map(|report| report.height),

@@ -337,6 +337,7 @@ mod tests {
             margin: 1,
             nodes: vec![NodeView {
                 name: "net-a-0".into(),
+                cluster: HUB.into(),
                 role: "Validator".into(),
                 via: None,
                 evidence_age_seconds: None,

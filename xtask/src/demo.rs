@@ -1,30 +1,24 @@
-//! `cargo xtask demo`: from nothing to a running network.
+//! `cargo xtask demo`: from nothing to a network in two clusters, which is changed while it runs, cut in two, and healed.
+
+mod acts;
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
-use bsn_operator::view::NetworkView;
+use anyhow::{Context as _, Result};
 use bsn_testkit::lab::{Lab, LabSpec};
 use bsn_testkit::operator::{self, OperatorImage};
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use self::acts::{Demo, NAMESPACE, NETWORK};
 use crate::programs;
 
-const CLUSTER: usize = 0;
-const SPEC: LabSpec = LabSpec { clusters: 1, machines: 2 };
-const SAMPLE: &str = "manifests/samples/city-ledger.yaml";
-const NETWORK: &str = "city-ledger";
-const NAMESPACE: &str = "ledger";
-/// Blocks every node must add before the demo counts as a success.
-const BLOCKS: u64 = 5;
-/// Longest a network may take from its YAML to these blocks.
-const DEADLINE: Duration = Duration::from_mins(3);
-const POLL: Duration = Duration::from_millis(500);
+/// The cluster with the operator, and the one that joins it.
+const HUB: usize = 0;
+const MEMBER: usize = 1;
+const SPEC: LabSpec = LabSpec { clusters: 2, machines: 2 };
 
 /// Options of `demo`.
 #[derive(Debug, Args)]
@@ -33,7 +27,8 @@ pub struct DemoArgs {
     #[arg(long)]
     down: bool,
 
-    /// Also write the phases with their seconds, and each node's heights, to this file.
+    /// Also write the phases with their seconds, each node's cluster and heights, and what the change and the cut did
+    /// to the chain, to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -46,7 +41,9 @@ struct DemoReport {
     built: Vec<Phase>,
     seconds: f64,
     apply_to_first_block_seconds: Option<f64>,
-    nodes: BTreeMap<String, Heights>,
+    nodes: BTreeMap<String, NodeReport>,
+    change: Option<Course>,
+    cut: Option<CutReport>,
     succeeded: bool,
 }
 
@@ -56,106 +53,36 @@ struct Phase {
     seconds: f64,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Heights {
+/// Where a node is, and how far it came while the network came up.
+#[derive(Debug, Serialize)]
+struct NodeReport {
+    cluster: String,
     first: u64,
     last: u64,
 }
 
-/// The part of `kubectl bsn status -o json` used here.
-#[derive(Debug, Deserialize)]
-struct Status {
-    live: Option<NetworkView>,
+/// How the chain went on for a while.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Course {
+    from: u64,
+    to: u64,
+    seconds: f64,
+    /// Longest time in which no new block was seen, to about a second.
+    longest_pause_seconds: f64,
 }
 
-struct Demo {
-    lab: Lab,
-    path: std::ffi::OsString,
-}
-
-impl Demo {
-    fn kubectl(&self) -> Command {
-        let mut kubectl = Command::new(self.lab.tool("kubectl"));
-        kubectl
-            .env("KUBECONFIG", self.lab.kubeconfig(CLUSTER))
-            .env("PATH", &self.path)
-            .current_dir(programs::root());
-        kubectl
-    }
-
-    fn apply(&self) -> Result<()> {
-        let applied = self.kubectl().args(["apply", "-f", SAMPLE]).status();
-        if !applied.context("running kubectl")?.success() {
-            bail!("kubectl apply failed: see above");
-        }
-        Ok(())
-    }
-
-    fn status(&self, more: &[&str]) -> Command {
-        let mut kubectl = self.kubectl();
-        kubectl.args(["bsn", "status", NETWORK, "-n", NAMESPACE]).args(more);
-        kubectl
-    }
-
-    fn view(&self) -> Result<Option<NetworkView>> {
-        let output = self.status(&["-o", "json"]).output().context("running kubectl bsn")?;
-        if !output.status.success() {
-            bail!("kubectl bsn status: {}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        let status: Status = serde_json::from_slice(&output.stdout)?;
-        Ok(status.live)
-    }
-
-    /// Watches until every node has added its blocks. Gives the seconds to the first block.
-    fn watch(&self, report: &mut DemoReport) -> Result<()> {
-        let began = Instant::now();
-        let mut shown = Instant::now();
-        loop {
-            // The operator may be changing its leader: a question may fail, the deadline counts.
-            let view = self.view().unwrap_or_else(|error| {
-                eprintln!("{error:#}");
-                None
-            });
-            if let Some(view) = view {
-                if view.head > 0 && report.apply_to_first_block_seconds.is_none() {
-                    report.apply_to_first_block_seconds = Some(began.elapsed().as_secs_f64());
-                    println!("first block after {:.1} s", began.elapsed().as_secs_f64());
-                }
-                record(&view, &mut report.nodes);
-                let enough = |heights: &Heights| heights.last >= heights.first + BLOCKS;
-                if view.nodes.len() == report.nodes.len()
-                    && !view.nodes.is_empty()
-                    && report.nodes.values().all(enough)
-                {
-                    return Ok(());
-                }
-            }
-            if began.elapsed() > DEADLINE {
-                bail!(
-                    "the chain did not advance on every node within {} s; look with: kubectl bsn status {NETWORK} -n {NAMESPACE}",
-                    DEADLINE.as_secs()
-                );
-            }
-            if std::io::stdout().is_terminal() && shown.elapsed() > Duration::from_secs(2) {
-                print!("\x1b[2J\x1b[H");
-                self.status(&[]).status().context("running kubectl bsn")?;
-                shown = Instant::now();
-            }
-            std::thread::sleep(POLL);
-        }
-    }
-}
-
-fn record(view: &NetworkView, nodes: &mut BTreeMap<String, Heights>) {
-    for node in &view.nodes {
-        let Some(height) = node.height.filter(|height| *height > 0) else {
-            continue;
-        };
-        nodes
-            .entry(node.name.clone())
-            .and_modify(|heights| heights.last = height)
-            .or_insert(Heights { first: height, last: height });
-    }
+/// Heights around the cut.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CutReport {
+    before: u64,
+    during: u64,
+    after: u64,
+    /// How long the clusters were cut from each other.
+    cut_seconds: f64,
+    /// From the heal to the first new block.
+    stood_on_seconds: f64,
 }
 
 /// Runs the demo. What was reached is written to the report also when it fails.
@@ -189,39 +116,64 @@ async fn demonstrate(report: &mut DemoReport) -> Result<()> {
     let programs = programs::build()?;
     lap(report, "operator built");
 
-    println!("Bringing up a Kubernetes cluster of {} machines", SPEC.machines);
+    println!(
+        "Bringing up {} Kubernetes clusters of {} machines each",
+        SPEC.clusters, SPEC.machines
+    );
     let (lab, up) = Lab::up(SPEC).await?;
     for (name, seconds) in &up.phases {
         println!("           {seconds:6.1} s  {name}");
     }
     report.built = up.built.into_iter().map(|(name, seconds)| Phase { name, seconds }).collect();
-    lap(report, "cluster up");
+    // A demo that was interrupted may have left them cut from each other.
+    lab.heal()?;
+    lap(report, "clusters up");
 
-    println!("Installing the operator with Helm");
+    println!("Installing the operator on the hub with Helm");
     let image = OperatorImage::build(&programs.operator, &lab.layout().images())?;
-    operator::install(&lab, CLUSTER, &programs::root(), &image)?;
+    operator::install(&lab, HUB, &programs::root(), &image)?;
+    // The agents in the nodes' pods are of this image, too.
+    lab.import_image(&image.file, &[MEMBER])?;
     // On the path of kubectl, so that it is found as a plug-in; and it outlives `cargo clean`.
     let plugin = lab.tool("kubectl-bsn");
     std::fs::copy(&programs.kubectl_plugin, &plugin)
         .with_context(|| format!("copying to {}", plugin.display()))?;
     lap(report, "operator installed");
 
-    println!("Applying {SAMPLE}");
-    let demo = Demo { path: path_with(&lab)?, lab };
-    demo.apply()?;
-    demo.watch(report)?;
+    let demo = Demo::new(lab)?;
+    println!("\nThe second cluster joins; no part of the operator is installed there");
+    demo.join()?;
+    lap(report, "cluster joined");
+
+    println!("\nA network of four validators, two in each city");
+    demo.start(report)?;
     lap(report, "network running");
 
+    println!("\nA shorter block time: every node restarts for it, one at a time");
+    let change = demo.change()?;
+    println!(
+        "The chain went from height {} to {} meanwhile, at most {:.0} s without a new block.",
+        change.from, change.to, change.longest_pause_seconds
+    );
+    report.change = Some(change);
+    lap(report, "changed, while blocks came");
+
+    println!(
+        "\nThe link between the cities is cut: two of four validators on each side, no quorum"
+    );
+    let cut = demo.cut()?;
+    println!(
+        "Height {} before the cut, {} after {:.0} s of it, and now {}.\n\
+         The chain went on by itself {:.1} s after the link was back; the operator took no step.",
+        cut.before, cut.during, cut.cut_seconds, cut.after, cut.stood_on_seconds
+    );
+    report.cut = Some(cut);
+    lap(report, "cut and healed");
+
     println!();
-    demo.status(&[]).status().context("running kubectl bsn")?;
+    demo.run(&Demo::bsn("status"))?;
     print_next_steps(&demo.lab);
     Ok(())
-}
-
-fn path_with(lab: &Lab) -> Result<std::ffi::OsString> {
-    let old = std::env::var_os("PATH").unwrap_or_default();
-    let all = std::iter::once(lab.layout().bin()).chain(std::env::split_paths(&old));
-    std::env::join_paths(all).context("a directory of PATH has a colon in its name")
 }
 
 fn print_next_steps(lab: &Lab) {
@@ -231,12 +183,13 @@ It runs on. To try next:
 
   export KUBECONFIG={kubeconfig} PATH={bin}:$PATH
   kubectl bsn status {NETWORK} -n {NAMESPACE} --watch
-  kubectl get bsnnetworks,bsnnodes,pods -n {NAMESPACE}
+  kubectl get bsnclusters,bsnnetworks,bsnnodes,pods -n {NAMESPACE}
+  kubectl bsn history {NETWORK} -n {NAMESPACE}                # what was done, and when
   kubectl delete pod {NETWORK}-hangzhou-0-0 -n {NAMESPACE}    # one of four may be down
-  kubectl apply -f manifests/samples/with-full-node.yaml      # adds a full node
-  cargo xtask lab stop apiserver {CLUSTER}                            # the chain does not need it; start it again
+  cargo xtask lab stop apiserver {MEMBER}                            # the nodes there go on; start it again
+  kubectl apply -f manifests/samples/city-ledger.yaml         # another network, on the hub alone
   cargo xtask demo --down                                     # removes everything",
-        kubeconfig = lab.kubeconfig(CLUSTER).display(),
+        kubeconfig = lab.kubeconfig(HUB).display(),
         bin = lab.layout().bin().display(),
     );
 }

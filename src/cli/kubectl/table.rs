@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use jiff::{SignedDuration, Timestamp};
 
 use super::status::NetworkStatus;
+use crate::cluster::registry::HUB;
 use crate::evidence::route::Via;
 use crate::view::{Liveness, NetworkView, NodeView};
 
@@ -75,9 +76,19 @@ fn summary(view: &NetworkView) -> String {
     text
 }
 
+/// Columns that are there only if they tell something.
+#[derive(Clone, Copy)]
+struct Shows {
+    cluster: bool,
+    via: bool,
+}
+
 fn nodes(view: &NetworkView, now: Timestamp) -> String {
-    // By their addresses is how it should be, and how it always is on the hub.
-    let shows_via = view.nodes.iter().any(|node| node.via == Some(Via::ApiServer));
+    let shows = Shows {
+        cluster: view.nodes.iter().any(|node| node.cluster != HUB),
+        // By their addresses is how it should be, and how it always is on the hub.
+        via: view.nodes.iter().any(|node| node.via == Some(Via::ApiServer)),
+    };
     let mut header = vec![
         "NODE",
         "ROLE",
@@ -90,7 +101,8 @@ fn nodes(view: &NetworkView, now: Timestamp) -> String {
         "CERTIFICATE",
         "SEEN",
     ];
-    header.extend(shows_via.then_some("VIA"));
+    header.extend(shows.cluster.then_some("CLUSTER"));
+    header.extend(shows.via.then_some("VIA"));
     header.push("NOTE");
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
@@ -100,12 +112,12 @@ fn nodes(view: &NetworkView, now: Timestamp) -> String {
         }
     }
     for node in &view.nodes {
-        table.add_row(row(node, now, shows_via));
+        table.add_row(row(node, now, shows));
     }
     trimmed(&table)
 }
 
-fn row(node: &NodeView, now: Timestamp, shows_via: bool) -> Vec<String> {
+fn row(node: &NodeView, now: Timestamp, shows: Shows) -> Vec<String> {
     let number = |value: Option<u64>| value.map_or_else(|| UNKNOWN.to_owned(), |n| n.to_string());
     let left = node
         .certificate_ends
@@ -114,6 +126,7 @@ fn row(node: &NodeView, now: Timestamp, shows_via: bool) -> Vec<String> {
         .map(|end| time_left(end.duration_since(now)));
     let seen = node.evidence_age_seconds.map(|age| format!("{age:.0}s"));
     let or_unknown = |text: Option<String>| text.unwrap_or_else(|| UNKNOWN.to_owned());
+    let cluster = if node.cluster == HUB { "hub" } else { &node.cluster };
     let via = node.via.map(|via| match via {
         Via::Direct => "address".to_owned(),
         Via::ApiServer => "API server".to_owned(),
@@ -130,7 +143,8 @@ fn row(node: &NodeView, now: Timestamp, shows_via: bool) -> Vec<String> {
         or_unknown(left),
         or_unknown(seen),
     ];
-    row.extend(shows_via.then(|| or_unknown(via)));
+    row.extend(shows.cluster.then(|| cluster.to_owned()));
+    row.extend(shows.via.then(|| or_unknown(via)));
     row.push(node.problem.clone().unwrap_or_default());
     row
 }
@@ -160,6 +174,7 @@ mod tests {
     fn node(name: &str, height: Option<u64>, problem: Option<&str>) -> NodeView {
         NodeView {
             name: name.into(),
+            cluster: HUB.into(),
             role: "Validator".into(),
             via: Some(Via::Direct),
             evidence_age_seconds: height.map(|_| 0.7),
@@ -212,6 +227,17 @@ mod tests {
         ]);
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         insta::assert_snapshot!(render_status(&status(Some(view)), now));
+    }
+
+    #[test]
+    fn clusters_are_shown_once_a_node_is_outside_the_hub() {
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let far = NodeView {
+            cluster: "beijing".into(),
+            ..node("city-ledger-beijing-0", Some(119), None)
+        };
+        let view = view(vec![far, node("city-ledger-hangzhou-0", Some(120), None)]);
+        insta::assert_snapshot!(nodes(&view, now));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::Kstatus::{Current, Failed, InProgress, Terminating};
 use super::{Case, anchor, as_json, at, case, now, unseen};
 use crate::api::conditions::{Reason, merge};
 use crate::api::{BsnNode, BsnNodeSpec, BsnNodeStatus, NetworkRef, NodeRole, Storage};
+use crate::cluster::registry::HUB;
 use crate::controller::Refusal;
 use crate::controller::node::apply::Applied;
 use crate::controller::node::report::compute_states;
@@ -35,6 +36,7 @@ impl Default for NodeWorld {
 fn seen() -> NodeView {
     NodeView {
         name: "city-ledger-hangzhou-0".to_owned(),
+        cluster: HUB.to_owned(),
         role: "Validator".to_owned(),
         via: None,
         evidence_age_seconds: Some(0.1),
