@@ -110,6 +110,7 @@ pub async fn run(shared: Shared, store: Store<GuardedCluster>, notice: Arc<Notif
     let mut running: BTreeMap<String, Running> = BTreeMap::new();
     loop {
         adjust(&shared, &store, &mut running);
+        shared.clusters.set_listed();
         notice.notified().await;
     }
 }
@@ -160,6 +161,10 @@ fn adjust(shared: &Shared, store: &Store<GuardedCluster>, running: &mut BTreeMap
             continue;
         }
         let uid = cluster.uid();
+        let connecting = (Reason::Connecting, "the operator connects to it".to_owned());
+        let handle =
+            ClusterHandle::member(&name, Err(connecting), None, None, None, BTreeMap::new());
+        shared.clusters.put(handle);
         let (described, told) = watch::channel(cluster);
         let mut task = JoinSet::new();
         task.spawn(Member::new(shared.clone(), name.clone(), told).run());

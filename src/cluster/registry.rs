@@ -1,6 +1,7 @@
 //! All clusters by name: what can be used now. Asking never dials and never blocks.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -159,7 +160,11 @@ impl From<Absent> for Refusal {
 
 /// All clusters; clones share them.
 #[derive(Clone, Default)]
-pub struct Clusters(Arc<RwLock<BTreeMap<String, Arc<ClusterHandle>>>>);
+pub struct Clusters {
+    all: Arc<RwLock<BTreeMap<String, Arc<ClusterHandle>>>>,
+    /// The `BsnCluster`s were listed once: one that is not known does not exist.
+    listed: Arc<AtomicBool>,
+}
 
 impl Clusters {
     /// A registry that knows the hub.
@@ -171,12 +176,22 @@ impl Clusters {
 
     /// A cluster as it is known now; it may be unreachable.
     pub fn get(&self, name: &str) -> Option<Arc<ClusterHandle>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.all.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// A namespace of a cluster, if it can be used now.
     pub fn place(&self, name: &str, namespace: &str) -> Result<Place, Absent> {
-        let cluster = self.get(name).ok_or_else(|| Absent::NoCluster(name.to_owned()))?;
+        let Some(cluster) = self.get(name) else {
+            if self.listed.load(Ordering::Acquire) {
+                return Err(Absent::NoCluster(name.to_owned()));
+            }
+            let message = "the operator has just started and lists the clusters".to_owned();
+            return Err(Absent::Unusable {
+                cluster: name.to_owned(),
+                reason: Reason::Connecting,
+                message,
+            });
+        };
         if let Err((reason, message)) = cluster.standing.clone() {
             return Err(Absent::Unusable { cluster: name.to_owned(), reason, message });
         }
@@ -217,7 +232,12 @@ impl Clusters {
 
     /// All clusters, the hub first.
     pub fn all(&self) -> Vec<Arc<ClusterHandle>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.all.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// All `BsnCluster`s there are, are known.
+    pub(super) fn set_listed(&self) {
+        self.listed.store(true, Ordering::Release);
     }
 
     /// Knows a cluster like this from now on. Tells whether what can be used of it has changed.
@@ -234,13 +254,13 @@ impl Clusters {
             (standing, namespaces, handle.defaults.clone())
         };
         let now = usable(&handle);
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
         let before = all.insert(handle.name.clone(), Arc::new(handle));
         before.is_none_or(|before| usable(&before) != now)
     }
 
     /// Knows a cluster no more.
     pub(super) fn remove(&self, name: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.all.write().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 }

@@ -127,7 +127,7 @@ impl Ahead {
             ),
             None => format!(
                 "this hub has no anchor of the network, and there is one {place}: it was built anew. Consent if the \
-                 description here is the newest one"
+                 description here is the newest one; or delete that ConfigMap if that network is gone for good"
             ),
         };
         StepRefusal {

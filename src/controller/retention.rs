@@ -73,7 +73,7 @@ async fn release(
             continue;
         }
         let Some(identity) = anchor.identity(node) else { continue };
-        if forgotten(map).contains(&identity.cluster) {
+        if forgotten(&map.metadata).contains(&identity.cluster) {
             continue;
         }
         let place = ctx.place_of(identity, &namespace)?;
@@ -105,7 +105,7 @@ async fn release_copies(ctx: &Context, map: &ConfigMap, anchor: &Anchor) -> Resu
     let namespace = map.namespace().unwrap_or_default();
     let clusters: BTreeSet<&String> =
         anchor.identities.values().map(|identity| &identity.cluster).collect();
-    let forgotten = forgotten(map);
+    let forgotten = forgotten(&map.metadata);
     for cluster in clusters {
         if cluster == HUB || forgotten.contains(cluster) {
             continue;

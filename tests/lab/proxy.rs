@@ -77,16 +77,17 @@ fn kinds(seen: &Seen) -> BTreeSet<String> {
 }
 
 /// At which writes to kill the operator, and on which side of each; `default` = how many times, unless
-/// `BSN_KILLS` says another number.
+/// `BSN_KILLS` says another number. At every write, it may begin with another than the first: `BSN_KILLS_FROM`.
 pub fn moments(writes: u64, default: usize) -> Vec<(u64, Side)> {
-    let kills = match std::env::var("BSN_KILLS") {
-        Ok(text) => text.parse().expect("BSN_KILLS is a number"),
+    let number = |variable: &str, default: u64| match std::env::var(variable) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable} is a number")),
         Err(_) => default,
     };
-    let kills = u64::try_from(kills).unwrap();
+    let kills = number("BSN_KILLS", u64::try_from(default).unwrap());
     let sides = [Side::BeforeForward, Side::AfterAnswer];
     if kills >= 2 * writes {
-        return (1..=writes).flat_map(|k| sides.map(|side| (k, side))).collect();
+        let first = number("BSN_KILLS_FROM", 1);
+        return (first..=writes).flat_map(|k| sides.map(|side| (k, side))).collect();
     }
     let kills = kills.clamp(1, writes);
     let place = |number: u64| 1 + number * (writes - 1) / (kills - 1).max(1);

@@ -43,7 +43,7 @@ pub async fn observe_network(
         Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = validated.desired.name.anchor();
     let map = ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, key, &name).await?;
-    let members = find_members(ctx, key, validated, map.as_ref(), &forgotten(network));
+    let members = find_members(ctx, key, validated, map.as_ref(), &forgotten(&network.metadata));
     let ahead = match copies::find_ahead(ctx, key, &members, map.as_ref(), &name, &expected).await?
     {
         Ok(ahead) => ahead,

@@ -240,7 +240,7 @@ pub fn compute_status(
 
     let mut states = vec![ready, reconciling, stalled, live, membership, certificates, paused];
     if !input.clusters.is_empty() || find(&old.conditions, CLUSTERS_REACHABLE).is_some() {
-        states.push(clusters_reachable(input.clusters));
+        states.push(clusters_reachable(old, input.clusters));
     }
     // While the chain is not seen, what was known stays.
     let powers = Some(&input.steps.powers).filter(|powers| !powers.is_empty());
@@ -261,9 +261,18 @@ pub fn compute_status(
 }
 
 /// Whether all member clusters can be used. It says nothing about the nodes there.
-fn clusters_reachable(clusters: &BTreeMap<String, Option<Refusal>>) -> State {
+fn clusters_reachable(
+    old: &BsnNetworkStatus,
+    clusters: &BTreeMap<String, Option<Refusal>>,
+) -> State {
     let lost = || clusters.iter().filter_map(|(name, lost)| Some((name, lost.as_ref()?)));
+    // An operator that has just started does not know yet: what was said stays.
+    let connecting = lost().all(|(_, refusal)| refusal.reason == Reason::Connecting);
     match lost().next() {
+        Some((name, refusal)) if connecting => keep(old, CLUSTERS_REACHABLE).unwrap_or_else(|| {
+            let message = format!("{name}: {}", refusal.message);
+            State::new(CLUSTERS_REACHABLE, None, refusal.reason, message)
+        }),
         None => State::new(CLUSTERS_REACHABLE, true, Reason::ClustersAnswer, ""),
         Some((_, first)) => {
             let all: Vec<String> =

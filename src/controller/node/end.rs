@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, DeleteParams, Preconditions};
-use kube::{Resource, ResourceExt};
+use kube::api::{Api, DeleteParams, ObjectMeta, Preconditions};
+use kube::ResourceExt;
 
 use bsn_core::names::{NetworkName, NodeName};
 
@@ -101,8 +101,9 @@ async fn delete<K: Object>(
 }
 
 /// Clusters that an object's annotation names as lost for good.
-pub(in crate::controller) fn forgotten(object: &impl Resource) -> BTreeSet<String> {
-    let named = object.annotations().get(labels::FORGET_CLUSTER);
+pub(in crate::controller) fn forgotten(object: &ObjectMeta) -> BTreeSet<String> {
+    let annotations = object.annotations.as_ref();
+    let named = annotations.and_then(|annotations| annotations.get(labels::FORGET_CLUSTER));
     let named = named.into_iter().flat_map(|named| named.split(','));
     named.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
 }
@@ -111,8 +112,9 @@ pub(in crate::controller) fn forgotten(object: &impl Resource) -> BTreeSet<Strin
 fn is_forgotten(ctx: &Context, key: &NetworkKey, node: &BsnNode, cluster: &str) -> bool {
     let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
     let network = network.as_ref().and_then(|guarded| guarded.0.as_ref().ok());
-    forgotten(node).contains(cluster)
-        || network.is_some_and(|network: &BsnNetwork| forgotten(network).contains(cluster))
+    forgotten(&node.metadata).contains(cluster)
+        || network
+            .is_some_and(|network: &BsnNetwork| forgotten(&network.metadata).contains(cluster))
 }
 
 /// Says what nobody looks after any more.

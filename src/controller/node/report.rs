@@ -49,6 +49,10 @@ pub async fn report_absent(
     absent: &Refusal,
 ) -> Result<(), Error> {
     let Refusal { reason, message } = absent;
+    if *reason == Reason::Connecting {
+        // An operator that has just started does not know yet, and that is no news.
+        return Ok(());
+    }
     if !reason.may_pass() {
         return report_refusal(ctx, node, absent).await;
     }

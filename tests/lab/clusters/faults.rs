@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bsn_testkit::lab::{Lab, layout};
+use bsn_testkit::lab::{Lab, MachineId, layout};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -51,6 +51,43 @@ impl Drop for Headless {
     fn drop(&mut self) {
         if let Err(error) = self.lab.start_api_server(self.cluster) {
             eprintln!("the API server of cluster {} stays stopped: {error:#}", self.cluster);
+        }
+    }
+}
+
+/// A cluster in which all machines and the API server are off, until this is dropped.
+pub struct Dark {
+    lab: Lab,
+    cluster: usize,
+}
+
+impl Dark {
+    pub fn of(lab: &Lab, cluster: usize) -> Self {
+        let dark = Self { lab: lab.clone(), cluster };
+        for machine in 0..lab.spec().machines {
+            lab.stop_machine(MachineId { cluster, machine }).unwrap();
+        }
+        lab.stop_api_server(cluster).unwrap();
+        dark
+    }
+
+    /// Everything comes back; waits until the API server answers.
+    pub async fn end(self) {
+        let (lab, cluster) = (self.lab.clone(), self.cluster);
+        drop(self);
+        lab.wait_api_server(cluster).await.unwrap();
+    }
+}
+
+impl Drop for Dark {
+    fn drop(&mut self) {
+        let mut started = self.lab.start_api_server(self.cluster);
+        for machine in 0..self.lab.spec().machines {
+            started =
+                started.and(self.lab.start_machine(MachineId { cluster: self.cluster, machine }));
+        }
+        if let Err(error) = started {
+            eprintln!("cluster {} stays dark: {error:#}", self.cluster);
         }
     }
 }

@@ -7,6 +7,7 @@ mod cuts;
 mod faults;
 mod grows;
 mod leftovers;
+mod lost;
 mod restored;
 mod slow;
 mod span;

@@ -30,6 +30,7 @@ use self::observe::World;
 use super::apply::Pass;
 use super::validate::Authority;
 use crate::api::conditions::Reason;
+use crate::controller::node::end::forgotten;
 use crate::controller::{Refusal, Step};
 use crate::engine::cometbft::driver::{Chain, Obstacle};
 use crate::evidence::known::engine_start;
@@ -101,6 +102,7 @@ impl Pass<'_> {
             record: record.as_ref(),
             targets: &targets,
             network_uid: self.meta.uid.clone(),
+            forgotten: forgotten(self.meta),
         };
         let known = world.known();
         let sight = self.ctx.watches.sight(
@@ -277,8 +279,8 @@ impl Pass<'_> {
         let entry = world.pod(&recorded.entry);
         let start = entry.as_deref().and_then(engine_start);
         // What a cluster said that cannot be asked now proves no end.
-        let entry_ended =
-            world.is_seen(&recorded.entry) && start.as_ref() != Some(&recorded.entry_start);
+        let gone = world.is_seen(&recorded.entry) && start.as_ref() != Some(&recorded.entry_start);
+        let entry_ended = gone || world.is_forgotten(&recorded.entry);
         let look = chain.look(recorded, &ended, entry_ended, &mut memory.scan).await;
         memory.held = look.pools.values().any(|state| *state == PoolState::Holds);
         Some(memory.settling.look(recorded, &look))

@@ -44,6 +44,8 @@ pub struct World<'a> {
     pub targets: &'a NetworkTargets,
     /// Uid of the `BsnNetwork`.
     pub network_uid: Option<String>,
+    /// Clusters that a person gave up for lost: what ran there has ended.
+    pub forgotten: BTreeSet<String>,
 }
 
 impl<'a> World<'a> {
@@ -103,13 +105,19 @@ impl<'a> World<'a> {
         identity.is_some_and(|one| self.ctx.place_of(one, &self.key.namespace).is_ok())
     }
 
-    /// Nodes whose engine does not run, by their own API server.
+    /// Nodes whose engine does not run any more, by their own API server.
     pub fn without_engine(&self, known: &[Known]) -> BTreeSet<NodeName> {
-        let proved = known.iter().filter(|known| known.engine == Engine::NotReady);
-        proved
-            .filter(|known| self.pod(&known.name).is_none_or(|pod| engine_start(&pod).is_none()))
-            .map(|known| known.name.clone())
-            .collect()
+        let ended = known.iter().filter(|known| {
+            let stopped = self.pod(&known.name).is_none_or(|pod| engine_start(&pod).is_none());
+            (known.engine == Engine::NotReady && stopped) || self.is_forgotten(&known.name)
+        });
+        ended.map(|known| known.name.clone()).collect()
+    }
+
+    /// Whether a node is in a cluster that a person gave up for lost.
+    pub fn is_forgotten(&self, node: &NodeName) -> bool {
+        let identity = self.anchor.identity(node);
+        identity.is_some_and(|identity| self.forgotten.contains(&identity.cluster))
     }
 
     /// What is told to the planner.

@@ -1,0 +1,61 @@
+//! A cluster that is lost for good: its voters are replaced one by one by nodes elsewhere, once a person has said that
+//! it is lost.
+
+use std::time::Duration;
+
+use bsn_operator::api::BsnNode;
+use bsn_operator::labels::{FORGET_CLUSTER, NETWORK_ID};
+use kube::ResourceExt;
+
+use super::faults::Dark;
+use super::span::{LONG, NOTICED_WITHIN, POWER, Span, await_rise, heights, spec};
+use crate::chain::await_voters;
+use crate::rpc::Client;
+use crate::sampler::watch_steps;
+use crate::support::eventually;
+
+const MINUTE: Duration = Duration::from_mins(1);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_lost_for_good() {
+    let span = Span::start("lost", [3, 2, 2]).await;
+    let world = &span.world;
+    let lost = &span.members[1];
+    let steps = watch_steps(world);
+
+    let mut witness = Client::new(world).await;
+    let gone = [span.node("b", 0), span.node("b", 1)];
+    witness.nodes.retain(|node, _| !gone.contains(node));
+    let dark = Dark::of(&world.lab, lost.cluster);
+    span.await_unreachable(lost, NOTICED_WITHIN).await;
+    // Nothing is done because of that alone, and five of seven go on.
+    let before = heights(&witness).await;
+    await_rise(&witness, &before, 10).await;
+
+    // What docs/clusters.md says to do.
+    let forget = format!("{FORGET_CLUSTER}={}", lost.name);
+    let (network, namespace) = (world.network.as_str(), world.namespace.as_str());
+    world.kubectl_ok(&["annotate", "bsnnetwork", network, "-n", namespace, &forget]);
+    world.apply(&world.yaml(&spec([3, 3, 0], "1s")));
+    world.await_converged(LONG).await;
+    await_voters(world, 6, POWER).await;
+    eventually("the descriptions of what is lost are gone", MINUTE, async || {
+        let nodes = world.nodes().await;
+        let there = |node: &BsnNode| node.spec.cluster.as_deref() == Some(lost.name);
+        let left: Vec<String> =
+            nodes.iter().filter(|node| there(node)).map(ResourceExt::name_any).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    steps.end().await.check();
+    println!("{} was replaced: 3 voters on the hub, 3 in the other cluster", lost.name);
+
+    // It comes back after all. Nobody looks after what is there, and what was said to be left behind is.
+    dark.end().await;
+    let left = span.inventory(&lost.client).await;
+    println!("left behind: {left:?}");
+    assert!(left.keys().any(|name| name.starts_with("StatefulSet ")), "{left:?}");
+    let args = ["delete", "statefulset,service,configmap", "-n", namespace, "-l", NETWORK_ID];
+    span.kubectl_in(lost, &args);
+    span.remove().await;
+}
