@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{Api, DeleteParams, ObjectMeta, Preconditions};
 use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ObjectMeta, Preconditions};
 
 use bsn_core::names::{NetworkName, NodeName};
 

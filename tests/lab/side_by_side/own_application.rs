@@ -91,9 +91,14 @@ async fn a_users_application_runs_and_full_nodes_come_and_go_without_a_restart_o
     world.remove();
 }
 
-/// The public part of a node's consensus key, as the operator recorded it.
+/// The public part of a node's consensus key, once the operator has made and recorded it.
 async fn consensus_key(world: &World, node: &str) -> PublicKey {
-    let anchor: Anchor = serde_json::from_str(&world.stored("anchor", ANCHOR_KEY).await).unwrap();
-    let node = NodeName::from_object(node);
-    anchor.identity(&node).unwrap().keys.clone().unwrap().consensus
+    eventually(&format!("the key of {node}"), MINUTE, async || {
+        let text = world.stored("anchor", ANCHOR_KEY).await;
+        let anchor: Anchor = serde_json::from_str(&text).unwrap();
+        let identity = anchor.identity(&NodeName::from_object(node));
+        let keys = identity.and_then(|identity| identity.keys.clone());
+        keys.map(|keys| keys.consensus).ok_or_else(|| "not recorded".to_owned())
+    })
+    .await
 }
