@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bsn_operator::api::conditions::Reason;
 
-use super::span::{LONG, POWER, Span, assert_kept, await_rise, heights, is_thorough, spec};
+use super::span::{LONG, POWER, Span, assert_kept, await_rise, heights, spec};
 use crate::chain::await_voters;
 use crate::rpc::Client;
 use crate::support::{consent_in, hub};
@@ -40,10 +40,6 @@ async fn members(span: &Span) -> BTreeMap<String, String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hub_restored_from_a_backup() {
-    if !is_thorough() {
-        println!("left out of a quick run: BSN_CLUSTERS=full");
-        return;
-    }
     let span = Span::start("restored", [2, 1, 1]).await;
     let world = &span.world;
     let backup = world.lab.back_up(hub()).await.unwrap();
