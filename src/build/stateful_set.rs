@@ -11,7 +11,7 @@ use bsn_core::guard::PodIdentity;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
-    EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, ObjectFieldSelector,
+    EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector,
     PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
     PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
     SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
@@ -22,6 +22,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::NodeParts;
 use crate::agent::paths;
+use crate::api::ClusterImage;
 use crate::labels::{self, GATEWAY_PORT, PROBE_PORT};
 
 /// User and group of every container in a node's pod; any id but root would do.
@@ -36,8 +37,8 @@ const GRACE_SECONDS: i64 = 60;
 pub struct Workload {
     /// The engine's image.
     pub engine_image: String,
-    /// The operator's own image.
-    pub agent_image: String,
+    /// The operator's own image, and how it is pulled.
+    pub agent_image: ClusterImage,
     /// A user's application, if the chain runs one.
     pub app: Option<AppWorkload>,
     /// Resources of the engine; `None` = modest requests and no limit.
@@ -160,6 +161,16 @@ pub fn put_app_of(template: &mut PodTemplateSpec, other: &PodTemplateSpec) {
     spec.containers.extend(app.cloned());
 }
 
+/// The agents' image in a pod, and how it is pulled.
+pub fn agent_image_of(pod: &PodSpec) -> Option<ClusterImage> {
+    let guard = pod.init_containers.iter().flatten().find(|container| container.name == GUARD)?;
+    let secret = pod.image_pull_secrets.iter().flatten().next();
+    Some(ClusterImage {
+        reference: guard.image.clone()?,
+        pull_secret_name: secret.map(|secret| secret.name.clone()),
+    })
+}
+
 /// Name of the configuration that a pod mounts.
 pub fn config_of(pod: &PodSpec) -> Option<String> {
     let volume = pod.volumes.iter().flatten().find(|volume| volume.name == "config")?;
@@ -183,6 +194,7 @@ fn pod(
         volumes: Some(volumes(node, mounts)),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
+        image_pull_secrets: pull_secrets(&workload.agent_image),
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         affinity: Some(spread(node)),
         security_context: Some(PodSecurityContext {
@@ -200,6 +212,13 @@ fn pod(
         }),
         ..PodSpec::default()
     }
+}
+
+/// What the kubelet needs to pull an image, in a pod; nothing where it needs nothing, so that such a template stays
+/// as it ever was.
+pub fn pull_secrets(image: &ClusterImage) -> Option<Vec<LocalObjectReference>> {
+    let name = image.pull_secret_name.clone()?;
+    Some(vec![LocalObjectReference { name }])
 }
 
 /// Nodes of one network and role avoid each other: first machines, then zones. A preference, so that
@@ -348,7 +367,7 @@ fn gateway(workload: &Workload, identity: &PodIdentity) -> Container {
     ));
     Container {
         name: "gateway".to_owned(),
-        image: Some(workload.agent_image.clone()),
+        image: Some(workload.agent_image.reference.clone()),
         args: Some(args),
         env: Some(env),
         // A native sidecar: starts before the engine, restarts alone, stops after it.
@@ -375,7 +394,7 @@ fn guard(workload: &Workload, identity: &PodIdentity) -> Container {
     env.push(field_env("BSN_MACHINE", "spec.nodeName"));
     Container {
         name: GUARD.to_owned(),
-        image: Some(workload.agent_image.clone()),
+        image: Some(workload.agent_image.reference.clone()),
         args: Some(vec!["guard".to_owned()]),
         env: Some(env),
         resources: Some(resources("20m", "32Mi", Some("128Mi"))),
@@ -529,6 +548,54 @@ fn volumes(node: &NodeParts<'_>, mounts: &Mounts) -> Vec<Volume> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn template(agent_image: ClusterImage) -> PodTemplateSpec {
+        let workload = Workload {
+            engine_image: "engine:1".to_owned(),
+            agent_image,
+            app: None,
+            resources: None,
+        };
+        let mounts = Mounts {
+            config: "config".to_owned(),
+            genesis: "genesis".to_owned(),
+            peers: "peers".to_owned(),
+        };
+        let identity = PodIdentity {
+            network_id: "n1".to_owned(),
+            identity_id: "i1".to_owned(),
+            consensus_key: "k1".to_owned(),
+            disk_uid: "d1".to_owned(),
+            genesis_hash: "g1".to_owned(),
+        };
+        crate::build::samples::with_node(None, |node| {
+            build_template(node, &workload, &mounts, &identity)
+        })
+    }
+
+    fn agent(reference: &str, secret: Option<&str>) -> ClusterImage {
+        ClusterImage { reference: reference.into(), pull_secret_name: secret.map(str::to_owned) }
+    }
+
+    /// Where none is named, the template is byte for byte what it was before there were any: it stays in force.
+    #[test]
+    fn a_pull_secret_is_all_that_a_private_image_adds_to_a_pod() {
+        let plain = template(agent("operator:1", None));
+        assert!(!serde_json::to_string(&plain).unwrap().contains("imagePullSecrets"));
+        let mut private = template(agent("operator:1", Some("registry")));
+        let spec = private.spec.as_mut().unwrap();
+        let named = spec.image_pull_secrets.take().unwrap();
+        assert_eq!(named, [LocalObjectReference { name: "registry".to_owned() }]);
+        assert_eq!(private, plain);
+    }
+
+    #[test]
+    fn a_template_says_which_agents_it_brings() {
+        for image in [agent("operator:1", None), agent("mirror/operator:1", Some("registry"))] {
+            assert_eq!(agent_image_of(&template(image.clone()).spec.unwrap()), Some(image));
+        }
+        assert_eq!(agent_image_of(&with_app("ledger:1").spec.unwrap()), None);
+    }
 
     fn with_app(image: &str) -> PodTemplateSpec {
         let app = AppWorkload { image: image.to_owned(), command: vec![], args: vec![] };

@@ -21,7 +21,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::RenderArgs;
-use crate::api::{BsnNetwork, Exposure};
+use crate::api::{BsnNetwork, ClusterImage, Exposure};
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_certificate_map, build_config_map, build_genesis_map,
@@ -144,7 +144,7 @@ fn render_network(
 
     let workload = Workload {
         engine_image: validated.engine_image.clone(),
-        agent_image: agent_image.to_owned(),
+        agent_image: ClusterImage { reference: agent_image.to_owned(), pull_secret_name: None },
         app: validated.app.clone(),
         resources: None,
     };

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ObjectMeta, PostParams};
 
 use super::RunArgs;
+use crate::api::ClusterImage;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
 use crate::cluster::{Clusters, Resolver, Watches as HubWatches, client, member, watches};
@@ -109,7 +110,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 
     let HubWatches { caches, triggers, network_queue, node_queue, mut tasks } =
         watches::watch_hub(&client);
-    let clusters = Clusters::with_hub(client.clone(), caches.objects());
+    let agent_image = ClusterImage { reference: args.agent_image, pull_secret_name: None };
+    let clusters = Clusters::with_hub(client.clone(), caches.objects(), agent_image.clone());
     metrics.watch_clusters(&clusters);
     let (members, notice, watching_members) = member::watch_clusters(&client);
     tasks.push(watching_members);
@@ -119,6 +121,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         hub: client.clone(),
         namespace: args.namespace.clone(),
         hub_id: hub_id.clone(),
+        agent_image,
         clusters: clusters.clone(),
         described: caches.described(),
         triggers: triggers.clone(),
@@ -141,7 +144,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         metrics: metrics.clone(),
         events,
         hub_id,
-        settings: Settings { agent_image: args.agent_image, image_prefix: args.image_prefix },
+        settings: Settings { image_prefix: args.image_prefix },
         credentials: Credentials::default(),
         recent: RecentReads::default(),
         watches: Watches::default(),

@@ -33,7 +33,7 @@ use super::probe::{
 use super::registry::{ClusterHandle, Clusters, InNamespace};
 use super::watches::{Described, Objects, Triggers, watch_kind, watch_objects};
 use crate::api::conditions::{READY, Reason, STALLED};
-use crate::api::{BsnCluster, BsnClusterStatus};
+use crate::api::{BsnCluster, BsnClusterStatus, ClusterImage};
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
 use crate::controller::network::report::transition;
@@ -66,6 +66,8 @@ pub struct Shared {
     pub namespace: String,
     /// Id of the hub.
     pub hub_id: String,
+    /// The agents' image where a cluster names none: the operator's own.
+    pub agent_image: ClusterImage,
     /// Where what can be used is told.
     pub clusters: Clusters,
     /// Whom events in a cluster may be about.
@@ -133,6 +135,7 @@ fn adjust(shared: &Shared, store: &Store<GuardedCluster>, running: &mut BTreeMap
                     standing,
                     None,
                     None,
+                    shared.agent_image.clone(),
                     None,
                     BTreeMap::new(),
                 ));
@@ -162,8 +165,8 @@ fn adjust(shared: &Shared, store: &Store<GuardedCluster>, running: &mut BTreeMap
         }
         let uid = cluster.uid();
         let connecting = (Reason::Connecting, "the operator connects to it".to_owned());
-        let handle =
-            ClusterHandle::member(&name, Err(connecting), None, None, None, BTreeMap::new());
+        let (image, none) = (shared.agent_image.clone(), BTreeMap::new());
+        let handle = ClusterHandle::member(&name, Err(connecting), None, None, image, None, none);
         shared.clusters.put(handle);
         let (described, told) = watch::channel(cluster);
         let mut task = JoinSet::new();
@@ -461,6 +464,7 @@ impl Member {
             standing(&known),
             self.last_contact.map(|(at, _)| at),
             Some(cluster.spec.defaults.clone()),
+            cluster.spec.image.as_ref().unwrap_or(&self.shared.agent_image).clone(),
             self.link.as_ref().map(|link| link.client.clone()),
             allowed.iter().map(in_namespace).collect(),
         );

@@ -158,6 +158,10 @@ impl Hub {
     }
 }
 
+fn own_image() -> ClusterImage {
+    ClusterImage { reference: "registry.example/bsn-operator:1".into(), pull_secret_name: None }
+}
+
 fn described(name: &str, generation: i64) -> BsnCluster {
     let spec = json!({"kubeconfigSecretRef": {"name": name}, "allowedNamespaces": ["ledger"]});
     let mut cluster = BsnCluster::new(name, serde_json::from_value(spec).unwrap());
@@ -200,6 +204,7 @@ impl World {
             hub: hub.client(),
             namespace: "bsn-system".into(),
             hub_id: "hub".into(),
+            agent_image: own_image(),
             clusters: clusters.clone(),
             described: watches.caches.described(),
             triggers: watches.triggers.clone(),

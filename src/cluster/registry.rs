@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::watches::Objects;
 use crate::api::conditions::Reason;
-use crate::api::{BsnNode, ClusterDefaults};
+use crate::api::{BsnNode, ClusterDefaults, ClusterImage};
 use crate::controller::Refusal;
 
 /// Name of the hub, in which the operator runs.
@@ -26,6 +26,8 @@ pub struct ClusterHandle {
     pub last_contact: Option<Instant>,
     /// What holds for nodes there unless their node set says otherwise; `None` = its description does not parse.
     pub defaults: Option<ClusterDefaults>,
+    /// Image of the agents in every node's pod there.
+    pub agent_image: ClusterImage,
     /// Its client, once it has one.
     client: Option<Client>,
     objects: Known,
@@ -44,12 +46,13 @@ pub type InNamespace = Result<Objects, (Reason, String)>;
 
 impl ClusterHandle {
     /// The hub.
-    pub fn hub(client: Client, objects: Objects) -> Self {
+    pub fn hub(client: Client, objects: Objects, agent_image: ClusterImage) -> Self {
         Self {
             name: HUB.to_owned(),
             standing: Ok(()),
             last_contact: None,
             defaults: Some(ClusterDefaults::default()),
+            agent_image,
             client: Some(client),
             objects: Known::Everywhere(objects),
         }
@@ -61,6 +64,7 @@ impl ClusterHandle {
         standing: Result<(), (Reason, String)>,
         last_contact: Option<Instant>,
         defaults: Option<ClusterDefaults>,
+        agent_image: ClusterImage,
         client: Option<Client>,
         namespaces: BTreeMap<String, InNamespace>,
     ) -> Self {
@@ -69,6 +73,7 @@ impl ClusterHandle {
             standing,
             last_contact,
             defaults,
+            agent_image,
             client,
             objects: Known::In(namespaces),
         }
@@ -95,6 +100,8 @@ pub struct Place {
     pub objects: Objects,
     /// What holds for nodes there unless their node set says otherwise.
     pub defaults: ClusterDefaults,
+    /// Image of the agents in every node's pod there.
+    pub agent_image: ClusterImage,
 }
 
 impl Place {
@@ -168,9 +175,9 @@ pub struct Clusters {
 
 impl Clusters {
     /// A registry that knows the hub.
-    pub fn with_hub(client: Client, objects: Objects) -> Self {
+    pub fn with_hub(client: Client, objects: Objects, agent_image: ClusterImage) -> Self {
         let clusters = Self::default();
-        clusters.put(ClusterHandle::hub(client, objects));
+        clusters.put(ClusterHandle::hub(client, objects, agent_image));
         clusters
     }
 
@@ -215,6 +222,7 @@ impl Clusters {
                 objects: objects.clone(),
                 // A cluster whose description does not parse does not stand.
                 defaults: cluster.defaults.clone().unwrap_or_default(),
+                agent_image: cluster.agent_image.clone(),
             }),
             _ => Err(Absent::NotAllowed {
                 cluster: name.to_owned(),
@@ -251,7 +259,7 @@ impl Clusters {
                     .collect(),
             };
             let standing = handle.standing.as_ref().err().map(|(reason, _)| *reason);
-            (standing, namespaces, handle.defaults.clone())
+            (standing, namespaces, handle.defaults.clone(), handle.agent_image.clone())
         };
         let now = usable(&handle);
         let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);

@@ -29,8 +29,6 @@ use crate::view::{Memberships, NetworkKey, Views};
 /// Settings of the installation.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Image of the agents.
-    pub agent_image: String,
     /// Stands before the engines' default images, if not empty.
     pub image_prefix: String,
 }

@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
     use crate::api::conditions::Reason;
-    use crate::api::{ClusterDefaults, Exposure};
+    use crate::api::{ClusterDefaults, ClusterImage, Exposure};
     use crate::build::service::build_service;
     use crate::cluster::Objects;
     use crate::controller::Refusal;
@@ -280,7 +280,10 @@ mod tests {
                 budgets: empty(),
             };
             let defaults = ClusterDefaults::default();
-            let place = Place { cluster: cluster.to_owned(), client, objects, defaults };
+            let agent_image =
+                ClusterImage { reference: "operator:1".into(), pull_secret_name: None };
+            let cluster = cluster.to_owned();
+            let place = Place { cluster, client, objects, defaults, agent_image };
             Self { place, services: services_writer, slices: slices_writer, done }
         }
 

@@ -486,6 +486,14 @@ mod tests {
         assert_eq!(with(json!({"image": "x"}), at_height), Err(InvalidSpec::NoHalt));
     }
 
+    /// It is in the anchor of every network: were it computed otherwise, every node would restart. The agents' image
+    /// is no part of it, nor is anything else of the operator's.
+    #[test]
+    fn what_was_described_has_the_hash_it_always_had() {
+        let sets = json!([{"name": "v", "role": "Validator", "replicas": 1}]);
+        assert_eq!(validated(with_sets(&sets)).unwrap().inputs_hash("v"), "db5b52286d");
+    }
+
     #[test]
     fn a_chain_needs_a_validator_that_votes() {
         for sets in [

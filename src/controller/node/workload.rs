@@ -115,7 +115,7 @@ impl Pass<'_> {
     ) -> Step<PodTemplateSpec> {
         let workload = Workload {
             engine_image: self.validated.engine_image.clone(),
-            agent_image: self.ctx.settings.agent_image.clone(),
+            agent_image: self.place.agent_image.clone(),
             app: self.validated.app.clone(),
             resources: self.validated.resources.get(&identity.set).cloned().flatten(),
         };
