@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::goals::{Goal, Seat};
 use super::model::{
-    Begun, Change, Engine, Entry, Gate, Head, Inputs, Ledger, LedgerName, Liveness, Member,
+    Agents, Begun, Change, Engine, Entry, Gate, Head, Inputs, Ledger, LedgerName, Liveness, Member,
 };
 use super::model::{MemberKey, Node, SILENT};
 use super::planner::Planner;
@@ -331,6 +331,7 @@ impl<'a> Planner<'a> {
         self.check_not_held(name)?;
         self.check_all_ledgers_seen()?;
         check_reachable(name, node)?;
+        check_agents(name, node)?;
         let mut granted = Granted::new();
         for (ledger_name, ledger) in &self.observed.ledgers {
             let seat = self.seats.on(name, ledger_name);
@@ -498,6 +499,19 @@ pub(super) fn check_reachable(name: &NodeName, node: &Node) -> Check {
             "the API server of {cluster} cannot be asked, and {name} is there: nobody could end its pod, nor see it come back"
         );
         Closed::wait(g, message)
+    })
+}
+
+/// The agents that a restart of this node brings can be run where it is. Without them its engine would not start.
+pub(super) fn check_agents(name: &NodeName, node: &Node) -> Check {
+    let (why, lasts) = match &node.agents {
+        Agents::Available => return Ok(()),
+        Agents::NotProved(why) => (why, false),
+        Agents::Unavailable(why) => (why, true),
+    };
+    gate(Gate::AgentImageAvailable, false, |g| {
+        let message = format!("{name}: {why}");
+        if lasts { Closed::stuck(g, message) } else { Closed::wait(g, message) }
     })
 }
 

@@ -172,6 +172,9 @@ pub struct Node {
     /// The user wants it left as it is.
     #[serde(default)]
     pub held: bool,
+    /// Whether it can get the operator's agents that its next restart brings.
+    #[serde(default)]
+    pub agents: Agents,
     /// A restart as a cure, since it last worked.
     #[serde(default)]
     pub cure: Cure,
@@ -205,6 +208,7 @@ impl Node {
             disk_lost: false,
             replacement: Replacement::No,
             held: false,
+            agents: Agents::Available,
             cure: Cure::Untried,
             entry: Entry::Over,
             down_seconds: 0,
@@ -225,6 +229,19 @@ pub enum Engine {
     NotReady,
     /// The API server cannot be asked.
     Unknown,
+}
+
+/// Whether a node can get the agents that its next restart brings: their image, where the node is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Agents {
+    /// It can, or it keeps those it has.
+    #[default]
+    Available,
+    /// That is not known yet: why.
+    NotProved(String),
+    /// It cannot: why, and what to do.
+    Unavailable(String),
 }
 
 /// What a node runs, compared with what is described.
@@ -622,6 +639,8 @@ pub enum Gate {
     NotPaused,
     /// The user does not hold this node.
     NotHeld,
+    /// The agents that the restart brings can be run where the node is.
+    AgentImageAvailable,
     /// The operator may change members itself.
     AuthoritySubmits,
     /// The step that was begun has ended.

@@ -1,6 +1,6 @@
 //! The steps in their order of consideration, one operation after the other.
 
-use super::gates::{Granted, check_not_frozen, check_reachable, is_beyond_cure};
+use super::gates::{Granted, check_agents, check_not_frozen, check_reachable, is_beyond_cure};
 use super::goals::{Goal, Goals, Seat, Seats};
 use super::model::{
     Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Head, Hub, Inputs, Ledger,
@@ -177,6 +177,7 @@ impl<'a> Planner<'a> {
                 if anew && self.is_not_back(name, node) {
                     self.check_not_paused()?;
                     self.check_not_held(name)?;
+                    check_agents(name, node)?;
                     return Ok((end_pod, Granted::new()));
                 }
                 for (ledger_name, ledger) in &self.observed.ledgers {
@@ -324,6 +325,7 @@ impl<'a> Planner<'a> {
         self.check_not_paused()?;
         self.check_not_held(name)?;
         check_reachable(name, node)?;
+        check_agents(name, node)?;
         for (ledger_name, ledger) in &self.observed.ledgers {
             check_not_frozen(ledger_name, ledger)?;
         }

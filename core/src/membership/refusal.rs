@@ -76,6 +76,7 @@ impl std::fmt::Display for Gate {
             Self::HubStateNotOlderThanAnchor => "hub_state_not_older_than_anchor",
             Self::NotPaused => "not_paused",
             Self::NotHeld => "not_held",
+            Self::AgentImageAvailable => "agent_image_available",
             Self::AuthoritySubmits => "authority_submits",
             Self::OneChangeAtATime => "one_change_at_a_time",
             Self::NoPendingChange => "no_pending_change",

@@ -15,7 +15,7 @@
 //! the second node on all get what the first one has, and what was described meanwhile comes by another switch:
 //! nodes with different applications must not make a block together.
 
-use super::gates::{Granted, check_reachable};
+use super::gates::{Granted, check_agents, check_reachable};
 use super::model::{Begun, Engine, Gate, Head, Inputs, Ledger, LedgerName, Node, Stand, Step};
 use super::planner::{Open, Planner, open, open_or};
 use super::refusal::{Check, Closed, gate};
@@ -49,6 +49,8 @@ impl<'a> Planner<'a> {
         for (name, node) in &self.observed.nodes {
             self.check_not_held(name)?;
             check_reachable(name, node)?;
+            // Before the chain is halted: then it is too late to wait for them.
+            check_agents(name, node)?;
         }
         self.check_at_rest(name, ledger)?;
         let foreign = ledger.members.values().any(|member| member.node.is_none());
@@ -144,7 +146,10 @@ impl<'a> Planner<'a> {
         let nodes = &self.observed.nodes;
         let restart = |name: &NodeName, node: &Node, anew| {
             let step = Step::Switch { node: name.clone(), anew };
-            let check = self.check_not_held(name).and_then(|()| check_reachable(name, node));
+            let check = self
+                .check_not_held(name)
+                .and_then(|()| check_reachable(name, node))
+                .and_then(|()| check_agents(name, node));
             open(step, check.map(|()| Granted::new()))
         };
         let switch = |(name, node): (&NodeName, &Node)| restart(name, node, false);

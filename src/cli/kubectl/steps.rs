@@ -94,6 +94,9 @@ pub fn advice(gate: Gate) -> &'static str {
             "see that the description is the newest one, then consent to go on from the newest anchor"
         }
         Gate::NotPaused => "set spec.paused to false",
+        Gate::AgentImageAvailable => {
+            "the image of guard and gateway has to be run in the node's cluster: see kubectl describe bsncluster"
+        }
         Gate::NotHeld => "take the node from the list hold of its node set",
         Gate::AuthoritySubmits => {
             "let the chain's own governance do it, or set spec.membership so that the operator may"

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::membership::model::{
-    Begun, Change, Cure, Desired, DesiredSet, Engine, Entry, Fate, Follower, Head, Hub, Inputs,
-    Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, SILENT, Stand,
+    Agents, Begun, Change, Cure, Desired, DesiredSet, Engine, Entry, Fate, Follower, Head, Hub,
+    Inputs, Ledger, Liveness, Member, Node, Observed, Policy, Progress, Replacement, SILENT, Stand,
 };
 use crate::names::NodeName;
 use crate::quorum::Quorum;
@@ -409,6 +409,8 @@ impl World {
                     _ => Replacement::No,
                 },
                 held: false,
+                // Images have a place and no order: the cases have them.
+                agents: Agents::Available,
                 cure: match n.cure {
                     // Another description: what was tried does not count.
                     C::Failed if !pending => Cure::Failed,
