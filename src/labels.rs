@@ -28,6 +28,9 @@ pub const RUNS_IN: &str = "bsn-operator.io/runs-in";
 /// The member cluster that an object belongs to the join of.
 pub const CLUSTER: &str = "bsn-operator.io/cluster";
 
+/// Of a pod that only proves that the agents' image can be run where it is.
+pub const IMAGE_PROOF: &str = "bsn-operator.io/image-proof";
+
 /// Annotation: hash of what was applied last, to see a changed wish without asking the API server.
 pub const APPLIED_HASH: &str = "bsn-operator.io/applied-hash";
 

@@ -28,7 +28,7 @@ pub const CLUSTERS_REACHABLE: &str = "ClustersReachable";
 pub const REACHABLE: &str = "Reachable";
 /// The operator has all rights it needs in the cluster.
 pub const RIGHTS_SUFFICIENT: &str = "RightsSufficient";
-/// The machines of the cluster can pull the image of the agents.
+/// The machines of the cluster can run the image of the agents, wherever nodes needed it so far.
 pub const AGENT_IMAGE_AVAILABLE: &str = "AgentImageAvailable";
 
 macro_rules! reasons {
@@ -148,8 +148,12 @@ reasons! {
     RightsMissing,
     /// A namespace does not exist in the cluster.
     NamespaceMissing,
-    /// Whether the image can be pulled there has not been tried.
+    /// Whether the agents' image can be run there is not known yet.
     ImageNotProved,
+    /// The agents' image was run there.
+    ImageProved,
+    /// The agents' image cannot be pulled there, or not run.
+    AgentImageUnavailable,
 }
 
 impl Reason {
@@ -157,7 +161,11 @@ impl Reason {
     pub fn may_pass(self) -> bool {
         matches!(
             self,
-            Self::Connecting | Self::ClusterUnreachable | Self::ClusterHangs | Self::ClusterFailing
+            Self::Connecting
+                | Self::ClusterUnreachable
+                | Self::ClusterHangs
+                | Self::ClusterFailing
+                | Self::ImageNotProved
         )
     }
 }

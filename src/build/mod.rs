@@ -8,6 +8,7 @@ pub mod config_map;
 pub mod disk;
 pub mod disruption_budget;
 pub mod endpoint_slice;
+pub mod image_proof;
 pub mod secret;
 pub mod service;
 pub mod stateful_set;

@@ -26,7 +26,7 @@ use crate::api::ClusterImage;
 use crate::labels::{self, GATEWAY_PORT, PROBE_PORT};
 
 /// User and group of every container in a node's pod; any id but root would do.
-const POD_USER: i64 = 65532;
+pub(super) const POD_USER: i64 = 65532;
 
 /// Time between SIGTERM and SIGKILL, in seconds. The engine stops within one; a user's application may
 /// have to finish a block.
@@ -204,10 +204,7 @@ fn pod(
             fs_group: Some(POD_USER),
             // A large volume would otherwise be walked through at every start.
             fs_group_change_policy: Some("OnRootMismatch".to_owned()),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "RuntimeDefault".to_owned(),
-                ..SeccompProfile::default()
-            }),
+            seccomp_profile: Some(runtime_default()),
             ..PodSecurityContext::default()
         }),
         ..PodSpec::default()
@@ -252,7 +249,12 @@ fn spread(node: &NodeParts<'_>) -> Affinity {
     }
 }
 
-fn restricted() -> SecurityContext {
+pub(super) fn runtime_default() -> SeccompProfile {
+    SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }
+}
+
+/// What a container may do in a namespace of the pod security standard `restricted`.
+pub(super) fn restricted() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         read_only_root_filesystem: Some(true),
@@ -264,7 +266,11 @@ fn restricted() -> SecurityContext {
     }
 }
 
-fn resources(cpu: &str, memory: &str, memory_limit: Option<&str>) -> ResourceRequirements {
+pub(super) fn resources(
+    cpu: &str,
+    memory: &str,
+    memory_limit: Option<&str>,
+) -> ResourceRequirements {
     let quantity = |name: &str, value: &str| (name.to_owned(), Quantity(value.to_owned()));
     ResourceRequirements {
         requests: Some([quantity("cpu", cpu), quantity("memory", memory)].into()),

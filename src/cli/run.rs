@@ -14,7 +14,7 @@ use super::RunArgs;
 use crate::api::ClusterImage;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
-use crate::cluster::{Clusters, Resolver, Watches as HubWatches, client, member, watches};
+use crate::cluster::{Clusters, Proofs, Resolver, Watches as HubWatches, client, member, watches};
 use crate::controller::context::{Context, Credentials, RecentReads, Settings};
 use crate::controller::network::members::Errands;
 use crate::controller::network::steps::memory::Memories;
@@ -116,32 +116,33 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let (members, notice, watching_members) = member::watch_clusters(&client);
     tasks.push(watching_members);
     let events = Events::new(client.clone(), &args.identity);
-    let dialling = metrics.clone();
+    let proofs =
+        Proofs::new(hub_id.clone(), clusters.clone(), caches.described(), triggers.clone());
     let shared = member::Shared {
         hub: client.clone(),
         namespace: args.namespace.clone(),
         hub_id: hub_id.clone(),
         agent_image,
         clusters: clusters.clone(),
+        all: members,
+        proofs: proofs.clone(),
         described: caches.described(),
         triggers: triggers.clone(),
         events: events.clone(),
-        dial: Arc::new(move |config| {
-            let metrics = dialling.clone();
-            async move { client::connect_member(config, &metrics).await }.boxed()
-        }),
+        dial: dialler(&metrics),
     };
     let ctx = Arc::new(Context {
         client: client.clone(),
         caches: caches.clone(),
-        clusters: clusters.clone(),
+        clusters,
         resolver: Resolver::default(),
+        proofs,
         triggers: triggers.clone(),
         anchors: crate::anchor::AnchorStore::default(),
         targets: Targets::default(),
         ways: Ways::default(),
-        views: views.clone(),
-        metrics: metrics.clone(),
+        views,
+        metrics,
         events,
         hub_id,
         settings: Settings { image_prefix: args.image_prefix },
@@ -155,17 +156,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         term: leadership.term(),
         node_turns: Turns::default(),
     });
-    let poller = Poller {
-        targets: ctx.targets.clone(),
-        watches: ctx.watches.clone(),
-        ways: ctx.ways.clone(),
-        views,
-        caches: caches.clone(),
-        clusters,
-        triggers: triggers.clone(),
-        credentials: ctx.credentials.clone(),
-        metrics: metrics.clone(),
-    };
+    let poller = poller_of(&ctx);
     let watching = async {
         let mut tasks: FuturesUnordered<_> = tasks.into_iter().collect();
         while tasks.next().await.is_some() {}
@@ -201,13 +192,37 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         () = poller.run() => Ok(()),
         () = ctx.resolver.clone().run(triggers) => Ok(()),
         () = retention::run(ctx.clone()) => Ok(()),
-        () = member::run(shared, members, notice) => Ok(()),
+        () = member::run(shared, notice) => Ok(()),
         () = lost => Err(RunError::LeadershipLost),
     };
     if ended.is_ok() {
         leadership.release().await;
     }
     ended
+}
+
+/// Makes the clients of members; their requests are counted as the hub's are.
+fn dialler(metrics: &Metrics) -> member::Dial {
+    let metrics = metrics.clone();
+    Arc::new(move |config| {
+        let metrics = metrics.clone();
+        async move { client::connect_member(config, &metrics).await }.boxed()
+    })
+}
+
+/// What asks the nodes.
+fn poller_of(ctx: &Context) -> Poller {
+    Poller {
+        targets: ctx.targets.clone(),
+        watches: ctx.watches.clone(),
+        ways: ctx.ways.clone(),
+        views: ctx.views.clone(),
+        caches: ctx.caches.clone(),
+        clusters: ctx.clusters.clone(),
+        triggers: ctx.triggers.clone(),
+        credentials: ctx.credentials.clone(),
+        metrics: ctx.metrics.clone(),
+    }
 }
 
 /// Reads this hub's id, or makes it the first time.

@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::image::{Proof, about, image_state};
 use super::kubeconfig::KubeconfigFault;
 use super::probe::{NamespaceRights, PROBE_DEADLINE, ProbeFault};
 use crate::api::conditions::{
     AGENT_IMAGE_AVAILABLE, REACHABLE, READY, RECONCILING, RIGHTS_SUFFICIENT, Reason, STALLED,
-    State, merge,
+    State, find, merge,
 };
-use crate::api::{BsnClusterStatus, KubeconfigSecretRef};
+use crate::api::{BsnClusterStatus, ClusterImage, KubeconfigSecretRef};
+use crate::controller::network::report::state_of;
 
 /// How often in a row a cluster may fail to answer before it counts as unreachable: one lost packet is no news.
 const TOLERATED: u32 = 1;
@@ -80,6 +84,10 @@ pub struct Known<'a> {
     pub rights: &'a BTreeMap<String, Option<NamespaceRights>>,
     /// All caches of it are filled.
     pub filled: bool,
+    /// Image of the agents there.
+    pub image: &'a ClusterImage,
+    /// What is known of that image, by namespace; absent = nothing.
+    pub proofs: &'a BTreeMap<String, Proof>,
 }
 
 /// One fact that keeps a cluster from being used.
@@ -107,8 +115,8 @@ pub fn why_not_in(known: &Known<'_>, namespace: &str) -> (Reason, String) {
     )
 }
 
-/// The conditions of a cluster.
-pub fn judge(known: &Known<'_>) -> Vec<State> {
+/// The conditions of a cluster, which had these before.
+pub fn judge(known: &Known<'_>, old: &[Condition]) -> Vec<State> {
     let reached = reach(known);
     let reachable = match (&reached, known.connection) {
         (None, _) => State::new(
@@ -140,13 +148,7 @@ pub fn judge(known: &Known<'_>) -> Vec<State> {
             format!("it may do what it needs in {}", list(known.rights.keys())),
         ),
     };
-    let image = State::new(
-        AGENT_IMAGE_AVAILABLE,
-        None,
-        Reason::ImageNotProved,
-        "nobody has tried yet whether the cluster's machines can pull it",
-    );
-    let mut states = vec![reachable, rights, image];
+    let mut states = vec![reachable, rights, image(known, old)];
     match obstacle(known) {
         None => {
             let message = "the cluster answers, and the operator may do what it needs";
@@ -162,6 +164,20 @@ pub fn judge(known: &Known<'_>) -> Vec<State> {
         }
     }
     states
+}
+
+/// Whether the agents' image can be run. It says nothing of nodes that run already, so it is no obstacle. What was known
+/// of the same image before the operator was restarted still holds: nobody needed to know it since.
+fn image(known: &Known<'_>, old: &[Condition]) -> State {
+    let kept = || {
+        let old = find(old, AGENT_IMAGE_AVAILABLE)?;
+        let same = old.message.starts_with(&about(known.image));
+        same.then(|| state_of(old, AGENT_IMAGE_AVAILABLE)).flatten()
+    };
+    image_state(known.name, known.image, known.proofs).or_else(kept).unwrap_or_else(|| {
+        let message = format!("{}no node has needed it there yet", about(known.image));
+        State::new(AGENT_IMAGE_AVAILABLE, None, Reason::ImageNotProved, message)
+    })
 }
 
 fn obstacle(known: &Known<'_>) -> Option<Obstacle> {
@@ -350,7 +366,7 @@ pub fn next_status(
     };
     let mut status = BsnClusterStatus {
         observed_generation: generation,
-        conditions: merge(&old.conditions, &judge(known), generation, now),
+        conditions: merge(&old.conditions, &judge(known, &old.conditions), generation, now),
         version,
         cluster_uid: old.cluster_uid.clone().or_else(|| uid.map(str::to_owned)),
         last_contact: old.last_contact.clone(),
@@ -397,7 +413,13 @@ mod tests {
             connection,
             rights: &rights(all),
             filled,
+            image: &image(),
+            proofs: &BTreeMap::new(),
         })
+    }
+
+    fn image() -> ClusterImage {
+        ClusterImage { reference: "registry.example/operator:1".into(), pull_secret_name: None }
     }
 
     fn up() -> Connection {
@@ -465,7 +487,7 @@ mod tests {
         ];
         let mut text = String::new();
         for (case, connection, rights, filled) in cases {
-            let states = with(&connection, rights, filled, judge);
+            let states = with(&connection, rights, filled, |known| judge(known, &[]));
             writeln!(text, "{case}").unwrap();
             for State { kind, status, reason, message } in states {
                 let status = status.map_or("Unknown", |yes| if yes { "True" } else { "False" });
@@ -488,7 +510,9 @@ mod tests {
         for connection in &connections {
             for found in &findings {
                 for filled in [true, false] {
-                    let states = with(connection, &[("a", found.clone())], filled, judge);
+                    let states = with(connection, &[("a", found.clone())], filled, |known| {
+                        judge(known, &[])
+                    });
                     let true_ones = states.iter().filter(|state| {
                         [READY, STALLED, RECONCILING].contains(&state.kind)
                             && state.status == Some(true)
@@ -508,6 +532,38 @@ mod tests {
         let refused = Connection::Down(ProbeFault::CredentialsRefused);
         assert_eq!(up().after(refused.clone(), 1), refused);
         assert_eq!(hangs.after(up(), 0), up());
+    }
+
+    #[test]
+    fn what_was_known_of_an_image_holds_until_it_is_another() {
+        let image_of = |known: &Known<'_>, old: &[Condition]| super::image(known, old);
+        let granted = [("ledger", Some(NamespaceRights::Granted))];
+        with(&up(), &granted, true, |known| {
+            let proved = BTreeMap::from([("ledger".to_owned(), Proof::Proved)]);
+            let first = image_of(&Known { proofs: &proved, ..known.clone() }, &[]);
+            assert_eq!(first.status, Some(true));
+            let now = Timestamp::from_second(1).unwrap();
+            let old = merge(&[], std::slice::from_ref(&first), None, now);
+            // The operator was restarted, and nobody has asked since.
+            assert_eq!(image_of(known, &old), first);
+            let next = ClusterImage { reference: "registry.example/operator:2".into(), ..image() };
+            assert_eq!(image_of(&Known { image: &next, ..known.clone() }, &old).status, None);
+        });
+    }
+
+    /// Nodes that run already need no image.
+    #[test]
+    fn a_cluster_without_the_image_stands_and_is_ready() {
+        let granted = [("ledger", Some(NamespaceRights::Granted))];
+        with(&up(), &granted, true, |known| {
+            let failed = Proof::Unavailable("ErrImagePull: not found".to_owned());
+            let proofs = BTreeMap::from([("ledger".to_owned(), failed)]);
+            let known = Known { proofs: &proofs, ..known.clone() };
+            assert_eq!(standing(&known), Ok(()));
+            let states = judge(&known, &[]);
+            let state = |kind| states.iter().find(|state| state.kind == kind).unwrap().status;
+            assert_eq!((state(READY), state(AGENT_IMAGE_AVAILABLE)), (Some(true), Some(false)));
+        });
     }
 
     #[test]

@@ -21,7 +21,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::judge::{
     Another, Connection, Hosted, Known, NoKubeconfig, next_status, standing, why_not_in,
@@ -30,6 +30,7 @@ use super::kubeconfig::{parse_kubeconfig, server_of};
 use super::probe::{
     NamespaceRights, ProbeFault, classify, observe_identity, observe_rights, observe_version,
 };
+use super::proofs::Proofs;
 use super::registry::{ClusterHandle, Clusters, InNamespace};
 use super::watches::{Described, Objects, Triggers, watch_kind, watch_objects};
 use crate::api::conditions::{READY, Reason, STALLED};
@@ -70,6 +71,10 @@ pub struct Shared {
     pub agent_image: ClusterImage,
     /// Where what can be used is told.
     pub clusters: Clusters,
+    /// All that are described.
+    pub all: Store<GuardedCluster>,
+    /// What is proved of the agents' image.
+    pub proofs: Proofs,
     /// Whom events in a cluster may be about.
     pub described: Described,
     /// Who is told.
@@ -106,20 +111,20 @@ struct Running {
 }
 
 /// Keeps a task for each cluster there is: begun when it is added, ended when it is gone.
-pub async fn run(shared: Shared, store: Store<GuardedCluster>, notice: Arc<Notify>) {
+pub async fn run(shared: Shared, notice: Arc<Notify>) {
     // Before the first list, everything would seem to be gone.
-    let _ = store.wait_until_ready().await;
+    let _ = shared.all.wait_until_ready().await;
     let mut running: BTreeMap<String, Running> = BTreeMap::new();
     loop {
-        adjust(&shared, &store, &mut running);
+        adjust(&shared, &mut running);
         shared.clusters.set_listed();
         notice.notified().await;
     }
 }
 
-fn adjust(shared: &Shared, store: &Store<GuardedCluster>, running: &mut BTreeMap<String, Running>) {
+fn adjust(shared: &Shared, running: &mut BTreeMap<String, Running>) {
     let mut wanted: BTreeMap<String, Arc<BsnCluster>> = BTreeMap::new();
-    for guarded in store.state() {
+    for guarded in shared.all.state() {
         match &guarded.0 {
             Ok(cluster) => {
                 wanted.insert(cluster.name_any(), Arc::new(cluster.clone()));
@@ -147,6 +152,7 @@ fn adjust(shared: &Shared, store: &Store<GuardedCluster>, running: &mut BTreeMap
         let same = wanted.get(name).is_some_and(|cluster| cluster.uid() == task.uid);
         if !same {
             shared.clusters.remove(name);
+            shared.proofs.forget(name);
             shared.triggers.everything(&shared.described);
         }
         same
@@ -197,6 +203,8 @@ struct Member {
     shared: Shared,
     name: String,
     told: watch::Receiver<Arc<BsnCluster>>,
+    /// Comes when something else is known of the agents' image, here or elsewhere.
+    proved: watch::Receiver<()>,
     connection: Connection,
     /// Probes in a row that failed.
     failures: u32,
@@ -213,10 +221,12 @@ struct Member {
 
 impl Member {
     fn new(shared: Shared, name: String, told: watch::Receiver<Arc<BsnCluster>>) -> Self {
+        let proved = shared.proofs.news();
         Self {
             shared,
             name,
             told,
+            proved,
             connection: Connection::Connecting,
             failures: 0,
             link: None,
@@ -236,20 +246,31 @@ impl Member {
             // As a rule it takes a moment, and nobody needs to hear of that.
             let _ = timeout(FILL, filled(&self.filling())).await;
             self.publish(&cluster).await;
+            self.sweep().await;
             let wait = if self.failures == 1 { AGAIN } else { INTERVAL };
-            let filling = self.filling();
-            tokio::select! {
-                changed = self.told.changed() => if changed.is_err() { return },
-                () = filled(&filling), if !filling.is_empty() => {
-                    // Nothing else is new: the probe is not repeated for it.
-                    self.publish(&cluster).await;
-                    tokio::select! {
-                        changed = self.told.changed() => if changed.is_err() { return },
-                        () = sleep(wait) => {}
-                    }
+            let next = Instant::now() + wait;
+            loop {
+                let filling = self.filling();
+                tokio::select! {
+                    changed = self.told.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    // Of these nothing else is new: the probe is not repeated for them.
+                    () = filled(&filling), if !filling.is_empty() => self.publish(&cluster).await,
+                    Ok(()) = self.proved.changed() => self.publish(&cluster).await,
+                    () = sleep_until(next) => break,
                 }
-                () = sleep(wait) => {}
             }
+        }
+    }
+
+    /// Removes what was left of proofs.
+    async fn sweep(&self) {
+        let Some(link) = self.link.as_ref().filter(|_| self.failures == 0) else { return };
+        for (namespace, watched) in &link.namespaces {
+            let Watched { objects, .. } = watched;
+            self.shared.proofs.sweep(&self.name, namespace, &link.client, objects).await;
         }
     }
 
@@ -435,7 +456,16 @@ impl Member {
             .iter()
             .map(|namespace| (namespace.clone(), self.rights.get(namespace).cloned()))
             .collect();
+        let image = cluster.spec.image.as_ref().unwrap_or(&self.shared.agent_image);
+        let proofs = allowed.iter().filter_map(|namespace| {
+            let objects = namespaces.get(namespace);
+            let proof = self.shared.proofs.known(&self.name, namespace, image, objects)?;
+            Some((namespace.clone(), proof))
+        });
+        let proofs = proofs.collect();
         let known = Known {
+            image,
+            proofs: &proofs,
             name: &self.name,
             secret: &cluster.spec.kubeconfig_secret_ref,
             secret_namespace: &self.shared.namespace,
@@ -464,7 +494,7 @@ impl Member {
             standing(&known),
             self.last_contact.map(|(at, _)| at),
             Some(cluster.spec.defaults.clone()),
-            cluster.spec.image.as_ref().unwrap_or(&self.shared.agent_image).clone(),
+            image.clone(),
             self.link.as_ref().map(|link| link.client.clone()),
             allowed.iter().map(in_namespace).collect(),
         );

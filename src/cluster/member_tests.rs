@@ -6,9 +6,10 @@ use hyper::{Method, Request, Response, StatusCode};
 use kube::client::Body;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::*;
-use crate::api::conditions::{REACHABLE, find};
+use crate::api::conditions::{AGENT_IMAGE_AVAILABLE, REACHABLE, find};
 use crate::cluster::registry::Absent;
 use crate::cluster::rights::role_rules;
 
@@ -102,6 +103,8 @@ fn member(server: &Server, token: &str) -> Client {
 struct Hub {
     secrets: Arc<Mutex<BTreeMap<String, String>>>,
     statuses: Arc<Mutex<BTreeMap<String, Vec<BsnClusterStatus>>>>,
+    /// Uid of its kube-system.
+    uid: Arc<Mutex<Option<String>>>,
 }
 
 impl Hub {
@@ -122,6 +125,9 @@ impl Hub {
                         ),
                         None => refusal(404),
                     }
+                } else if path.ends_with("/namespaces/kube-system") {
+                    let uid = hub.uid.lock().unwrap().clone();
+                    answer(200, &json!({"metadata": {"name": "kube-system", "uid": uid}}))
                 } else if request.method() == Method::PATCH {
                     let body = request.into_body().collect_bytes().await.unwrap();
                     let patch: Value = serde_json::from_slice(&body).unwrap();
@@ -174,6 +180,7 @@ struct World {
     hub: Hub,
     servers: Arc<Mutex<BTreeMap<String, Server>>>,
     clusters: Clusters,
+    proofs: Proofs,
     writer: reflector::store::Writer<GuardedCluster>,
     notice: Arc<Notify>,
     dialled: Arc<Mutex<Vec<String>>>,
@@ -200,12 +207,20 @@ impl World {
             let client = member(&known.lock().unwrap()[&server], &token);
             Box::pin(async move { Ok(client) })
         });
+        let proofs = Proofs::new(
+            "hub".into(),
+            clusters.clone(),
+            watches.caches.described(),
+            watches.triggers.clone(),
+        );
         let shared = Shared {
             hub: hub.client(),
             namespace: "bsn-system".into(),
             hub_id: "hub".into(),
             agent_image: own_image(),
             clusters: clusters.clone(),
+            all: store,
+            proofs: proofs.clone(),
             described: watches.caches.described(),
             triggers: watches.triggers.clone(),
             events: Events::new(hub.client(), "test"),
@@ -213,8 +228,8 @@ impl World {
         };
         let notice = Arc::new(Notify::new());
         let mut running = JoinSet::new();
-        running.spawn(run(shared, store, notice.clone()));
-        Self { hub, servers, clusters, writer, notice, dialled, _running: running }
+        running.spawn(run(shared, notice.clone()));
+        Self { hub, servers, clusters, proofs, writer, notice, dialled, _running: running }
     }
 
     fn tell(&mut self, event: &Event<GuardedCluster>) {
@@ -225,6 +240,8 @@ impl World {
     /// Adds a cluster whose server accepts the token `old`.
     fn join(&mut self, name: &str) -> Server {
         let server = server("old");
+        // No two clusters are one.
+        server.lock().unwrap().uid = format!("u-{name}");
         self.servers.lock().unwrap().insert(name.to_owned(), server.clone());
         self.hub.put(name, name, "old");
         self.tell(&Event::Apply(DeserializeGuard(Ok(described(name, 1)))));
@@ -360,7 +377,7 @@ async fn another_cluster_behind_the_same_name_is_not_used() {
     assert_eq!(world.hub.reachable("hangzhou").as_deref(), Some("AnotherCluster"));
     assert!(!world.usable("hangzhou"));
     assert!(world.clusters.get("hangzhou").unwrap().objects("ledger").is_none());
-    server.lock().unwrap().uid = "u1".into();
+    server.lock().unwrap().uid = "u-hangzhou".into();
     seconds(30).await;
     assert!(world.usable("hangzhou"));
 }
@@ -377,4 +394,20 @@ async fn a_missing_kubeconfig_ends_the_connection_and_a_new_one_begins_it() {
     world.hub.put("hangzhou", "hangzhou", "old");
     seconds(15).await;
     assert!(world.usable("hangzhou"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_of_the_image_is_in_the_status_at_once() {
+    let mut world = World::start();
+    world.join("hangzhou");
+    seconds(1).await;
+    let place = world.clusters.place("hangzhou", "ledger").unwrap();
+    let before = world.hub.writes("hangzhou");
+    world.proofs.ask(&place, "ledger");
+    // Long before the next round.
+    seconds(2).await;
+    assert!(world.hub.writes("hangzhou") > before);
+    let statuses = world.hub.statuses.lock().unwrap()["hangzhou"].clone();
+    let image = find(&statuses.last().unwrap().conditions, AGENT_IMAGE_AVAILABLE).unwrap().clone();
+    assert_eq!((image.status.as_str(), image.reason.as_str()), ("Unknown", "ImageNotProved"));
 }

@@ -2,19 +2,23 @@
 //!
 //! [`registry`] knows all clusters by name; the hub, in which the operator runs, has the name "". Of the others,
 //! each has a task of its own ([`member`]) that reads its kubeconfig, connects, probes ([`probe`]) and watches; what it
-//! finds becomes conditions in [`judge`]. [`rights`] is the one table of what the operator may do there. [`resolver`] knows
-//! the addresses of names by which nodes are reached.
+//! finds becomes conditions in [`judge`]. [`rights`] is the one table of what the operator may do there. [`proofs`]
+//! sees to it that the agents' image can be run where nodes are to be ([`image`] judges). [`resolver`] knows the addresses of
+//! names by which nodes are reached.
 
 pub mod client;
+pub mod image;
 pub mod judge;
 pub mod kubeconfig;
 pub mod member;
 pub mod probe;
+pub mod proofs;
 pub mod registry;
 pub mod resolver;
 pub mod rights;
 pub mod watches;
 
+pub use proofs::Proofs;
 pub use registry::Clusters;
 pub use resolver::Resolver;
 pub use watches::{Caches, Objects, Triggers, Watches};

@@ -57,8 +57,9 @@ pub const IN_NAMESPACE: &[Right] = &[
     Right {
         group: "",
         resource: "pods",
-        verbs: &["get", "list", "watch", "delete"],
-        why: "why a node is not ready; deleted as a step of the node's own restart",
+        verbs: &["get", "list", "watch", "create", "delete"],
+        why: "why a node is not ready; deleted as a step of the node's own restart. One small pod is made, and deleted, \
+              to prove that the agents' image can be run before nodes depend on it",
     },
     TO_PODS,
     Right {
@@ -193,7 +194,7 @@ mod tests {
         rules.retain(|rule| rule.resources.as_deref() != Some(&["pods".to_owned()][..]));
         assert_eq!(
             missing(&granted(&rules)),
-            ["update/delete configmaps", "get/list/watch/delete pods"]
+            ["update/delete configmaps", "get/list/watch/create/delete pods"]
         );
     }
 
@@ -214,9 +215,10 @@ mod tests {
     }
 
     /// The hub is a cluster like the others: the chart gives there at least what a member gives. Only its nodes are
-    /// always reached by their addresses, and the right to any pod's ports in any namespace is a large one.
+    /// always reached by their addresses, and its machines run the operator's image already; the rights to any pod's ports
+    /// and to make pods, in any namespace, are large ones.
     #[test]
-    fn the_chart_gives_no_less_on_the_hub_but_for_the_way_to_pods() {
+    fn the_chart_gives_no_less_on_the_hub_but_for_what_only_members_need() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/install.yaml");
         let text = std::fs::read_to_string(path).unwrap();
         let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text).unwrap();
@@ -227,6 +229,6 @@ mod tests {
             })
             .unwrap();
         let rules: Vec<PolicyRule> = serde_json::from_value(role["rules"].clone()).unwrap();
-        assert_eq!(missing(&granted(&rules)), ["get/create pods/portforward"]);
+        assert_eq!(missing(&granted(&rules)), ["create pods", "get/create pods/portforward"]);
     }
 }

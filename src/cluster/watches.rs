@@ -151,6 +151,22 @@ impl Triggers {
         }
     }
 
+    /// Asks for a look at every network and node of a namespace.
+    pub fn in_namespace(&self, described: &Described, namespace: &str) {
+        let networks = described.networks.state();
+        for (of, name) in networks.iter().map(|network| key_of(&**network)) {
+            if of == namespace {
+                self.network(&of, &name);
+            }
+        }
+        let nodes = described.nodes.state();
+        for (of, name) in nodes.iter().map(|node| key_of(&**node)) {
+            if of == namespace {
+                self.node(&of, &name);
+            }
+        }
+    }
+
     /// Asks for a look at every node of a network.
     fn nodes_of(&self, described: &Described, namespace: &str, network: &str) {
         for node in find_nodes(&described.nodes, namespace, network) {

@@ -16,7 +16,7 @@ use super::network::steps::memory::Memories;
 use super::network::steps::slots::Slots;
 use crate::anchor::AnchorStore;
 use crate::cluster::registry::{Absent, Place};
-use crate::cluster::{Caches, Clusters, Resolver, Triggers};
+use crate::cluster::{Caches, Clusters, Proofs, Resolver, Triggers};
 use crate::evidence::poller::Targets;
 use crate::evidence::route::Ways;
 use crate::evidence::watches::Watches;
@@ -68,6 +68,8 @@ pub struct Context {
     pub clusters: Clusters,
     /// Addresses of names.
     pub resolver: Resolver,
+    /// Where the agents' image can be run.
+    pub proofs: Proofs,
     /// Asks for a look at an object.
     pub triggers: Triggers,
     /// Writes anchors.

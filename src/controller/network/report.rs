@@ -187,7 +187,10 @@ pub fn compute_status(
         let reason = Reason::ALL.iter().find(|r| r.as_str() == reason).copied();
         let message = format!("node {name}: {message}");
         State::new(STALLED, true, reason.unwrap_or(Reason::NodesStarting), message)
-    } else if matches!(membership.reason, Reason::StepRefused | Reason::ConsentNeeded) {
+    } else if matches!(
+        membership.reason,
+        Reason::StepRefused | Reason::ConsentNeeded | Reason::AgentImageUnavailable
+    ) {
         // Who waits for a change in Git must hear at once that it does not go on without them: until they hear,
         // the tool they wait with applies nothing else, the consent included.
         State::new(STALLED, true, membership.reason, membership.message.clone())
@@ -429,7 +432,13 @@ fn membership(
             state(reason, refused(refusal))
         }
         Some(Decision::NeedsConsent(refusal)) => state(Reason::ConsentNeeded, refused(refusal)),
-        Some(Decision::Stuck(refusal)) => state(Reason::StepRefused, refused(refusal)),
+        Some(Decision::Stuck(refusal)) => {
+            let reason = match refusal.gate {
+                Gate::AgentImageAvailable => Reason::AgentImageUnavailable,
+                _ => Reason::StepRefused,
+            };
+            state(reason, refused(refusal))
+        }
         None => not_judged(old, input.paused, generation),
     }
 }

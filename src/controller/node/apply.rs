@@ -84,6 +84,7 @@ impl Pass<'_> {
     async fn steps(&self, identity: &Identity, applied: &mut Applied) -> Step<()> {
         let owner = self.place.owner(self.node);
         let anchor = applied.anchor.clone();
+        or_refuse!(self.check_image_before_first_object(identity));
         or_refuse!(self.ensure_copy(&anchor).await?);
         let parts = NodeParts {
             network: NetworkParts::new(

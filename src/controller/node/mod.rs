@@ -3,6 +3,7 @@
 pub(super) mod apply;
 mod consent;
 pub(super) mod end;
+pub(super) mod image;
 mod keys;
 pub(super) mod report;
 pub mod restart;

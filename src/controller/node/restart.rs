@@ -146,6 +146,7 @@ impl Pass<'_> {
                     put_halt(&mut template, None);
                     (template, Puts::Halts(None))
                 } else {
+                    or_refuse!(self.check_image());
                     let template = self.build_new_template(parts, identity, pod, anchor).await?;
                     (or_refuse!(template), Puts::Described)
                 }
@@ -190,6 +191,7 @@ impl Pass<'_> {
                 } else if described && !halts && identity.switched_at == Some(height) {
                     return in_force.await;
                 } else {
+                    or_refuse!(self.check_image());
                     let template = self.build_new_template(parts, identity, pod, anchor).await?;
                     (or_refuse!(template), Puts::Switched(height, None))
                 }

@@ -62,6 +62,7 @@ impl Pass<'_> {
                 tracing::info!(node = %self.name, "not started before all others have switched");
                 return Ok(Ok(anchor.clone()));
             }
+            or_refuse!(self.check_image());
             let template = self.build_new_template(parts, identity, pod, anchor).await?;
             let template = or_refuse!(template);
             or_refuse!(self.put_in_force(parts, template, Puts::Described).await?)

@@ -8,7 +8,7 @@ use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::Verdict;
 use bsn_core::intent::record::{Intent, Phase, Record};
 use bsn_core::membership::model::{
-    Begun, Engine, Entry, Fate, Hub, Node, Progress, Replacement, Stand,
+    Agents, Begun, Engine, Entry, Fate, Hub, Inputs, Node, Progress, Replacement, Stand,
 };
 use bsn_core::membership::{Observed, Policy};
 use bsn_core::names::NodeName;
@@ -26,7 +26,7 @@ use crate::build::stateful_set::{halts_at_of, template_hash_of};
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::validate::ValidatedNetwork;
-use crate::controller::node::is_stamped_by;
+use crate::controller::node::{image, is_stamped_by};
 use crate::evidence::known::{engine_start, know};
 use crate::evidence::poller::NetworkTargets;
 use crate::view::NetworkKey;
@@ -171,17 +171,18 @@ impl<'a> World<'a> {
         if ended || !self.is_seen(name) {
             memory.trying.remove(name);
         }
+        let inputs = inputs(
+            identity,
+            seen,
+            Described { inputs: &described, switches: switches.as_deref() },
+            self.halting(),
+        );
         let tried_for = || now.saturating_sub(*memory.trying.entry(name.clone()).or_insert(now));
         Node {
             cluster: identity.cluster.clone(),
             domain: machine.unwrap_or_default(),
             engine: known.map_or(Engine::NotReady, |known| known.engine),
-            inputs: inputs(
-                identity,
-                seen,
-                Described { inputs: &described, switches: switches.as_deref() },
-                self.halting(),
-            ),
+            inputs,
             stand: self.stand(name, identity, seen, sighted.is_some_and(|node| node.back)),
             halted: is_halted(seen, sight.height, self.halting()),
             back_seconds: sighted.map_or(0, |node| node.listed_seconds),
@@ -192,6 +193,11 @@ impl<'a> World<'a> {
                 (false, false) => Replacement::No,
             },
             held: self.validated.holds.contains(name),
+            agents: if inputs == Inputs::Current {
+                Agents::Available
+            } else {
+                self.agents(name, identity)
+            },
             cure: cure_progress(identity, seen, &described, tried_for, policy.cure_seconds),
             entry: match identity.vote.entry {
                 EntryRecord::Over => Entry::Over,
@@ -201,6 +207,19 @@ impl<'a> World<'a> {
             down_seconds: sighted.map_or(0, |node| node.down_seconds),
             described: asked_for(&described, identity.last_restart),
             ..Node::new(&identity.set)
+        }
+    }
+
+    /// Whether a node can get the agents that a restart would bring.
+    fn agents(&self, name: &NodeName, identity: &Identity) -> Agents {
+        // Of a cluster that cannot be asked other gates tell.
+        let Ok(place) = self.ctx.place_of(identity, &self.key.namespace) else {
+            return Agents::Available;
+        };
+        match image::obstacle(&self.ctx.proofs, &place, &self.key.namespace, name) {
+            None => Agents::Available,
+            Some((reason, why)) if reason.may_pass() => Agents::NotProved(why),
+            Some((_, why)) => Agents::Unavailable(why),
         }
     }
 
