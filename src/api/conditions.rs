@@ -148,6 +148,8 @@ reasons! {
     RightsMissing,
     /// A namespace does not exist in the cluster.
     NamespaceMissing,
+    /// Another `BsnCluster`, or the hub, is the same cluster.
+    ClusterTwice,
     /// Whether the agents' image can be run there is not known yet.
     ImageNotProved,
     /// The agents' image was run there.

@@ -124,6 +124,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         hub_id: hub_id.clone(),
         agent_image,
         clusters: clusters.clone(),
+        identities: Arc::default(),
         all: members,
         proofs: proofs.clone(),
         described: caches.described(),

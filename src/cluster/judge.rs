@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use super::identity::Other;
 use super::image::{Proof, about, image_state};
 use super::kubeconfig::KubeconfigFault;
 use super::probe::{NamespaceRights, PROBE_DEADLINE, ProbeFault};
@@ -32,6 +33,8 @@ pub enum Connection {
     Down(ProbeFault),
     /// It answers, and is another cluster than it was.
     Another(Box<Another>),
+    /// It answers, and is known by another name already.
+    Twice(Other),
     /// It answers; this is its version.
     Up(String),
 }
@@ -229,6 +232,22 @@ fn reach(known: &Known<'_>) -> Option<Obstacle> {
                 another.now, another.before
             ),
         ),
+        Connection::Twice(other) => {
+            let which = match other {
+                Other::Hub => {
+                    "the hub itself: leave cluster out of a node set whose nodes are to be there"
+                        .to_owned()
+                }
+                Other::Member(other) => {
+                    format!("cluster {other} already: use that name in node sets")
+                }
+            };
+            let message = format!(
+                "{server} leads to {which}. Nothing is done there by the name {name}. Correct the kubeconfig, or take this \
+                 one out: kubectl bsn cluster leave {name} --kubeconfig FILE"
+            );
+            found(Reason::ClusterTwice, true, message)
+        }
         Connection::Down(fault) => {
             let (reason, message) = match fault {
                 ProbeFault::Unreachable(why) => (
@@ -463,6 +482,13 @@ mod tests {
                 "a cluster that was built anew",
                 Connection::Another(Box::new(Another { before: "u1".into(), now: "u2".into() })),
                 &all,
+                false,
+            ),
+            ("the hub joined to itself", Connection::Twice(Other::Hub), &unknown, false),
+            (
+                "a cluster that another BsnCluster names",
+                Connection::Twice(Other::Member("beijing".into())),
+                &unknown,
                 false,
             ),
             ("an address that hangs", down(ProbeFault::Hangs), &all, true),

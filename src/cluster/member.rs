@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::identity::Identities;
 use super::judge::{
     Another, Connection, Hosted, Known, NoKubeconfig, next_status, standing, why_not_in,
 };
@@ -71,7 +72,9 @@ pub struct Shared {
     pub agent_image: ClusterImage,
     /// Where what can be used is told.
     pub clusters: Clusters,
-    /// All that are described.
+    /// Which cluster goes by which name.
+    pub identities: Arc<Identities>,
+    /// All that are described: who is known by which uid.
     pub all: Store<GuardedCluster>,
     /// What is proved of the agents' image.
     pub proofs: Proofs,
@@ -152,6 +155,7 @@ fn adjust(shared: &Shared, running: &mut BTreeMap<String, Running>) {
         let same = wanted.get(name).is_some_and(|cluster| cluster.uid() == task.uid);
         if !same {
             shared.clusters.remove(name);
+            shared.identities.forget(name);
             shared.proofs.forget(name);
             shared.triggers.everything(&shared.described);
         }
@@ -322,17 +326,30 @@ impl Member {
         }
         let status = self.status.as_ref().or(cluster.status.as_ref());
         let before = status.and_then(|status| status.cluster_uid.clone());
-        match (before, link.uid.clone()) {
-            (Some(before), Some(now)) if before != now => {
-                // What is known of the one says nothing of the other.
-                link.namespaces.clear();
-                link.uid = None;
-                self.before.clear();
-                self.rights.clear();
-                Connection::Another(Box::new(Another { before, now }))
-            }
-            _ => Connection::Up(version),
+        let Some(now) = link.uid.clone() else { return Connection::Up(version) };
+        if let Some(before) = before.clone().filter(|before| *before != now) {
+            return self.disown(Connection::Another(Box::new(Another { before, now })));
         }
+        let Shared { hub, identities, all, .. } = &self.shared;
+        let all: Vec<_> =
+            all.state().iter().filter_map(|guarded| guarded.0.as_ref().ok().cloned()).collect();
+        match identities.other(hub, cluster, before.as_deref(), &now, &all).await {
+            Ok(None) => Connection::Up(version),
+            Ok(Some(other)) => self.disown(Connection::Twice(other)),
+            // The hub does not say which one it is: soon it will. Once it has, this does not come.
+            Err(_) => Connection::Connecting,
+        }
+    }
+
+    /// Forgets what is known of a cluster that turned out to be another one: it says nothing of the one that is meant.
+    fn disown(&mut self, connection: Connection) -> Connection {
+        if let Some(link) = &mut self.link {
+            link.namespaces.clear();
+            link.uid = None;
+        }
+        self.before.clear();
+        self.rights.clear();
+        connection
     }
 
     /// Without a kubeconfig there is no connection: who took it away wants that.

@@ -219,6 +219,7 @@ impl World {
             hub_id: "hub".into(),
             agent_image: own_image(),
             clusters: clusters.clone(),
+            identities: Arc::default(),
             all: store,
             proofs: proofs.clone(),
             described: watches.caches.described(),
@@ -394,6 +395,34 @@ async fn a_missing_kubeconfig_ends_the_connection_and_a_new_one_begins_it() {
     world.hub.put("hangzhou", "hangzhou", "old");
     seconds(15).await;
     assert!(world.usable("hangzhou"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_cluster_is_used_under_one_name_only() {
+    let mut world = World::start();
+    world.join("hangzhou");
+    seconds(1).await;
+    world.join("copy").lock().unwrap().uid = "u-hangzhou".into();
+    seconds(30).await;
+    assert_eq!(world.hub.reachable("copy").as_deref(), Some("ClusterTwice"));
+    assert!(!world.usable("copy"));
+    assert!(world.usable("hangzhou"));
+    // What was never used is not recorded as what it was.
+    let statuses = world.hub.statuses.lock().unwrap()["copy"].clone();
+    assert!(statuses.iter().all(|status| status.cluster_uid.is_none()));
+    world.tell(&Event::Delete(DeserializeGuard(Ok(described("hangzhou", 1)))));
+    seconds(30).await;
+    assert!(world.usable("copy"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hub_is_no_member_of_its_own() {
+    let mut world = World::start();
+    *world.hub.uid.lock().unwrap() = Some("u-hangzhou".into());
+    world.join("hangzhou");
+    seconds(15).await;
+    assert_eq!(world.hub.reachable("hangzhou").as_deref(), Some("ClusterTwice"));
+    assert!(!world.usable("hangzhou"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,11 +2,12 @@
 //!
 //! [`registry`] knows all clusters by name; the hub, in which the operator runs, has the name "". Of the others,
 //! each has a task of its own ([`member`]) that reads its kubeconfig, connects, probes ([`probe`]) and watches; what it
-//! finds becomes conditions in [`judge`]. [`rights`] is the one table of what the operator may do there. [`proofs`]
+//! finds becomes conditions in [`judge`]; [`identity`] keeps one from being used under two names. [`rights`] is the one table of what the operator may do there. [`proofs`]
 //! sees to it that the agents' image can be run where nodes are to be ([`image`] judges). [`resolver`] knows the addresses of
 //! names by which nodes are reached.
 
 pub mod client;
+pub mod identity;
 pub mod image;
 pub mod judge;
 pub mod kubeconfig;
