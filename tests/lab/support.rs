@@ -251,7 +251,7 @@ impl World {
         eventually("live numbers", Duration::from_mins(1), async || Ok(self.view()?.head)).await
     }
 
-    /// The pods in all clusters.
+    /// The pods of nodes, in all clusters.
     pub async fn pods(&self) -> Vec<Pod> {
         self.try_pods().await.unwrap()
     }
@@ -260,7 +260,9 @@ impl World {
     pub async fn try_pods(&self) -> Result<Vec<Pod>, kube::Error> {
         let mut pods = Vec::new();
         for client in self.clients() {
-            pods.extend(self.api_in::<Pod>(client).list(&ListParams::default()).await?);
+            // Not those that only prove an image, which come and go.
+            let nodes = ListParams::default().labels(bsn_operator::labels::NODE);
+            pods.extend(self.api_in::<Pod>(client).list(&nodes).await?);
         }
         Ok(pods)
     }
