@@ -78,7 +78,8 @@ impl World {
     pub fn planned(&self, yaml: &str) -> Vec<String> {
         let output = self.plugin(&["plan", "-f", "-", "-o", "json"], yaml);
         let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(STEPS), "kubectl bsn plan: {error}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(STEPS), "kubectl bsn plan: {error}\n{said}");
         let plan: Plan = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(plan.end, "converged");
         plan.steps.into_iter().map(|step| step.what).collect()
