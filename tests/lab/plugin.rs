@@ -76,13 +76,19 @@ impl World {
 
     /// The steps from the network as it is now to this description, in words. All is as described after them.
     pub fn planned(&self, yaml: &str) -> Vec<String> {
+        self.try_planned(yaml).unwrap_or_else(|why| panic!("kubectl bsn plan: {why}"))
+    }
+
+    /// The same, or what is said instead: a step may be refused for a moment while a node does not answer.
+    pub fn try_planned(&self, yaml: &str) -> Result<Vec<String>, String> {
         let output = self.plugin(&["plan", "-f", "-", "-o", "json"], yaml);
-        let error = String::from_utf8_lossy(&output.stderr);
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(output.status.code(), Some(STEPS), "kubectl bsn plan: {error}\n{said}");
-        let plan: Plan = serde_json::from_slice(&output.stdout).unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.code() != Some(STEPS) {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned() + &said);
+        }
+        let plan: Plan = serde_json::from_str(&said).unwrap();
         assert_eq!(plan.end, "converged");
-        plan.steps.into_iter().map(|step| step.what).collect()
+        Ok(plan.steps.into_iter().map(|step| step.what).collect())
     }
 
     /// The steps that were taken since the chain was formed. Not those that were given up before anything was done:

@@ -90,7 +90,8 @@ fn is_machine_of(address: &str, place: usize) -> bool {
 /// Describes something else; the steps that were taken are those that the plan showed, in its order.
 async fn change(world: &World, traffic: &Traffic, replicas: [usize; 3], pause: &str) {
     let new = world.yaml(&spec(replicas, pause));
-    let (planned, before) = (world.planned(&new), world.history().len());
+    let planned = eventually("a plan", MINUTE, async || world.try_planned(&new)).await;
+    let before = world.history().len();
     let (edited, sent) = (Instant::now(), traffic.count());
     world.apply(&new);
     world.await_converged(ROLLED_WITHIN).await;
