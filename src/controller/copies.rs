@@ -171,10 +171,7 @@ pub async fn find_ahead(
     }
     let primary = ctx.anchors.live(&ctx.client, key, name).await?;
     let copies = copies.iter().map(|(cluster, map)| (*cluster, map)).collect();
-    let judged = match judge(primary.as_ref(), copies, expected) {
-        Ok(judged) => judged,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+    let judged = or_refuse!(judge(primary.as_ref(), copies, expected));
     Ok(Ok(judged.into_ahead()))
 }
 
@@ -278,11 +275,7 @@ pub async fn take_over(
     next.used_consents.insert(ahead.consent.clone(), 0);
     let parts = NetworkParts::new(&key.namespace, name, &next, None);
     let wish = build_anchor_map(&parts, &next);
-    let stored = refused(ctx.anchors.replace(&ctx.client, key, wish).await)?;
-    let map = match stored {
-        Ok(map) => map,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+    let map = or_refuse!(refused(ctx.anchors.replace(&ctx.client, key, wish).await)?);
     let expected = Expected { hub_id: ctx.hub_id.clone(), chain_id: next.chain_id.clone() };
     Ok(parse_map(&map, &expected).map_err(Refusal::from))
 }

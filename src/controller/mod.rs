@@ -1,6 +1,16 @@
 //! The controllers. Both have the same steps in files of the same names: `observe`, `validate` (the
 //! network's, shared), `plan` (in `bsn-core`), `apply`, `report`.
 
+/// Goes on with the value, or ends the pass with the refusal.
+macro_rules! or_refuse {
+    ($step:expr) => {
+        match $step {
+            Ok(value) => value,
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+    };
+}
+
 pub mod context;
 pub(crate) mod copies;
 #[cfg(test)]

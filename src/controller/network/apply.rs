@@ -121,16 +121,6 @@ pub(super) struct Pass<'a> {
     owner: Option<&'a OwnerReference>,
 }
 
-/// Goes on with the value, or ends the pass with the refusal.
-macro_rules! or_refuse {
-    ($step:expr) => {
-        match $step {
-            Ok(value) => value,
-            Err(refusal) => return Ok(Err(refusal)),
-        }
-    };
-}
-
 impl Pass<'_> {
     /// What an anchor of this network must agree with.
     pub(super) fn expected(&self) -> &Expected {

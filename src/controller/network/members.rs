@@ -117,15 +117,6 @@ pub(super) fn tend(
     }
 }
 
-macro_rules! or_refuse {
-    ($step:expr) => {
-        match $step {
-            Ok(value) => value,
-            Err(refusal) => return Ok(Err(refusal)),
-        }
-    };
-}
-
 impl Errand {
     async fn run(&self) -> Step<()> {
         let Self { ctx, place, key, name, anchor, ca_pem, reached } = self;

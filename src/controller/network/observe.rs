@@ -44,11 +44,8 @@ pub async fn observe_network(
     let name = validated.desired.name.anchor();
     let map = ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, key, &name).await?;
     let members = find_members(ctx, key, validated, map.as_ref(), &forgotten(&network.metadata));
-    let ahead = match copies::find_ahead(ctx, key, &members, map.as_ref(), &name, &expected).await?
-    {
-        Ok(ahead) => ahead,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
+    let ahead =
+        or_refuse!(copies::find_ahead(ctx, key, &members, map.as_ref(), &name, &expected).await?);
     let anchor = match &map {
         Some(map) => match parse_map(map, &expected) {
             Ok(anchor) => Some(anchor),

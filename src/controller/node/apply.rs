@@ -62,15 +62,6 @@ pub struct Pass<'a> {
     pub expected: &'a Expected,
 }
 
-macro_rules! or_refuse {
-    ($step:expr) => {
-        match $step {
-            Ok(value) => value,
-            Err(refusal) => return Ok(Err(refusal)),
-        }
-    };
-}
-
 impl Pass<'_> {
     /// Takes all steps that can be taken now.
     pub async fn run(&self, anchor: &Anchor, identity: &Identity) -> Result<Applied, Error> {

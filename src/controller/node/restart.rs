@@ -57,15 +57,6 @@ pub enum How {
     },
 }
 
-macro_rules! or_refuse {
-    ($step:expr) => {
-        match $step {
-            Ok(value) => value,
-            Err(refusal) => return Ok(Err(refusal)),
-        }
-    };
-}
-
 /// Restarts a node. Whatever was done of it before is not done again. `old_pod` is ended in any case; another
 /// only if it does not run the template in force.
 pub async fn restart_node(

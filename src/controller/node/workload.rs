@@ -27,15 +27,6 @@ use crate::cluster::watches::cached;
 use crate::controller::{Error, Refusal, Step, refused};
 use crate::labels;
 
-macro_rules! or_refuse {
-    ($step:expr) => {
-        match $step {
-            Ok(value) => value,
-            Err(refusal) => return Ok(Err(refusal)),
-        }
-    };
-}
-
 /// What a template that is put in force stands for, for the anchor.
 pub(super) enum Puts {
     /// What is described.
