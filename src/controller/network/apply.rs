@@ -15,7 +15,6 @@ use bsn_core::quorum::margin;
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{Api, DeleteParams, Preconditions};
 use kube::{Resource, ResourceExt};
 
 use super::addresses::Unreached;
@@ -26,9 +25,9 @@ use super::observe::ObservedNetwork;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::anchor::Expected;
+use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
-use crate::api::{BsnNetwork, BsnNode};
-use crate::apply::{ApiError, Outcome, bounded, ensure, ensure_exists, read, restore_marks};
+use crate::apply::{Outcome, delete, ensure, ensure_exists, read, restore_marks};
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_genesis_map, build_peers_map, peers_of,
@@ -254,25 +253,10 @@ impl Pass<'_> {
                 .identity(&NodeName::from_object(&node.name_any()))
                 .is_some_and(|identity| identity.retired);
             if retired && node.metadata.deletion_timestamp.is_none() {
-                self.delete_node(&node).await?;
+                delete(&self.ctx.client, &node).await?;
             }
         }
         Ok(Ok(()))
-    }
-
-    async fn delete_node(&self, node: &BsnNode) -> Result<(), ApiError> {
-        let name = node.name_any();
-        let api = Api::<BsnNode>::namespaced(self.ctx.client.clone(), &self.key.namespace);
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: node.uid(), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        match bounded(|| format!("delete BsnNode {name}"), api.delete(&name, &params)).await {
-            Ok(_) => Ok(()),
-            // Gone already, or replaced by another: not the one that was meant.
-            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Makes the nodes of other clusters known on the hub, from where the operator asks all of them. Before the chain

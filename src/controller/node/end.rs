@@ -7,12 +7,12 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ObjectMeta, Preconditions};
+use kube::api::ObjectMeta;
 
 use bsn_core::names::{NetworkName, NodeName};
 
 use crate::api::{BsnNetwork, BsnNode};
-use crate::apply::{Object, bounded, read};
+use crate::apply::{Object, delete, read};
 use crate::cluster::registry::Place;
 use crate::cluster::watches::{cached, nodes_of};
 use crate::controller::context::Context;
@@ -47,10 +47,10 @@ pub async fn end_in_member(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> S
     let name = NodeName::from_object(&node.name_any());
     let marks = [labels::NETWORK_ID, labels::IDENTITY_ID];
     // The pod first: while it runs, it is to be reached.
-    delete::<StatefulSet>(&place, node, name.as_str(), &marks).await?;
-    delete::<Service>(&place, node, name.as_str(), &marks).await?;
-    delete::<ConfigMap>(&place, node, &name.certificate(), &marks).await?;
-    delete::<Secret>(&place, node, &name.first_start(), &marks).await?;
+    take_away::<StatefulSet>(&place, node, name.as_str(), &marks).await?;
+    take_away::<Service>(&place, node, name.as_str(), &marks).await?;
+    take_away::<ConfigMap>(&place, node, &name.certificate(), &marks).await?;
+    take_away::<Secret>(&place, node, &name.first_start(), &marks).await?;
     // Those that end at the same time see each other end; who was told last takes the rest.
     let stays = |other: &BsnNode| {
         other.spec.cluster.as_ref() == Some(cluster) && other.metadata.deletion_timestamp.is_none()
@@ -60,8 +60,9 @@ pub async fn end_in_member(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> S
     {
         // The network's last nodes there.
         let marks = [labels::NETWORK_ID];
-        delete::<ConfigMap>(&place, node, &network.peers(), &marks).await?;
-        delete::<PodDisruptionBudget>(&place, node, &network.disruption_budget(), &marks).await?;
+        take_away::<ConfigMap>(&place, node, &network.peers(), &marks).await?;
+        take_away::<PodDisruptionBudget>(&place, node, &network.disruption_budget(), &marks)
+            .await?;
         if let Some(id) = node.labels().get(labels::NETWORK_ID) {
             delete_mirrors(&place, &key.namespace, id, |_, _| false).await?;
         }
@@ -70,7 +71,7 @@ pub async fn end_in_member(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> S
 }
 
 /// Deletes an object, if it has these marks of the node's description.
-async fn delete<K: Object>(
+async fn take_away<K: Object>(
     place: &Place,
     node: &BsnNode,
     name: &str,
@@ -85,19 +86,7 @@ async fn delete<K: Object>(
     if !ours || object.meta().deletion_timestamp.is_some() {
         return Ok(());
     }
-    let api = Api::<K>::namespaced(place.client.clone(), &namespace);
-    let uid = object.uid();
-    let params = DeleteParams {
-        preconditions: Some(Preconditions { uid, resource_version: None }),
-        ..DeleteParams::background()
-    };
-    let what =
-        || format!("delete {} {namespace}/{name} in cluster {}", K::kind(&()), place.cluster);
-    match bounded(what, api.delete(name, &params)).await {
-        // Gone already, or replaced by another: not the one that was meant.
-        Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error.into()),
-        _ => Ok(()),
-    }
+    Ok(delete(&place.client, &object).await?)
 }
 
 /// Clusters that an object's annotation names as lost for good.

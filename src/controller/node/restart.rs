@@ -8,13 +8,12 @@ use bsn_core::steps::switched_before;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use kube::ResourceExt;
-use kube::api::Api;
 
 use super::apply::Pass;
 use super::workload::Puts;
 use crate::anchor::Expected;
 use crate::api::conditions::Reason;
-use crate::apply::{ensure, read};
+use crate::apply::{delete, ensure, read};
 use crate::build::stateful_set::{build_stateful_set, put_app_of, put_halt, template_hash_of};
 use crate::build::{NetworkParts, NodeParts};
 use crate::cluster::watches::cached;
@@ -102,8 +101,7 @@ pub async fn restart_node(
     let is_old = old_pod.is_some() && running.uid().as_deref() == old_pod;
     if is_old || template_hash_of(running.metadata.annotations.as_ref()) != in_force {
         tracing::info!(node = %name, pod = running.uid(), "ending its pod");
-        let api = Api::<Pod>::namespaced(place.client.clone(), &key.namespace);
-        pass.delete(&api, running.uid(), &running.name_any()).await?;
+        delete(&place.client, &running).await?;
     }
     Ok(Ok(()))
 }

@@ -5,11 +5,10 @@ use bsn_core::first_start::{FirstStart, Issued, TokenStep};
 use bsn_core::guard::{PodIdentity, Token};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::Api;
 
 use super::apply::Pass;
 use crate::api::conditions::Reason;
-use crate::apply::{ensure_exists, is_ours, read};
+use crate::apply::{delete, ensure_exists, is_ours, read};
 use crate::build::NodeParts;
 use crate::build::secret::build_token_secret;
 use crate::controller::context::RandomIds;
@@ -115,8 +114,7 @@ impl Pass<'_> {
             let message = format!("Secret {name} exists and is not this network's; delete it");
             return Ok(Err(Refusal::new(Reason::NameTaken, message)));
         }
-        let api = Api::<Secret>::namespaced(client.clone(), &self.key.namespace);
-        self.delete(&api, secret.uid(), &name).await?;
+        delete(client, &secret).await?;
         Ok(Ok(()))
     }
 }

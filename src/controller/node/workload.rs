@@ -10,13 +10,12 @@ use bsn_core::anchor::{Anchor, Identity};
 use bsn_core::guard::PodIdentity;
 use bsn_core::hash::short_hash;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec};
-use kube::api::{Api, DeleteParams, Preconditions};
-use kube::{Resource, ResourceExt};
+use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec};
+use kube::ResourceExt;
 
 use super::apply::Pass;
 use crate::api::conditions::Reason;
-use crate::apply::{bounded, ensure, ensure_exists, read};
+use crate::apply::{delete, ensure, ensure_exists, read};
 use crate::build::NodeParts;
 use crate::build::config_map::{TEMPLATE_KEY, build_config_map, build_template_map};
 use crate::build::stateful_set::{
@@ -227,8 +226,7 @@ impl Pass<'_> {
             return Ok(());
         }
         tracing::info!(node = %self.name, "ending the pod of another disk");
-        let api = Api::<Pod>::namespaced(self.place.client.clone(), namespace);
-        self.delete(&api, running.uid(), &running.name_any()).await
+        Ok(delete(&self.place.client, &*running).await?)
     }
 
     /// Removes templates and configurations that neither the template in force nor the pod that runs
@@ -254,32 +252,9 @@ impl Pass<'_> {
                     || name.starts_with(&self.name.config("")))
                 && !keep.contains(&Some(name))
         });
-        let api = Api::<ConfigMap>::namespaced(self.place.client.clone(), namespace);
         for map in old {
-            self.delete(&api, map.uid(), &map.name_any()).await?;
+            delete(&self.place.client, &*map).await?;
         }
         Ok(())
-    }
-
-    /// Deletes exactly the object with this uid.
-    pub(super) async fn delete<K>(
-        &self,
-        api: &Api<K>,
-        uid: Option<String>,
-        name: &str,
-    ) -> Result<(), Error>
-    where
-        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
-    {
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid, resource_version: None }),
-            ..DeleteParams::default()
-        };
-        let what = || format!("delete {} {}/{name}", K::kind(&()), self.key.namespace);
-        match bounded(what, api.delete(name, &params)).await {
-            // Gone already, or replaced by another: not the one that was meant.
-            Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error.into()),
-            _ => Ok(()),
-        }
     }
 }

@@ -24,6 +24,7 @@ use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_
 use bsn_core::steps::{Effect, RecordedStep};
 use bsn_core::watch::{Known, Sight};
 use k8s_openapi::api::core::v1::ConfigMap;
+use tokio::sync::OwnedMutexGuard;
 
 use self::memory::Memory;
 use self::observe::World;
@@ -68,6 +69,19 @@ fn read_record(map: Option<&ConfigMap>) -> Result<Option<Record<RecordedStep>>, 
 }
 
 impl Pass<'_> {
+    /// What this leader remembers of the network's steps. Of another network of this name nothing is.
+    async fn memory(&self, anchor: &Anchor) -> OwnedMutexGuard<Memory> {
+        let fresh = || {
+            let transitions = self.ctx.term.transitions();
+            Memory::new(&self.ctx.hub_id, &anchor.network_id, transitions)
+        };
+        let mut memory = self.ctx.memories.of(self.key, fresh).lock_owned().await;
+        if memory.network_id != anchor.network_id {
+            *memory = fresh();
+        }
+        memory
+    }
+
     /// Takes the next step, if there is one; of a paused network it only tells which that would be.
     pub(super) async fn take_step(&self, mut anchor: Anchor) -> Step<(Anchor, Steps)> {
         if !anchor.formed {
@@ -80,15 +94,7 @@ impl Pass<'_> {
         let Some(targets) = self.ctx.targets.get(self.key) else {
             return Ok(Ok((anchor, Steps::default())));
         };
-        let fresh = || {
-            let transitions = self.ctx.term.transitions();
-            Memory::new(&self.ctx.hub_id, &anchor.network_id, transitions)
-        };
-        let memory = self.ctx.memories.of(self.key, fresh);
-        let mut memory = memory.lock().await;
-        if memory.network_id != anchor.network_id {
-            *memory = fresh();
-        }
+        let mut memory = self.memory(&anchor).await;
         if !self.validated.paused
             && let Err(refusal) = self.read_copies(&anchor, &mut memory).await?
         {

@@ -73,15 +73,7 @@ impl Pass<'_> {
         anchor: &Anchor,
         consent: &str,
     ) -> Step<()> {
-        let fresh = || {
-            let transitions = self.ctx.term.transitions();
-            Memory::new(&self.ctx.hub_id, &anchor.network_id, transitions)
-        };
-        let memory = self.ctx.memories.of(self.key, fresh);
-        let mut memory = memory.lock().await;
-        if memory.network_id != anchor.network_id {
-            *memory = fresh();
-        }
+        let mut memory = self.memory(anchor).await;
         let task = Task::TakeOver { consent: consent.to_owned() };
         self.drive(anchor, task, &mut memory, |_: &_| {}).await
     }
