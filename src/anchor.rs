@@ -66,12 +66,36 @@ pub struct Expected {
 
 /// Reads an anchor out of its `ConfigMap`.
 pub fn parse_map(map: &ConfigMap, expected: &Expected) -> Result<Anchor, AnchorError> {
-    let text = map
-        .data
-        .as_ref()
-        .and_then(|data| data.get(ANCHOR_KEY))
-        .ok_or_else(|| AnchorError::Unreadable(format!("it has no entry {ANCHOR_KEY}")))?;
-    Anchor::parse(text, &expected.hub_id, &expected.chain_id)
+    Anchor::parse(text_of(map)?, &expected.hub_id, &expected.chain_id)
+}
+
+/// Reads a copy of an anchor; whose it is, is not judged.
+pub fn copy_of(map: &ConfigMap) -> Result<Anchor, AnchorError> {
+    Anchor::parse_copy(text_of(map)?)
+}
+
+/// A copy of an anchor, as a cache shows it; `None` = there is none that can be read.
+pub fn seen_copy(maps: &Store<ConfigMap>, namespace: &str, name: &str) -> Option<Anchor> {
+    copy_of(&*cached(maps, namespace, name)?).ok()
+}
+
+fn text_of(map: &ConfigMap) -> Result<&str, AnchorError> {
+    let text = map.data.as_ref().and_then(|data| data.get(ANCHOR_KEY));
+    text.map(String::as_str)
+        .ok_or_else(|| AnchorError::Unreadable(format!("it has no entry {ANCHOR_KEY}")))
+}
+
+/// Puts what `wish` holds in the place of what `map` does; the record of steps in it stays, which the steps alone write.
+/// It still carries the resourceVersion that was read: the swap's comparison.
+fn put(map: &mut ConfigMap, wish: ConfigMap) {
+    map.metadata.labels = wish.metadata.labels;
+    map.metadata.finalizers = wish.metadata.finalizers;
+    map.metadata.managed_fields = None;
+    map.data.get_or_insert_default().extend(wish.data.unwrap_or_default());
+}
+
+fn as_ours() -> PostParams {
+    PostParams { field_manager: Some(labels::FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 
 /// Reads and writes anchors. Writers of one process take turns, so that they do not fail each other's swaps;
@@ -124,16 +148,6 @@ impl AnchorStore {
         Ok(map)
     }
 
-    /// Reads the anchor live.
-    pub async fn live(
-        &self,
-        client: &kube::Client,
-        key: &NetworkKey,
-        name: &str,
-    ) -> Result<Option<ConfigMap>, ApiError> {
-        read(client, &key.namespace, name).await
-    }
-
     /// Changes the anchor `name`: reads it live, lets `change` edit it, and writes it if it differs.
     /// `change` may run several times, each time on what is stored then.
     pub async fn update(
@@ -161,10 +175,7 @@ impl AnchorStore {
             map.data.get_or_insert_default().insert(ANCHOR_KEY.to_owned(), after.to_json());
             // The map still carries the resourceVersion that was read: the swap's comparison.
             map.metadata.managed_fields = None;
-            let params = PostParams {
-                field_manager: Some(labels::FIELD_MANAGER.to_owned()),
-                ..PostParams::default()
-            };
+            let params = as_ours();
             match bounded(
                 || format!("update ConfigMap {full_name}"),
                 api.replace(name, &params, &map),
@@ -196,18 +207,12 @@ impl AnchorStore {
         let _mine = self.turns.take(key.clone()).await;
         let name = wish.name_any();
         let api = Api::<ConfigMap>::namespaced(client.clone(), &key.namespace);
-        let params = PostParams {
-            field_manager: Some(labels::FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
+        let params = as_ours();
         let what = || format!("write ConfigMap {}/{name}", key.namespace);
         let stored = match read::<ConfigMap>(client, &key.namespace, &name).await? {
             None => bounded(what, api.create(&params, &wish)).await?,
             Some(mut map) => {
-                map.metadata.labels.clone_from(&wish.metadata.labels);
-                map.metadata.finalizers.clone_from(&wish.metadata.finalizers);
-                map.metadata.managed_fields = None;
-                map.data.get_or_insert_default().extend(wish.data.unwrap_or_default());
+                put(&mut map, wish);
                 bounded(what, api.replace(&name, &params, &map)).await?
             }
         };
@@ -227,8 +232,7 @@ impl AnchorStore {
         let _mine = self.copies.take(of.clone()).await;
         let name = wish.name_any();
         let known = || self.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = cached(&place.objects.config_maps, &key.namespace, &name);
-        let seen = seen.as_deref().and_then(|map| copy_of(map).ok());
+        let seen = seen_copy(&place.objects.config_maps, &key.namespace, &name);
         // What this process wrote is newer than what a cache behind it shows.
         let written = known().get(&of).cloned();
         let behind = seen.as_ref().is_some_and(|seen| seen.revision <= anchor.revision);
@@ -240,10 +244,7 @@ impl AnchorStore {
         let full_name = format!("{}/{name}", key.namespace);
         for _ in 0..MAX_CONFLICTS {
             let found: Option<ConfigMap> = read(&place.client, &key.namespace, &name).await?;
-            let params = PostParams {
-                field_manager: Some(labels::FIELD_MANAGER.to_owned()),
-                ..PostParams::default()
-            };
+            let params = as_ours();
             let what = || format!("write ConfigMap {full_name} in cluster {}", place.cluster);
             let done = match found {
                 None => bounded(what, api.create(&params, &wish)).await,
@@ -271,13 +272,7 @@ impl AnchorStore {
                             return Err(taken(format!("network id {}", copy.network_id)));
                         }
                     }
-                    map.metadata.labels.clone_from(&wish.metadata.labels);
-                    map.metadata.finalizers.clone_from(&wish.metadata.finalizers);
-                    map.metadata.managed_fields = None;
-                    // Its record of steps is written by the steps alone.
-                    map.data
-                        .get_or_insert_default()
-                        .insert(ANCHOR_KEY.to_owned(), anchor.to_json());
+                    put(&mut map, wish.clone());
                     bounded(what, api.replace(&name, &params, &map)).await
                 }
             };
@@ -292,12 +287,4 @@ impl AnchorStore {
         }
         Err(StoreError::Contended(full_name))
     }
-}
-
-/// Reads a copy of an anchor; whose it is, is not judged.
-pub fn copy_of(map: &ConfigMap) -> Result<Anchor, AnchorError> {
-    let text = map.data.as_ref().and_then(|data| data.get(ANCHOR_KEY));
-    Anchor::parse_copy(
-        text.ok_or_else(|| AnchorError::Unreadable(format!("it has no entry {ANCHOR_KEY}")))?,
-    )
 }

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::context::Context;
 use super::{Error, Refusal, Step, refused};
-use crate::anchor::{Expected, StoreError, copy_of, parse_map};
+use crate::anchor::{Expected, StoreError, copy_of, parse_map, seen_copy};
 use crate::api::conditions::Reason;
 use crate::apply::read;
 use crate::build::NetworkParts;
@@ -43,7 +43,7 @@ pub async fn mirror(
     let wish = build_anchor_map(&NetworkParts::new(&key.namespace, name, anchor, None), anchor);
     match ctx.anchors.mirror(place, key, anchor, wish).await {
         Err(StoreError::CopyAhead { cluster }) => {
-            let live = ctx.anchors.live(&ctx.client, key, &name.anchor()).await?;
+            let live = read::<ConfigMap>(&ctx.client, &key.namespace, &name.anchor()).await?;
             let newer = live.as_ref().and_then(|map| copy_of(map).ok());
             if newer.is_some_and(|newer| newer.revision > anchor.revision) {
                 // Only this pass is behind.
@@ -67,8 +67,7 @@ pub fn holds_node(
     anchor: &Anchor,
     node: &NodeName,
 ) -> bool {
-    let map = cached(&place.objects.config_maps, &key.namespace, anchor_name);
-    let copy = map.and_then(|map| copy_of(&map).ok());
+    let copy = seen_copy(&place.objects.config_maps, &key.namespace, anchor_name);
     copy.is_some_and(|copy| {
         copy.hub_id == anchor.hub_id
             && copy.network_id == anchor.network_id
@@ -83,9 +82,10 @@ pub fn holds_node(
 /// network says so. In neither case anything is done on the old one's word.
 pub fn is_outdated(ctx: &Context, key: &NetworkKey, anchor_name: &str, anchor: &Anchor) -> bool {
     ctx.clusters.all().iter().filter(|cluster| cluster.name != HUB).any(|cluster| {
-        let maps = cluster.objects(&key.namespace).map(|objects| &objects.config_maps);
-        let copy = maps.and_then(|maps| cached(maps, &key.namespace, anchor_name));
-        copy.and_then(|map| copy_of(&map).ok()).is_some_and(|copy| {
+        let copy = cluster
+            .objects(&key.namespace)
+            .and_then(|objects| seen_copy(&objects.config_maps, &key.namespace, anchor_name));
+        copy.is_some_and(|copy| {
             copy.network_id == anchor.network_id && copy.revision > anchor.revision
         })
     })
@@ -169,7 +169,7 @@ pub async fn find_ahead(
             copies.insert(&place.cluster, map);
         }
     }
-    let primary = ctx.anchors.live(&ctx.client, key, name).await?;
+    let primary = read::<ConfigMap>(&ctx.client, &key.namespace, name).await?;
     let copies = copies.iter().map(|(cluster, map)| (*cluster, map)).collect();
     let judged = or_refuse!(judge(primary.as_ref(), copies, expected));
     Ok(Ok(judged.into_ahead()))

@@ -89,6 +89,9 @@ pub(super) fn tend(
 ) {
     for place in pass.observed.members.values().filter_map(|place| place.as_ref().ok()) {
         let of = (pass.key.clone(), place.cluster.clone());
+        if !pass.ctx.errands.begin(&of) {
+            continue;
+        }
         let errand = Errand {
             ctx: pass.ctx.clone(),
             place: place.clone(),
@@ -98,22 +101,20 @@ pub(super) fn tend(
             ca_pem: ca_pem.to_owned(),
             reached: reached.clone(),
         };
-        if pass.ctx.errands.begin(&of) {
-            tokio::spawn(async move {
-                let trouble = match errand.run().await {
-                    Ok(Ok(())) => None,
-                    Ok(Err(refusal)) => Some(refusal),
-                    Err(error) => Some(Refusal::new(Reason::ClusterFailing, error.to_string())),
-                };
-                if let Some(refusal) = &trouble {
-                    let (cluster, why) = (&errand.place.cluster, &refusal.message);
-                    tracing::warn!(network = %errand.key, %cluster, why, "not done there");
-                }
-                if errand.ctx.errands.end(&of, trouble) {
-                    errand.ctx.triggers.network(&errand.key.namespace, &errand.key.name);
-                }
-            });
-        }
+        tokio::spawn(async move {
+            let trouble = match errand.run().await {
+                Ok(Ok(())) => None,
+                Ok(Err(refusal)) => Some(refusal),
+                Err(error) => Some(Refusal::new(Reason::ClusterFailing, error.to_string())),
+            };
+            if let Some(refusal) = &trouble {
+                let (cluster, why) = (&errand.place.cluster, &refusal.message);
+                tracing::warn!(network = %errand.key, %cluster, why, "not done there");
+            }
+            if errand.ctx.errands.end(&of, trouble) {
+                errand.ctx.triggers.network(&errand.key.namespace, &errand.key.name);
+            }
+        });
     }
 }
 

@@ -29,15 +29,7 @@ const REFUSED_LOOK: Duration = Duration::from_secs(15);
 
 /// Reports a node that can't be looked at any further.
 pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) -> Result<(), Error> {
-    let old = node.status.clone().unwrap_or_default();
-    let states = refusal.states();
-    let status = BsnNodeStatus {
-        observed_generation: node.metadata.generation,
-        conditions: merge(&old.conditions, &states, node.metadata.generation, ctx.now()),
-        ..old.clone()
-    };
-    write(ctx, node, &old, &status).await?;
-    Ok(())
+    report_states(ctx, node, &refusal.states()).await
 }
 
 /// Reports a node whose cluster cannot be used now. That says nothing about the node: it may be seen to work all the
@@ -68,14 +60,18 @@ pub async fn report_absent(
         State::new(STALLED, false, *reason, ""),
         State::new(RECONCILING, true, *reason, message),
     ];
+    report_states(ctx, node, &states).await
+}
+
+/// Reports these conditions of a node; all else that was said stays.
+async fn report_states(ctx: &Context, node: &BsnNode, states: &[State]) -> Result<(), Error> {
     let old = node.status.clone().unwrap_or_default();
     let status = BsnNodeStatus {
         observed_generation: node.metadata.generation,
-        conditions: merge(&old.conditions, &states, node.metadata.generation, ctx.now()),
+        conditions: merge(&old.conditions, states, node.metadata.generation, ctx.now()),
         ..old.clone()
     };
-    write(ctx, node, &old, &status).await?;
-    Ok(())
+    Ok(write(ctx, node, &old, &status).await?)
 }
 
 /// Reports where a pass ended; returns when to look again without a cause.
