@@ -316,7 +316,17 @@ pub enum CopyStanding {
 impl Anchor {
     /// Reads an anchor whose hub may be another one, as a copy's.
     pub fn parse_copy(text: &str) -> Result<Self, AnchorError> {
-        parse_form(text)
+        #[derive(Deserialize)]
+        struct Form {
+            version: u32,
+        }
+        let unreadable = |err: serde_json::Error| AnchorError::Unreadable(err.to_string());
+        // The version first: a newer form may not parse as this one.
+        let form: Form = serde_json::from_str(text).map_err(unreadable)?;
+        if form.version > ANCHOR_VERSION {
+            return Err(AnchorError::Newer { found: form.version });
+        }
+        serde_json::from_str(text).map_err(unreadable)
     }
 
     /// How a copy stands to this anchor, the primary.
@@ -354,17 +364,21 @@ impl Anchor {
 
     /// Reads an anchor and checks that it is this hub's and this chain's.
     pub fn parse(text: &str, hub_id: &str, chain_id: &str) -> Result<Self, AnchorError> {
-        let anchor = parse_form(text)?;
-        if anchor.hub_id != hub_id {
+        Self::parse_copy(text)?.check(hub_id, chain_id)
+    }
+
+    /// Checks that it is this hub's and this chain's.
+    pub fn check(self, hub_id: &str, chain_id: &str) -> Result<Self, AnchorError> {
+        if self.hub_id != hub_id {
             return Err(AnchorError::AnotherHub {
-                found: anchor.hub_id,
+                found: self.hub_id,
                 expected: hub_id.to_owned(),
             });
         }
-        if anchor.chain_id != chain_id {
-            return Err(AnchorError::AnotherChain { found: anchor.chain_id });
+        if self.chain_id != chain_id {
+            return Err(AnchorError::AnotherChain { found: self.chain_id });
         }
-        Ok(anchor)
+        Ok(self)
     }
 
     /// The anchor's text.
@@ -399,20 +413,6 @@ impl Anchor {
     pub fn identity(&self, node: &NodeName) -> Option<&Identity> {
         self.identities.get(node.as_str())
     }
-}
-
-fn parse_form(text: &str) -> Result<Anchor, AnchorError> {
-    #[derive(Deserialize)]
-    struct Form {
-        version: u32,
-    }
-    let unreadable = |err: serde_json::Error| AnchorError::Unreadable(err.to_string());
-    // The version first: a newer form may not parse as this one.
-    let form: Form = serde_json::from_str(text).map_err(unreadable)?;
-    if form.version > ANCHOR_VERSION {
-        return Err(AnchorError::Newer { found: form.version });
-    }
-    serde_json::from_str(text).map_err(unreadable)
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use bsn_core::anchor::{Anchor, AnchorError};
+use bsn_core::anchor::Anchor;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
 use super::validate::ValidatedNetwork;
-use crate::anchor::{Expected, copy_of, parse_map};
+use crate::anchor::{Expected, copy_of};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
 use crate::cluster::registry::HUB;
@@ -43,16 +43,17 @@ pub async fn observe_network(
         Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = validated.desired.name.anchor();
     let map = ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, key, &name).await?;
-    let members = find_members(ctx, key, validated, map.as_ref(), &forgotten(&network.metadata));
+    let own = or_refuse!(map.as_ref().map(copy_of).transpose().map_err(Refusal::from));
+    let members = find_members(ctx, key, validated, own.as_ref(), &forgotten(&network.metadata));
     let ahead =
         or_refuse!(copies::find_ahead(ctx, key, &members, map.as_ref(), &name, &expected).await?);
-    let anchor = match &map {
-        Some(map) => match parse_map(map, &expected) {
-            Ok(anchor) => Some(anchor),
-            // What can be done about it is said together with what the copies hold.
-            Err(AnchorError::AnotherHub { .. }) if ahead.is_some() => copy_of(map).ok(),
-            Err(error) => return Ok(Err(error.into())),
-        },
+    let anchor = match own {
+        // What can be done about it is said together with what the copies hold.
+        Some(own) if ahead.is_some() && own.hub_id != expected.hub_id => Some(own),
+        Some(own) => {
+            let own = own.check(&expected.hub_id, &expected.chain_id);
+            Some(or_refuse!(own.map_err(Refusal::from)))
+        }
         None if ahead.is_some() => None,
         None => {
             if let Some(trace) = trace_of_earlier_life(ctx, key, network) {
@@ -78,12 +79,11 @@ fn find_members(
     ctx: &Context,
     key: &NetworkKey,
     validated: &ValidatedNetwork,
-    map: Option<&ConfigMap>,
+    anchor: Option<&Anchor>,
     forgotten: &BTreeSet<String>,
 ) -> Members {
     let described = validated.desired.sets.iter().map(|set| set.cluster.clone());
-    let anchor = map.and_then(|map| copy_of(map).ok());
-    let recorded = anchor.iter().flat_map(Anchor::clusters).map(str::to_owned);
+    let recorded = anchor.into_iter().flat_map(Anchor::clusters).map(str::to_owned);
     let wanted = |cluster: &String| cluster != HUB && !forgotten.contains(cluster);
     let members = described.chain(recorded).filter(wanted);
     members
