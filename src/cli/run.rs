@@ -111,7 +111,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let HubWatches { caches, triggers, network_queue, node_queue, mut tasks } =
         watches::watch_hub(&client);
     let agent_image = ClusterImage { reference: args.agent_image, pull_secret_name: None };
-    let clusters = Clusters::with_hub(client.clone(), caches.objects(), agent_image.clone());
+    let clusters = Clusters::with_hub(client.clone(), caches.objects.clone(), agent_image.clone());
     metrics.watch_clusters(&clusters);
     let (members, notice, watching_members) = member::watch_clusters(&client);
     tasks.push(watching_members);

@@ -55,7 +55,7 @@ impl World {
         let (store, mut pods) = reflector::store();
         pods.apply_watcher_event(&Event::Init);
         pods.apply_watcher_event(&Event::InitDone);
-        let objects = Objects { pods: store, ..watches.caches.objects() };
+        let objects = Objects { pods: store, ..watches.caches.objects.clone() };
         let clusters = Clusters::default();
         clusters.put(ClusterHandle::member(
             "hangzhou",

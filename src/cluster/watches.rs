@@ -39,20 +39,8 @@ pub struct Caches {
     pub networks: Store<GuardedNetwork>,
     /// Nodes.
     pub nodes: Store<GuardedNode>,
-    /// Workloads of nodes.
-    pub stateful_sets: Store<StatefulSet>,
-    /// Pods of nodes.
-    pub pods: Store<Pod>,
-    /// Services of nodes.
-    pub services: Store<Service>,
-    /// Where the Services of nodes in other clusters lead.
-    pub slices: Store<EndpointSlice>,
-    /// Disks of nodes.
-    pub disks: Store<PersistentVolumeClaim>,
-    /// `ConfigMap`s of networks and nodes.
-    pub config_maps: Store<ConfigMap>,
-    /// Disruption budgets of networks.
-    pub budgets: Store<PodDisruptionBudget>,
+    /// What makes up nodes, on the hub.
+    pub objects: Objects,
 }
 
 /// What the watches know of the objects that make up nodes, where those run. The same for every cluster; of a member
@@ -93,21 +81,6 @@ impl Objects {
     /// Whether every cache has been filled once. Deciding on a half-filled one would make things that are there.
     pub fn is_ready(&self) -> bool {
         self.wait_until_ready().now_or_never().is_some()
-    }
-}
-
-impl Caches {
-    /// The part that every cluster has.
-    pub fn objects(&self) -> Objects {
-        Objects {
-            stateful_sets: self.stateful_sets.clone(),
-            pods: self.pods.clone(),
-            services: self.services.clone(),
-            slices: self.slices.clone(),
-            disks: self.disks.clone(),
-            config_maps: self.config_maps.clone(),
-            budgets: self.budgets.clone(),
-        }
     }
 }
 
@@ -234,18 +207,7 @@ pub fn watch_hub(client: &Client) -> Watches {
     let (nodes, nodes_writer) = reflector::store();
     let described = Described { networks: networks.clone(), nodes: nodes.clone() };
     let (objects, mut tasks) = watch_objects(client, None, &described, &triggers);
-    let Objects { stateful_sets, pods, services, slices, disks, config_maps, budgets } = objects;
-    let caches = Caches {
-        networks,
-        nodes,
-        stateful_sets,
-        pods,
-        services,
-        slices,
-        disks,
-        config_maps,
-        budgets,
-    };
+    let caches = Caches { networks, nodes, objects };
 
     let all = watcher::Config::default();
     let relisted = relisted(&described, &triggers);
@@ -518,6 +480,6 @@ impl Caches {
     pub async fn wait_until_ready(&self) {
         // A writer that was dropped means the watches have ended; the process is about to.
         let _ = futures::join!(self.networks.wait_until_ready(), self.nodes.wait_until_ready(),);
-        self.objects().wait_until_ready().await;
+        self.objects.wait_until_ready().await;
     }
 }

@@ -30,7 +30,7 @@ pub async fn run(ctx: Arc<Context>) {
     let mut settled = HashSet::new();
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let annotated = ctx.caches.config_maps.state_filter(|map| {
+        let annotated = ctx.caches.objects.config_maps.state_filter(|map| {
             map.annotations().contains_key(RELEASE_ANNOTATION)
                 && map.data.as_ref().is_some_and(|data| data.contains_key(ANCHOR_KEY))
         });

@@ -197,7 +197,7 @@ impl Ways {
 /// Where a node's gateway listens: on the hub every node has a Service. Its own address rather than its name: one thing
 /// less that can fail, and the certificate is checked against the pinned key either way.
 fn address_of(caches: &Caches, key: &NetworkKey, node: &str) -> Option<SocketAddr> {
-    let service = cached(&caches.services, &key.namespace, node)?;
+    let service = cached(&caches.objects.services, &key.namespace, node)?;
     let ip = service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok()?;
     Some(SocketAddr::new(ip, GATEWAY_PORT))
 }

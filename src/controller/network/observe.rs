@@ -42,7 +42,7 @@ pub async fn observe_network(
     let expected =
         Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = validated.desired.name.anchor();
-    let map = ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, key, &name).await?;
+    let map = ctx.anchors.current(&ctx.client, &ctx.caches.objects.config_maps, key, &name).await?;
     let own = or_refuse!(map.as_ref().map(copy_of).transpose().map_err(Refusal::from));
     let members = find_members(ctx, key, validated, own.as_ref(), &forgotten(&network.metadata));
     let ahead =
@@ -100,6 +100,7 @@ fn trace_of_earlier_life(ctx: &Context, key: &NetworkKey, network: &BsnNetwork) 
         return Some(format!("its status names network id {id}"));
     }
     ctx.caches
+        .objects
         .disks
         .find(|disk| {
             disk.namespace().as_deref() == Some(&key.namespace)

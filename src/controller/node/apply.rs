@@ -206,7 +206,7 @@ impl Pass<'_> {
 
     /// Another node on this hub that has this consensus key already.
     fn other_user(&self, keys: &ReadKeys) -> Option<String> {
-        self.ctx.caches.config_maps.state().iter().find_map(|map| {
+        self.ctx.caches.objects.config_maps.state().iter().find_map(|map| {
             let anchor: Anchor = serde_json::from_str(map.data.as_ref()?.get(ANCHOR_KEY)?).ok()?;
             let namespace = map.namespace()?;
             let user = anchor.identities.iter().find(|(name, identity)| {

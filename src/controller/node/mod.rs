@@ -69,7 +69,10 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     // From here on, what is read of the anchor holds until the end of this pass: no restart comes between.
     let _turn = ctx.node_turns.take((key.namespace.clone(), name.to_string())).await;
     let anchor_name = validated.desired.name.anchor();
-    let map = ctx.anchors.current(&ctx.client, &ctx.caches.config_maps, &key, &anchor_name).await?;
+    let map = ctx
+        .anchors
+        .current(&ctx.client, &ctx.caches.objects.config_maps, &key, &anchor_name)
+        .await?;
     let anchor = map.and_then(|map| parse_map(&map, &expected).ok());
     let Some(anchor) = anchor else {
         return Ok(Action::requeue(SLOW_LOOK));
