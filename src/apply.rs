@@ -285,6 +285,28 @@ pub async fn delete<K: Object>(client: &kube::Client, object: &K) -> Result<(), 
     }
 }
 
+/// Writes the status of the object that `meta` is of. `false` = it was deleted meanwhile: there is nothing left to report
+/// on.
+pub async fn write_status<K>(
+    api: &Api<K>,
+    meta: &ObjectMeta,
+    status: &impl Serialize,
+) -> Result<bool, ApiError>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let name = meta.name.as_deref().unwrap_or_default();
+    let place = meta.namespace.as_ref().map(|namespace| format!("{namespace}/"));
+    let what = || format!("patch status of {} {}{name}", K::kind(&()), place.unwrap_or_default());
+    // The uid: a status is never written to an object that replaced the one it is about.
+    let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
+    let patch = Patch::Merge(&patch);
+    match bounded(what, api.patch_status(name, &PatchParams::default(), &patch)).await {
+        Err(error) if error.code() == Some(404) => Ok(false),
+        written => written.map(|_| true),
+    }
+}
+
 /// Takes a finalizer from an object; others stay.
 pub async fn drop_finalizer<K: Object>(
     client: &kube::Client,

@@ -254,6 +254,18 @@ pub fn merge(
     merged
 }
 
+/// A condition that changed its status, if it did so from something known.
+pub fn transition<'a>(
+    old: &[Condition],
+    new: &'a [Condition],
+    kind: &str,
+) -> Option<&'a Condition> {
+    let now = find(new, kind)?;
+    let before = find(old, kind);
+    let quiet = before.is_none() && now.status != "True";
+    (!quiet && before.map(|before| &before.status) != Some(&now.status)).then_some(now)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,13 +12,12 @@ use bsn_core::hash::sha256_hex;
 use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::config::Kubeconfig;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
-use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -36,9 +35,8 @@ use super::registry::{ClusterHandle, Clusters, InNamespace};
 use super::watches::{Described, Objects, Triggers, watch_kind, watch_objects};
 use crate::api::conditions::{READY, Reason, STALLED};
 use crate::api::{BsnCluster, BsnClusterStatus, ClusterImage};
-use crate::apply::{ApiError, bounded, read};
+use crate::apply::{ApiError, read, write_status};
 use crate::build::secret::entry;
-use crate::controller::network::report::transition;
 use crate::labels;
 use crate::telemetry::Events;
 
@@ -536,22 +534,10 @@ impl Member {
         status: &BsnClusterStatus,
     ) -> Result<(), ApiError> {
         let api = Api::<BsnCluster>::all(self.shared.hub.clone());
-        // The uid: a status is never written to an object that replaced the one it is about.
-        let patch = json!({"metadata": {"uid": cluster.uid()}, "status": status});
-        let written = bounded(
-            || format!("patch status of BsnCluster {}", self.name),
-            api.patch_status(&self.name, &PatchParams::default(), &Patch::Merge(&patch)),
-        )
-        .await;
-        match written {
-            // Deleted meanwhile: this task is about to end.
-            Err(error) if error.code() == Some(404) => return Ok(()),
-            other => other.map(|_| ())?,
-        }
-        for kind in [READY, STALLED] {
-            if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
-                self.shared.events.condition::<BsnCluster>(&cluster.metadata, change).await;
-            }
+        if write_status(&api, &cluster.metadata, status).await? {
+            let (before, now) = (&old.conditions, &status.conditions);
+            let events = &self.shared.events;
+            events.changes::<BsnCluster>(&cluster.metadata, before, now, &[READY, STALLED]).await;
         }
         Ok(())
     }

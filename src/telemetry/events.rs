@@ -5,7 +5,7 @@ use kube::api::ObjectMeta;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 
-use crate::api::conditions::{Raw, STALLED};
+use crate::api::conditions::{Raw, STALLED, transition};
 use crate::apply::REQUEST_DEADLINE;
 use crate::labels::OPERATOR;
 
@@ -25,14 +25,23 @@ impl Events {
     }
 
     /// Tells that a condition of an object changed.
-    pub async fn condition<K: Resource<DynamicType = ()>>(
-        &self,
-        object: &ObjectMeta,
-        condition: &Raw,
-    ) {
+    async fn condition<K: Resource<DynamicType = ()>>(&self, object: &ObjectMeta, condition: &Raw) {
         let good = (condition.status == "True") != (condition.type_ == STALLED);
         let note = format!("{}: {}", condition.type_, condition.message);
         self.tell::<K>(object, good, &condition.reason, &condition.type_, note).await;
+    }
+
+    /// Tells of each of these conditions that changed its status.
+    pub async fn changes<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &ObjectMeta,
+        before: &[Raw],
+        now: &[Raw],
+        kinds: &[&str],
+    ) {
+        for changed in kinds.iter().filter_map(|kind| transition(before, now, kind)) {
+            self.condition::<K>(object, changed).await;
+        }
     }
 
     /// Tells something of an object, good or bad: a `reason` in one word, the `action` it came from, and a

@@ -13,8 +13,7 @@ use bsn_core::quorum::margin;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
-use serde_json::json;
+use kube::api::Api;
 
 use super::SLOW_LOOK;
 use super::addresses::Unreached;
@@ -27,7 +26,7 @@ use crate::api::conditions::{
     RECONCILING, Reason, STALLED, State, find, merge,
 };
 use crate::api::{BsnNetwork, BsnNetworkStatus, BsnNode};
-use crate::apply::{ApiError, bounded};
+use crate::apply::{ApiError, write_status};
 use crate::cluster::watches::nodes_of;
 use crate::controller::context::Context;
 use crate::controller::{Error, Refusal};
@@ -473,34 +472,10 @@ async fn write(
         return Ok(());
     }
     let api = Api::<BsnNetwork>::namespaced(ctx.client.clone(), &key.namespace);
-    // The uid: a status is never written to an object that replaced the one it is about.
-    let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
-    let written = bounded(
-        || format!("patch status of BsnNetwork {key}"),
-        api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(&patch)),
-    )
-    .await;
-    match written {
-        // Deleted meanwhile: there is nothing left to report on.
-        Err(error) if error.code() == Some(404) => return Ok(()),
-        other => other.map(|_| ())?,
-    }
-    for kind in [READY, STALLED, CHAIN_LIVE, CLUSTERS_REACHABLE, MEMBERSHIP_CONVERGED] {
-        if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
-            ctx.events.condition::<BsnNetwork>(meta, change).await;
-        }
+    if write_status(&api, meta, status).await? {
+        let kinds = [READY, STALLED, CHAIN_LIVE, CLUSTERS_REACHABLE, MEMBERSHIP_CONVERGED];
+        let (before, now) = (&old.conditions, &status.conditions);
+        ctx.events.changes::<BsnNetwork>(meta, before, now, &kinds).await;
     }
     Ok(())
-}
-
-/// A condition that changed its status, if it did so from something known.
-pub fn transition<'a>(
-    old: &[conditions::Raw],
-    new: &'a [conditions::Raw],
-    kind: &str,
-) -> Option<&'a conditions::Raw> {
-    let now = find(new, kind)?;
-    let before = find(old, kind);
-    let quiet = before.is_none() && now.status != "True";
-    (!quiet && before.map(|before| &before.status) != Some(&now.status)).then_some(now)
 }

@@ -6,8 +6,7 @@ use bsn_core::evidence::GuardState;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
-use serde_json::json;
+use kube::api::Api;
 
 use super::SLOW_LOOK;
 use super::apply::{Applied, Pass};
@@ -15,10 +14,10 @@ use crate::api::conditions::{
     CERTIFICATES_VALID, READY, RECONCILING, Reason, STALLED, State, find, merge,
 };
 use crate::api::{BsnNode, BsnNodeStatus};
-use crate::apply::{ApiError, bounded};
+use crate::apply::{ApiError, write_status};
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
-use crate::controller::network::report::{state_of, transition};
+use crate::controller::network::report::state_of;
 use crate::controller::{Error, Refusal};
 use crate::evidence::poller::{Observation, judge};
 use crate::view::NetworkKey;
@@ -247,24 +246,10 @@ async fn write(
         return Ok(());
     }
     let namespace = node.namespace().unwrap_or_default();
-    let name = node.name_any();
     let api = Api::<BsnNode>::namespaced(ctx.client.clone(), &namespace);
-    // The uid: a status is never written to an object that replaced the one it is about.
-    let patch = json!({"metadata": {"uid": node.uid()}, "status": status});
-    let written = bounded(
-        || format!("patch status of BsnNode {namespace}/{name}"),
-        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)),
-    )
-    .await;
-    match written {
-        // Deleted meanwhile: there is nothing left to report on.
-        Err(error) if error.code() == Some(404) => return Ok(()),
-        other => other.map(|_| ())?,
-    }
-    for kind in [READY, STALLED] {
-        if let Some(change) = transition(&old.conditions, &status.conditions, kind) {
-            ctx.events.condition::<BsnNode>(&node.metadata, change).await;
-        }
+    if write_status(&api, &node.metadata, status).await? {
+        let (before, now) = (&old.conditions, &status.conditions);
+        ctx.events.changes::<BsnNode>(&node.metadata, before, now, &[READY, STALLED]).await;
     }
     Ok(())
 }
