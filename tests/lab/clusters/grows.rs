@@ -6,19 +6,17 @@ use std::time::{Duration, Instant};
 
 use bsn_operator::labels::managed_selector;
 use bsn_testkit::lab::{Roles, layout};
-use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 
-use super::span::{LONG, POWER, SETS, Span, spec};
-use crate::chain::{await_voters, check_pace, print_gaps, verify};
+use super::span::{LONG, POWER, SETS, Span, Watch, spec};
+use crate::chain::await_voters;
 use crate::client::Traffic;
 use crate::plugin::check_plan;
 use crate::roll::check_restarts;
-use crate::rpc::Client;
-use crate::sampler::{watch_pods, watch_steps};
+use crate::sampler::watch_pods;
 use crate::support::{World, eventually, names, node_of};
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -139,14 +137,12 @@ async fn comes_up_grows_shrinks_rolls() {
     let world = &span.world;
     await_voters(world, 7, POWER).await;
     check_places(&span, [3, 2, 2]).await;
-    let steps = watch_steps(world);
-    let traffic = Traffic::start(world).await;
-    let began = Timestamp::now();
+    let watch = Watch::start(world).await;
 
     let before = world.pod_uids().await;
-    change(world, &traffic, [3, 3, 2], "1s").await;
+    change(world, &watch.traffic, [3, 3, 2], "1s").await;
     check_places(&span, [3, 3, 2]).await;
-    change(world, &traffic, [2, 3, 2], "1s").await;
+    change(world, &watch.traffic, [2, 3, 2], "1s").await;
     // Nobody restarts because others come and go.
     let mut expected = before;
     let gone = expected.remove(&span.node("home", 2));
@@ -160,19 +156,12 @@ async fn comes_up_grows_shrinks_rolls() {
     .await;
 
     let pods = watch_pods(world);
-    change(world, &traffic, [2, 3, 2], "700ms").await;
+    change(world, &watch.traffic, [2, 3, 2], "700ms").await;
     let pods = pods.end().await;
     check_restarts(&pods, 7);
     world.await_height_above(world.head().await + 10, LONG).await;
 
-    let acknowledged = traffic.end().await;
-    let steps = steps.end().await;
-    let chain = verify(world, &acknowledged).await;
-    steps.check();
-    chain.check_voters(&Client::new(world).await).await;
-    let gaps = chain.gaps(began);
-    print_gaps(&gaps, &pods.outages);
-    check_pace(&gaps);
+    watch.end(&pods.outages).await;
     delete(&span).await;
     span.remove().await;
 }

@@ -15,8 +15,11 @@ use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::leftovers::{leave, sweep};
+use crate::chain::{check_pace, print_gaps, verify};
+use crate::client::Traffic;
 use crate::plugin::plugin_program;
 use crate::rpc;
+use crate::sampler::{Outage, Sampler, StepsSeen, watch_steps};
 use crate::support::{
     Request, World, audit_mark, eventually, hub, namespace_yaml, requests_since, run_in,
 };
@@ -300,6 +303,35 @@ impl Span {
         }
         requests.retain(|request| request.namespace == self.world.namespace);
         requests
+    }
+}
+
+/// What is looked at while a network changes: the steps under way, and the chain by a client that uses it.
+pub struct Watch {
+    world: World,
+    steps: Sampler<StepsSeen>,
+    pub traffic: Traffic,
+    began: Timestamp,
+}
+
+impl Watch {
+    pub async fn start(world: &World) -> Self {
+        let steps = watch_steps(world);
+        let traffic = Traffic::start(world).await;
+        Self { world: world.clone(), steps, traffic, began: Timestamp::now() }
+    }
+
+    /// Every transaction that was acknowledged is in the chain, once; one step was under way at a time; and blocks kept
+    /// coming, but for the time that a node was away.
+    pub async fn end(self, outages: &[Outage]) {
+        let acknowledged = self.traffic.end().await;
+        let steps = self.steps.end().await;
+        let chain = verify(&self.world, &acknowledged).await;
+        steps.check();
+        chain.check_voters(&rpc::Client::new(&self.world).await).await;
+        let gaps = chain.gaps(self.began);
+        print_gaps(&gaps, outages);
+        check_pace(&gaps);
     }
 }
 
