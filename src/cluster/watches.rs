@@ -5,6 +5,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::fmt::Debug;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bsn_core::names::NetworkName;
 use futures::channel::mpsc;
@@ -18,7 +19,8 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, DefaultBackoff, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -426,7 +428,7 @@ where
 {
     let of_member = api.resource_url().contains("/namespaces/");
     let stream = watch(api, config.clone())
-        .default_backoff()
+        .backoff(Pauses::default())
         // The largest part of an object by far, and nobody here reads it.
         .modify(|object| {
             object.managed_fields_mut().clear();
@@ -451,6 +453,28 @@ where
             }
         }
     })
+}
+
+/// How long a broken watch pauses before it is taken up again: as is usual, but never long. What a cluster holds is not
+/// known until then, however soon it answers again.
+#[derive(Default)]
+struct Pauses(DefaultBackoff);
+
+/// The longest of them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
 }
 
 /// Remembers what mattered of each object, to tell a change of that from any other.
