@@ -19,7 +19,14 @@ impl Lab {
         network::partition(a, b)
     }
 
-    /// Ends all partitions, and redirects that a killed test has left.
+    /// From cluster `a`, this TCP port of the machines of cluster `b` is not reached any more; everything else is.
+    pub fn block_port(&self, a: usize, b: usize, port: u16) -> Result<()> {
+        self.check_cluster(a)?;
+        self.check_cluster(b)?;
+        network::block_port(a, b, port)
+    }
+
+    /// Ends all partitions and blocks, and redirects that a killed test has left.
     pub fn heal(&self) -> Result<()> {
         network::heal()?;
         self.remove_stray_redirects()

@@ -78,7 +78,19 @@ pub fn partition(a: usize, b: usize) -> Result<()> {
     restore(&partition_rules(a, b))
 }
 
-/// Ends all partitions.
+/// Lets packets from one cluster's machines and pods to this TCP port of another's machines vanish.
+pub fn block_port(a: usize, b: usize, port: u16) -> Result<()> {
+    let machines = layout::machines_net(b);
+    let mut rules = "*filter\n".to_owned();
+    for from in [layout::machines_net(a), layout::cluster_pods(a)] {
+        let _ =
+            writeln!(rules, "-A {FAULTS} -s {from} -d {machines} -p tcp --dport {port} -j DROP");
+    }
+    rules.push_str("COMMIT\n");
+    restore(&rules)
+}
+
+/// Ends all partitions and blocks.
 pub fn heal() -> Result<()> {
     command::run("iptables", ["-w", "-F", FAULTS]).map(drop).context("is the lab up?")
 }

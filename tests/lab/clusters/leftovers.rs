@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::span::NAMES;
+use super::wrong::AGAIN;
 use crate::plugin::plugin_program;
 use crate::support::{eventually, hub, run_in};
 
@@ -34,6 +35,7 @@ pub async fn sweep(roles: Roles) {
     for (name, cluster) in NAMES.into_iter().zip(roles.members) {
         leave(&lab, name, cluster, true).unwrap();
     }
+    leave(&lab, AGAIN, roles.members[0], true).unwrap();
     for cluster in roles.all() {
         remove_namespaces(&lab.client(cluster).await.unwrap()).await;
     }

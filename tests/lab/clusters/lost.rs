@@ -1,11 +1,13 @@
 //! A cluster that is lost for good: its voters are replaced one by one by nodes elsewhere, once a person has said that
 //! it is lost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bsn_operator::api::BsnNode;
+use bsn_operator::api::conditions::{CHAIN_LIVE, Reason};
 use bsn_operator::labels::{FORGET_CLUSTER, NETWORK_ID};
 use kube::ResourceExt;
+use tokio::time::sleep;
 
 use super::faults::Dark;
 use super::span::{LONG, NOTICED_WITHIN, POWER, Span, await_rise, heights, spec};
@@ -15,6 +17,8 @@ use crate::sampler::watch_steps;
 use crate::support::eventually;
 
 const MINUTE: Duration = Duration::from_mins(1);
+/// Some time in which a hasty operator would do something all the same.
+const WHILE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_lost_for_good() {
@@ -57,5 +61,47 @@ async fn a_cluster_is_lost_for_good() {
     assert!(left.keys().any(|name| name.starts_with("StatefulSet ")), "{left:?}");
     let args = ["delete", "statefulset,service,configmap", "-n", namespace, "-l", NETWORK_ID];
     span.kubectl_in(lost, &args);
+    span.remove().await;
+}
+
+/// What docs/clusters.md says of a chain without a quorum: nothing changes it, and it goes on when enough is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_has_no_quorum() {
+    let span = Span::start("noquorum", [2, 2, 1]).await;
+    let world = &span.world;
+    let lost = &span.members[0];
+    let (history, prints) = (world.history(), world.fingerprint().await);
+    let mut witness = Client::new(world).await;
+    let gone = [span.node("a", 0), span.node("a", 1)];
+    witness.nodes.retain(|node, _| !gone.contains(node));
+
+    let dark = Dark::of(&world.lab, lost.cluster);
+    let said = world.await_condition(CHAIN_LIVE, "False", 2 * MINUTE).await;
+    println!("{CHAIN_LIVE}: {said}");
+    // Neither another description nor the annotation for what is lost for good is enough.
+    let forget = format!("{FORGET_CLUSTER}={}", lost.name);
+    let (network, namespace) = (world.network.as_str(), world.namespace.as_str());
+    world.kubectl_ok(&["annotate", "bsnnetwork", network, "-n", namespace, &forget]);
+    world.apply(&world.yaml(&spec([2, 0, 1], "1s")));
+    let words = ["quorum"];
+    let said = world.await_refused(Reason::GateClosed, &words, MINUTE).await;
+    println!("refused: {said}");
+    let stands = heights(&witness).await;
+    sleep(WHILE).await;
+    assert_eq!(heights(&witness).await, stands, "a chain without a quorum makes no block");
+    assert_eq!(world.history(), history, "a step that cannot be agreed on");
+
+    // Back as it was: the same chain goes on from its height, and what is described now is done.
+    let keep = format!("{FORGET_CLUSTER}-");
+    world.kubectl_ok(&["annotate", "bsnnetwork", network, "-n", namespace, &keep]);
+    dark.end().await;
+    let back = Instant::now();
+    await_rise(&witness, &stands, 5).await;
+    println!("blocks again {} s after the API server was back", back.elapsed().as_secs());
+    world.await_converged(LONG).await;
+    await_voters(world, 3, POWER).await;
+    for (name, print) in world.fingerprint().await {
+        assert_eq!(prints.get(&name), Some(&print), "{name}");
+    }
     span.remove().await;
 }

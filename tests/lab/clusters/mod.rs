@@ -4,8 +4,10 @@
 
 mod api_servers;
 mod cuts;
+mod exposed;
 mod faults;
 mod grows;
+mod images;
 mod leftovers;
 mod lost;
 mod restored;

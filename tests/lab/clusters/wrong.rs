@@ -13,9 +13,13 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::faults::Mute;
+use super::leftovers::leave;
 use super::span::{CLUSTERS_REACHABLE, LONG, Member, NOTICED_WITHIN, Span, await_rise, heights};
 use crate::rpc::Client;
 use crate::support::hub;
+
+/// A second name for the first member.
+pub const AGAIN: &str = "city-a-again";
 
 const MINUTE: Duration = Duration::from_mins(1);
 /// Rights that were there are asked for again every five minutes.
@@ -80,6 +84,19 @@ async fn see_and_mend(
     span.await_cluster(member, READY, "True", Reason::AsDescribed, MINUTE).await;
 }
 
+/// Lets a member join by another name: only the first one is used, and it is not disturbed.
+async fn name_twice(span: &Span, member: &Member) {
+    let ready = span.since(member, READY).await;
+    let again = Member { name: AGAIN, cluster: member.cluster, client: member.client.clone() };
+    span.join(&again, &[]);
+    let reason = Reason::ClusterTwice;
+    let said = span.await_cluster(&again, READY, "False", reason, MINUTE).await;
+    let named = format!("cluster {} already", member.name);
+    assert!(said.contains(&named) && said.contains("kubectl bsn cluster leave"), "{said}");
+    leave(&span.world.lab, AGAIN, again.cluster, false).unwrap();
+    assert_eq!(span.since(member, READY).await, ready, "{} was disturbed", member.name);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_be_wrong_with_a_cluster() {
     let span = Span::start("wrong", [2, 1, 1]).await;
@@ -92,6 +109,8 @@ async fn what_can_be_wrong_with_a_cluster() {
     let account = other.account();
     span.kubectl_in(other, &["delete", "rolebinding", &account, "-n", &world.namespace]);
     let taken = Instant::now();
+
+    name_twice(&span, one).await;
 
     give_wrong_authority(&span, one).await;
     let words = ["does not fit the authority in the kubeconfig", "kubectl bsn cluster join city-a"];
