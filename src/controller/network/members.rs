@@ -10,16 +10,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bsn_core::anchor::Anchor;
 use bsn_core::forming::{FormingStep, next_forming_step};
 use bsn_core::names::{NetworkName, NodeName};
+use kube::Resource;
 
 use super::apply::{Pass, ensure_genesis, publish};
 use super::mirrors::ensure_mirrors;
+use crate::anchor::StoreError;
 use crate::api::conditions::Reason;
 use crate::apply::Outcome;
 use crate::build::NetworkParts;
 use crate::build::endpoint_slice::Reached;
 use crate::cluster::registry::Place;
+use crate::cluster::watches::{GuardedNetwork, cached};
 use crate::controller::context::Context;
-use crate::controller::{Refusal, Step, copies};
+use crate::controller::{Error, Refusal, Step, copies};
 use crate::view::NetworkKey;
 
 /// What one network wants in one cluster.
@@ -65,6 +68,12 @@ impl Errands {
         free
     }
 
+    /// Whether something is being done there now.
+    pub fn is_under_way(&self, key: &NetworkKey, cluster: &str) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&(key.clone(), cluster.to_owned())).is_some_and(|state| state.under_way)
+    }
+
     /// It has ended. Whether the network is to be looked at again.
     fn end(&self, of: &(NetworkKey, String), trouble: Option<Refusal>) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,20 +83,23 @@ impl Errands {
         news
     }
 
-    /// Forgets a network.
+    /// Forgets a network, but for what is still under way.
     pub fn remove(&self, key: &NetworkKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != key);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(of, _), state| of != key || state.under_way);
     }
 }
 
-/// Begins what is to be done in each member cluster that can be used now.
+/// Begins what is to be done in each member cluster that has nodes and can be used now.
 pub(super) fn tend(
     pass: &Pass<'_>,
     anchor: &Anchor,
     ca_pem: &str,
     reached: &BTreeMap<NodeName, Reached>,
 ) {
-    for place in pass.observed.members.values().filter_map(|place| place.as_ref().ok()) {
+    let clusters = anchor.clusters();
+    let there = pass.observed.members.iter().filter(|(name, _)| clusters.contains(name.as_str()));
+    for place in there.filter_map(|(_, place)| place.as_ref().ok()) {
         let of = (pass.key.clone(), place.cluster.clone());
         if !pass.ctx.errands.begin(&of) {
             continue;
@@ -103,7 +115,8 @@ pub(super) fn tend(
         };
         tokio::spawn(async move {
             let trouble = match errand.run().await {
-                Ok(Ok(())) => None,
+                // The last is that of a pass which was overtaken: what overtook it is next.
+                Ok(Ok(())) | Err(Error::Store(StoreError::CopyAhead { .. })) => None,
                 Ok(Err(refusal)) => Some(refusal),
                 Err(error) => Some(Refusal::new(Reason::ClusterFailing, error.to_string())),
             };
@@ -121,6 +134,12 @@ pub(super) fn tend(
 impl Errand {
     async fn run(&self) -> Step<()> {
         let Self { ctx, place, key, name, anchor, ca_pem, reached } = self;
+        let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
+        let ends = |network: &GuardedNetwork| network.meta().deletion_timestamp.is_some();
+        if network.is_none_or(|network| ends(&network)) {
+            // Its last nodes take away what they share.
+            return Ok(Ok(()));
+        }
         or_refuse!(copies::mirror(ctx, place, key, name, anchor).await?);
         // Nothing owns what is in a member cluster: its hub's uids mean nothing there.
         let network = NetworkParts::new(&key.namespace, name, anchor, None);

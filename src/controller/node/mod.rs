@@ -33,6 +33,8 @@ const SLOW_LOOK: Duration = Duration::from_mins(10);
 
 /// Before it is looked again whether a newer anchor is seen.
 const OUTDATED_LOOK: Duration = Duration::from_secs(5);
+/// Before it is looked again whether something is still being written beside a node that ends.
+const ERRAND_LOOK: Duration = Duration::from_secs(1);
 
 /// One pass over a node.
 pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<Action, Error> {
@@ -115,6 +117,10 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
 
 /// Lets a description go, once nothing is left that only it stands for.
 async fn let_go(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> Result<Action, Error> {
+    if node.spec.cluster.as_ref().is_some_and(|cluster| ctx.errands.is_under_way(key, cluster)) {
+        // What is being written there would be left behind.
+        return Ok(Action::requeue(ERRAND_LOOK));
+    }
     if let Err(refusal) = end::end_in_member(ctx, key, node).await? {
         report::report_refusal(ctx, node, &refusal).await?;
         return Ok(Action::requeue(SLOW_LOOK));
