@@ -186,6 +186,12 @@ impl Clusters {
         self.all.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
+    /// A cluster's client, if it can be used now: for what is in no namespace.
+    pub fn client(&self, name: &str) -> Option<Client> {
+        let cluster = self.get(name)?;
+        cluster.standing.is_ok().then(|| cluster.client.clone())?
+    }
+
     /// A namespace of a cluster, if it can be used now.
     pub fn place(&self, name: &str, namespace: &str) -> Result<Place, Absent> {
         let Some(cluster) = self.get(name) else {

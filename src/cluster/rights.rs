@@ -94,6 +94,17 @@ pub const ON_NAMED_NAMESPACES: Right = Right {
     why: "to tell a namespace that does not exist from one without rights, and by kube-system this cluster from others",
 };
 
+/// For the whole cluster, by the same `ClusterRole`: names of machines are not known beforehand, and they come and go.
+/// Without it no drain is known, and a share does not go to the cluster where one waits; it is no reason not to use a
+/// cluster, and so [`missing`] does not ask for it.
+pub const ON_MACHINES: Right = Right {
+    group: "",
+    resource: "nodes",
+    verbs: &["get"],
+    why: "whether the machine of a validator is being drained. No list and no watch: only machines are read that \
+          validators run on",
+};
+
 /// A namespace that every cluster has, with a uid that is its own: it tells clusters apart.
 pub const EVERYWHERE: &str = "kube-system";
 
@@ -105,7 +116,7 @@ pub fn role_rules() -> Vec<PolicyRule> {
 /// The rules of the `ClusterRole`.
 pub fn cluster_role_rules(namespaces: &[String]) -> Vec<PolicyRule> {
     let names = namespaces.iter().map(String::as_str).chain([EVERYWHERE]).map(str::to_owned);
-    vec![rule(&ON_NAMED_NAMESPACES, Some(names.collect()))]
+    vec![rule(&ON_NAMED_NAMESPACES, Some(names.collect())), rule(&ON_MACHINES, None)]
 }
 
 fn rule(right: &Right, names: Option<Vec<String>>) -> PolicyRule {
@@ -149,8 +160,11 @@ fn gives(rule: &ResourceRule, right: &Right, verb: &str) -> bool {
 
 /// The table for people, in Markdown.
 pub fn render_markdown() -> String {
-    let named = [("these namespaces themselves, and `kube-system`", &ON_NAMED_NAMESPACES)];
-    let rows = IN_NAMESPACE.iter().map(|right| ("each allowed namespace", right)).chain(named);
+    let others = [
+        ("these namespaces themselves, and `kube-system`", &ON_NAMED_NAMESPACES),
+        ("the cluster", &ON_MACHINES),
+    ];
+    let rows = IN_NAMESPACE.iter().map(|right| ("each allowed namespace", right)).chain(others);
     let rows = rows.map(|(place, Right { group, resource, verbs, why })| {
         let dot = if group.is_empty() { "" } else { "." };
         format!("| {place} | `{resource}{dot}{group}` | {} | {why} |", verbs.join(", "))
@@ -230,5 +244,6 @@ mod tests {
             .unwrap();
         let rules: Vec<PolicyRule> = serde_json::from_value(role["rules"].clone()).unwrap();
         assert_eq!(missing(&granted(&rules)), ["create pods", "get/create pods/portforward"]);
+        assert!(rules.contains(&rule(&ON_MACHINES, None)), "its machines, too");
     }
 }
