@@ -188,11 +188,8 @@ pub async fn ensure_if<K: Object>(
     mut desired: K,
     may: impl Fn(&K) -> bool,
 ) -> Result<(K, Outcome), ApiError> {
-    let name = desired.name_any();
     let namespace = desired.namespace().unwrap_or_default();
-    let hash = wish_hash(&desired);
-    desired.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash);
-
+    note_wish(&mut desired);
     let existing = match cached {
         Some(object) => object.clone(),
         None => match create(client, &namespace, &desired).await? {
@@ -207,16 +204,35 @@ pub async fn ensure_if<K: Object>(
     if satisfied(&desired, &existing) {
         return Ok((existing, Outcome::Unchanged));
     }
+    Ok((apply_over(client, &existing, desired).await?, Outcome::Changed))
+}
+
+/// Changes an object that is still as it was read (`known`). If it was changed since, by anybody, the API server refuses.
+pub async fn change_as_read<K: Object>(
+    client: &kube::Client,
+    known: &K,
+    mut desired: K,
+) -> Result<K, ApiError> {
+    note_wish(&mut desired);
+    desired.meta_mut().resource_version = known.resource_version();
+    apply_over(client, known, desired).await
+}
+
+async fn apply_over<K: Object>(
+    client: &kube::Client,
+    existing: &K,
+    mut desired: K,
+) -> Result<K, ApiError> {
+    let (namespace, name) = (desired.namespace().unwrap_or_default(), desired.name_any());
     // The uid makes the API server refuse if the object was replaced since it was read.
     desired.meta_mut().uid = existing.uid();
     let api = Api::<K>::namespaced(client.clone(), &namespace);
     let params = PatchParams::apply(labels::FIELD_MANAGER).force();
-    let applied = bounded(
+    bounded(
         || describe::<K>("apply", &namespace, &name),
         api.patch(&name, &params, &Patch::Apply(&desired)),
     )
-    .await?;
-    Ok((applied, Outcome::Changed))
+    .await
 }
 
 /// Makes an object whose content is never changed afterwards, or takes the one that is there. Marks that
@@ -391,6 +407,12 @@ async fn create<K: Object>(
         },
         Err(error) => Err(error),
     }
+}
+
+/// Writes the hash of a wish into it: see [`satisfied`].
+fn note_wish<K: Object>(desired: &mut K) {
+    let hash = wish_hash(desired);
+    desired.annotations_mut().insert(labels::APPLIED_HASH.to_owned(), hash);
 }
 
 /// Hash of what is wished for. Metadata that the API server fills in is not part of a wish.

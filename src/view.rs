@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bsn_core::budget::{DrainWaits, Shares};
 use bsn_core::evidence::GuardReport;
 use bsn_core::membership::{Decision, Desired, Observed, Policy};
 use bsn_core::names::NodeName;
@@ -131,8 +132,21 @@ pub struct MembershipView {
     pub image_prefix: String,
     /// Index of each set's next node.
     pub next_index: BTreeMap<String, u32>,
+    /// What drains may take of it; `None` = it is on the hub alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption: Option<DisruptionView>,
     /// What is allowed, and not wise.
     pub warnings: Vec<String>,
+}
+
+/// What drains may take of a network that spans clusters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DisruptionView {
+    /// Validators that may be evicted at once, by cluster (empty = the hub), as recorded.
+    pub shares: Shares,
+    /// Drains that cannot go on yet.
+    pub waits: Vec<DrainWaits>,
 }
 
 /// What a node runs.
@@ -185,6 +199,13 @@ impl Memberships {
     /// One network's view.
     pub fn get(&self, key: &NetworkKey) -> Option<MembershipView> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// What drains may take of the networks that span clusters.
+    pub fn disruptions(&self) -> BTreeMap<NetworkKey, DisruptionView> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let spanning = all.iter().filter_map(|(key, view)| Some((key, view.disruption.as_ref()?)));
+        spanning.map(|(key, disruption)| (key.clone(), disruption.clone())).collect()
     }
 
     /// Forgets a network.

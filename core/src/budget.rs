@@ -18,13 +18,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::names::cluster_in_words;
 use crate::quorum::{Quorum, margin};
 
 /// Voters that may be evicted at once, by cluster; empty name = the hub. As the anchor has it.
 pub type Shares = BTreeMap<String, u32>;
 
-/// A voter of the network's ledger.
+/// A voter of the network's ledger, or a validator that does not vote: the budget of its cluster counts that, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Voter {
     /// Its node's name; of a foreign one its key.
@@ -135,7 +137,7 @@ pub enum BudgetStep {
 }
 
 /// A drain that cannot go on yet.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DrainWaits {
     /// In which cluster.
     pub cluster: String,

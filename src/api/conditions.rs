@@ -24,6 +24,9 @@ pub const CERTIFICATES_VALID: &str = "CertificatesValid";
 pub const PAUSED: &str = "Paused";
 /// All clusters in which the network has nodes can be used. Only there if there are any besides the hub.
 pub const CLUSTERS_REACHABLE: &str = "ClustersReachable";
+/// Drains of machines wait until the chain can miss the voters there. It says nothing about the network, so `Ready` does
+/// not follow from it. Only there if the network spans clusters.
+pub const DRAINS_WAITING: &str = "DrainsWaiting";
 /// The cluster's API server answers, and is the one it should be.
 pub const REACHABLE: &str = "Reachable";
 /// The operator has all rights it needs in the cluster.
@@ -118,6 +121,10 @@ reasons! {
     HubOlder,
     /// All clusters of the network can be used.
     ClustersAnswer,
+    /// No drain of a machine waits.
+    NoDrainWaits,
+    /// What the chain can miss, and drains may take, is used up or on its way to another cluster.
+    NothingToSpare,
     /// No cluster of this name is known.
     ClusterMissing,
     /// The cluster answers.

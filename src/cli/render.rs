@@ -140,7 +140,7 @@ fn render_network(
     push(out, &build_peers_map(&parts, &peers_of(&anchor, &validated.namespace)));
     let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
     let margin = margin(QUORUM, &powers);
-    push(out, &build_disruption_budget(&parts, powers.len(), margin));
+    push(out, &build_disruption_budget(&parts, powers.len() - margin));
 
     let workload = Workload {
         engine_image: validated.engine_image.clone(),

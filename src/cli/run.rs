@@ -14,8 +14,11 @@ use super::RunArgs;
 use crate::api::ClusterImage;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
-use crate::cluster::{Clusters, Proofs, Resolver, Watches as HubWatches, client, member, watches};
+use crate::cluster::{
+    Clusters, Machines, Proofs, Resolver, Watches as HubWatches, client, member, watches,
+};
 use crate::controller::context::{Context, Credentials, RecentReads, Settings};
+use crate::controller::network::budgets::Writes;
 use crate::controller::network::members::Errands;
 use crate::controller::network::steps::memory::Memories;
 use crate::controller::network::steps::slots::Slots;
@@ -113,6 +116,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let agent_image = ClusterImage { reference: args.agent_image, pull_secret_name: None };
     let clusters = Clusters::with_hub(client.clone(), caches.objects.clone(), agent_image.clone());
     metrics.watch_clusters(&clusters);
+    metrics.watch_memberships(&memberships);
     let (members, notice, watching_members) = member::watch_clusters(&client);
     tasks.push(watching_members);
     let events = Events::new(client.clone(), &args.identity);
@@ -137,6 +141,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         caches: caches.clone(),
         clusters,
         resolver: Resolver::default(),
+        machines: Machines::default(),
         proofs,
         triggers: triggers.clone(),
         anchors: crate::anchor::AnchorStore::default(),
@@ -152,6 +157,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         watches: Watches::default(),
         memories: Memories::default(),
         errands: Errands::default(),
+        budgets: Writes::default(),
         slots: Slots::new(args.max_rolls.get().into()),
         memberships,
         term: leadership.term(),
@@ -191,7 +197,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         () = controlling => Ok(()),
         () = watching => Ok(()),
         () = poller.run() => Ok(()),
-        () = ctx.resolver.clone().run(triggers) => Ok(()),
+        () = ctx.resolver.clone().run(triggers.clone()) => Ok(()),
+        () = ctx.machines.clone().run(ctx.clusters.clone(), triggers) => Ok(()),
         () = retention::run(ctx.clone()) => Ok(()),
         () = member::run(shared, notice) => Ok(()),
         () = lost => Err(RunError::LeadershipLost),

@@ -11,12 +11,13 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Error;
+use super::network::budgets::Writes;
 use super::network::members::Errands;
 use super::network::steps::memory::Memories;
 use super::network::steps::slots::Slots;
 use crate::anchor::AnchorStore;
 use crate::cluster::registry::{Absent, Place};
-use crate::cluster::{Caches, Clusters, Proofs, Resolver, Triggers};
+use crate::cluster::{Caches, Clusters, Machines, Proofs, Resolver, Triggers};
 use crate::evidence::poller::Targets;
 use crate::evidence::route::Ways;
 use crate::evidence::watches::Watches;
@@ -68,6 +69,8 @@ pub struct Context {
     pub clusters: Clusters,
     /// Addresses of names.
     pub resolver: Resolver,
+    /// Machines that are being drained.
+    pub machines: Machines,
     /// Where the agents' image can be run.
     pub proofs: Proofs,
     /// Asks for a look at an object.
@@ -100,6 +103,8 @@ pub struct Context {
     pub memberships: Memberships,
     /// What is done for networks in member clusters.
     pub errands: Errands,
+    /// Disruption budgets that are being written.
+    pub budgets: Writes,
     /// How many networks restart nodes at once.
     pub slots: Slots,
     /// This leader's term.

@@ -19,7 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::cluster::Clusters;
 use crate::cluster::registry::{ClusterHandle, HUB};
-use crate::view::{Liveness, NetworkKey, NetworkView, NodeView, Views};
+use crate::view::{Liveness, Memberships, NetworkKey, NetworkView, NodeView, Views};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
@@ -183,6 +183,14 @@ impl Metrics {
             .register_collector(Box::new(ClusterCollector(clusters.clone())));
     }
 
+    /// Shows what `memberships` holds at the moment of each scrape.
+    pub fn watch_memberships(&self, memberships: &Memberships) {
+        self.registry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .register_collector(Box::new(ShareCollector(memberships.clone())));
+    }
+
     /// Everything, in the OpenMetrics text format.
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
@@ -226,6 +234,31 @@ impl Collector for ClusterCollector {
                 let Some(value) = value(cluster) else { continue };
                 let labels = [("cluster", cluster.name.as_str())];
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What drains may take of each network that spans clusters.
+#[derive(Debug)]
+struct ShareCollector(Memberships);
+
+impl Collector for ShareCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help =
+            "Validators of the network that may be evicted in the cluster at once, as recorded";
+        let mut family =
+            encoder.encode_descriptor("disruption_share", help, None, MetricType::Gauge)?;
+        for (key, disruption) in self.0.disruptions() {
+            for (cluster, share) in &disruption.shares {
+                let cluster = if cluster == HUB { "hub" } else { cluster };
+                let labels = [
+                    ("namespace", key.namespace.as_str()),
+                    ("network", key.name.as_str()),
+                    ("cluster", cluster),
+                ];
+                ConstGauge::new(f64::from(*share)).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

@@ -201,6 +201,7 @@ mod tests {
             in_force: [].into(),
             image_prefix: String::new(),
             next_index: [].into(),
+            disruption: None,
             warnings: Vec::new(),
         };
         let key = NetworkKey { namespace: "ledger".into(), name: "city-ledger".into() };

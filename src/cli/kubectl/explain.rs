@@ -86,6 +86,9 @@ pub fn render_explanation(key: &NetworkKey, view: &MembershipView) -> String {
         let given: Vec<&str> = view.policy.consents.iter().map(String::as_str).collect();
         let _ = writeln!(out, "Consents given and not used: {}.", given.join(", "));
     }
+    for wait in view.disruption.iter().flat_map(|disruption| &disruption.waits) {
+        let _ = writeln!(out, "Besides, {}.", wait.why);
+    }
     for warning in &view.warnings {
         let _ = writeln!(out, "Warning: {}.", text(warning, &names));
     }

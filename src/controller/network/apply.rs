@@ -14,10 +14,11 @@ use bsn_core::names::NodeName;
 use bsn_core::quorum::margin;
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
 
-use super::addresses::Unreached;
+use super::addresses::{Unreached, spans_clusters};
 use super::credentials;
 use super::members;
 use super::mirrors::{Addresses, ensure_mirrors, observe_addresses};
@@ -412,15 +413,33 @@ pub(super) async fn publish(
         let made = ensure(client, known.as_deref(), peers, None, id).await;
         created |= or_refuse!(refused(made)?).1 == Outcome::Created;
     }
-    let powers = powers_of(anchor);
-    // Counted with those that do not vote: which of the pods votes is not in their labels.
-    let validators =
-        anchor.members().filter(|(_, identity)| identity.role == Role::Validator).count();
-    let budget = build_disruption_budget(network, validators, margin(QUORUM, &powers));
-    let known = cached(&objects.budgets, namespace, &budget.name_any());
-    let made = ensure(client, known.as_deref(), budget, None, id).await;
-    or_refuse!(refused(made)?);
+    or_refuse!(ensure_budget(place, network, anchor).await?);
     Ok(Ok(created))
+}
+
+/// The disruption budget. Of a network that spans clusters it allows nothing until a share is dealt to it: see
+/// [`budgets`](super::budgets).
+async fn ensure_budget(place: &Place, network: &NetworkParts<'_>, anchor: &Anchor) -> Step<()> {
+    let (client, id) = (&place.client, network.network_id);
+    let known = |wish: &PodDisruptionBudget| {
+        cached(&place.objects.budgets, network.namespace, &wish.name_any())
+    };
+    // Counted with those that do not vote: which of the pods votes is not in their labels.
+    let validators = anchor.members().filter(|(_, identity)| identity.role == Role::Validator);
+    if spans_clusters(anchor) {
+        let there = validators.filter(|(_, identity)| identity.cluster == place.cluster).count();
+        if there > 0 {
+            let wish = build_disruption_budget(network, there);
+            let known = known(&wish);
+            let made = ensure_exists(client, known.as_deref(), wish, None, id).await;
+            or_refuse!(refused(made)?);
+        }
+        return Ok(Ok(()));
+    }
+    let margin = margin(QUORUM, &powers_of(anchor));
+    let wish = build_disruption_budget(network, validators.count().saturating_sub(margin));
+    let known = known(&wish);
+    refused(ensure(client, known.as_deref(), wish, None, id).await).map(|done| done.map(|_| ()))
 }
 
 /// Powers of the voters, as the anchor knows them. Those of other owners are theirs to protect.

@@ -2,6 +2,7 @@
 
 pub mod addresses;
 mod apply;
+pub mod budgets;
 pub mod credentials;
 pub mod members;
 pub mod mirrors;
@@ -47,6 +48,8 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
         ctx.memories.remove(&key);
         ctx.memberships.remove(&key);
         ctx.errands.remove(&key);
+        ctx.budgets.remove(&key);
+        ctx.machines.forget(&key);
         ctx.slots.release(&key);
         return Ok(Action::await_change());
     }

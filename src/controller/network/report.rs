@@ -16,14 +16,14 @@ use kube::ResourceExt;
 use kube::api::Api;
 
 use super::SLOW_LOOK;
-use super::addresses::Unreached;
+use super::addresses::{Unreached, spans_clusters};
 use super::apply::Applied;
 use super::observe::ObservedNetwork;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::{
-    self, CERTIFICATES_VALID, CHAIN_LIVE, CLUSTERS_REACHABLE, MEMBERSHIP_CONVERGED, PAUSED, READY,
-    RECONCILING, Reason, STALLED, State, find, merge,
+    self, CERTIFICATES_VALID, CHAIN_LIVE, CLUSTERS_REACHABLE, DRAINS_WAITING, MEMBERSHIP_CONVERGED,
+    PAUSED, READY, RECONCILING, Reason, STALLED, State, find, merge,
 };
 use crate::api::{BsnNetwork, BsnNetworkStatus, BsnNode};
 use crate::apply::{ApiError, write_status};
@@ -241,6 +241,7 @@ pub fn compute_status(
     };
 
     let mut states = vec![ready, reconciling, stalled, live, membership, certificates, paused];
+    states.extend(drains_waiting(old, input));
     if !input.clusters.is_empty() || find(&old.conditions, CLUSTERS_REACHABLE).is_some() {
         states.push(clusters_reachable(old, input.clusters));
     }
@@ -284,6 +285,23 @@ fn clusters_reachable(
                 all.join("; ")
             );
             State::new(CLUSTERS_REACHABLE, false, first.reason, message)
+        }
+    }
+}
+
+/// Whether drains wait, of a network that spans clusters, or did.
+fn drains_waiting(old: &BsnNetworkStatus, input: &Input<'_>) -> Option<State> {
+    let none = || State::new(DRAINS_WAITING, false, Reason::NoDrainWaits, "");
+    if !input.anchor.is_some_and(spans_clusters) {
+        return find(&old.conditions, DRAINS_WAITING).map(|_| none());
+    }
+    match input.steps.drains.as_deref() {
+        // It was not looked: what was said stays.
+        None => keep(old, DRAINS_WAITING),
+        Some([]) => Some(none()),
+        Some(waits) => {
+            let all: Vec<&str> = waits.iter().map(|wait| wait.why.as_str()).collect();
+            Some(State::new(DRAINS_WAITING, true, Reason::NothingToSpare, all.join("; ")))
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::apply::read;
 use crate::cluster::registry::HUB;
 use crate::controller::context::RandomIds;
 use crate::controller::network::apply::Pass;
+use crate::controller::network::budgets::ObservedBudget;
 use crate::controller::node::restart;
 use crate::controller::{Error, Refusal, Step};
 use crate::engine::cometbft::driver::Chain;
@@ -40,6 +41,8 @@ pub struct Acting<'a> {
     pub sight: &'a Sight,
     pub verdict: Option<&'a Verdict>,
     pub known: &'a [Known],
+    /// What the network's shares depend on; `None` = it is on the hub alone.
+    pub budget: Option<&'a ObservedBudget>,
 }
 
 /// A step taken: the anchor, if it was changed.

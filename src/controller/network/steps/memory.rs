@@ -1,7 +1,7 @@
 //! What a leader remembers of a network's steps during its term. None of it is needed for safety: a new leader
 //! begins with nothing and finds out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use bsn_core::steps::RecordedStep;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 
+use crate::cluster::machines::Machine;
 use crate::engine::cometbft::driver::{Obstacle, Scan};
 use crate::view::NetworkKey;
 
@@ -30,7 +31,7 @@ pub struct Memory {
     pub held: bool,
     /// Blocks searched for it.
     pub scan: Scan,
-    /// Why it was not sent at the last try, by number.
+    /// Why the step under way has had no effect yet, at the last try, by number.
     pub unsent: Option<(u64, Obstacle)>,
     /// When it was first sent, by number.
     pub sent: Option<(u64, Timestamp)>,
@@ -38,6 +39,8 @@ pub struct Memory {
     pub last_try: Option<(Duration, String)>,
     /// Since when each cure is being tried.
     pub trying: BTreeMap<NodeName, Duration>,
+    /// Machines whose drains people were told of.
+    pub drains: BTreeSet<Machine>,
     /// The last answer of the planner, and since when it is that.
     pub decided: Option<(Decision, Duration)>,
     /// Generation of the description that it is about.
@@ -58,6 +61,7 @@ impl Memory {
             sent: None,
             last_try: None,
             trying: BTreeMap::new(),
+            drains: BTreeSet::new(),
             decided: None,
             generation: None,
         }

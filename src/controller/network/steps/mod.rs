@@ -16,11 +16,13 @@ pub mod slots;
 use std::time::Duration;
 
 use bsn_core::anchor::{Anchor, EntryRecord};
+use bsn_core::budget::{Budget, DrainWaits, plan_budget};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
 use bsn_core::intent::record::{Phase, Record};
 use bsn_core::membership::model::{Engine, Gate, Inputs, Liveness, Step as PlannedStep};
 use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_step, warnings};
+use bsn_core::names::NodeName;
 use bsn_core::steps::{Effect, RecordedStep};
 use bsn_core::watch::{Known, Sight};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -29,15 +31,18 @@ use tokio::sync::OwnedMutexGuard;
 use self::memory::Memory;
 use self::observe::World;
 use super::apply::Pass;
+use super::budgets::ObservedBudget;
 use super::validate::Authority;
+use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
+use crate::cluster::machines::Machine;
 use crate::controller::node::end::forgotten;
 use crate::controller::{Refusal, Step};
 use crate::engine::cometbft::driver::{Chain, Obstacle};
 use crate::evidence::known::engine_start;
 use crate::evidence::poller::Attention;
 use crate::intent::{STEPS_KEY, parse_record};
-use crate::view::{InForce, MembershipView};
+use crate::view::{DisruptionView, InForce, MembershipView};
 
 /// Blocks there are at least before a switch: a chain may become faster.
 const MIN_SWITCH_LEAD: u64 = 30;
@@ -57,6 +62,8 @@ pub struct Steps {
     pub pending: usize,
     /// Powers of the voters, by the chain.
     pub powers: Vec<u64>,
+    /// Drains of machines that cannot go on yet, in a network that spans clusters; `None` = it was not looked.
+    pub drains: Option<Vec<DrainWaits>>,
 }
 
 /// Reads the record of steps out of an anchor's `ConfigMap`.
@@ -156,24 +163,40 @@ impl Pass<'_> {
         } else {
             self.ctx.slots.settle(self.key, restarts, pending, decision)
         };
+        let budget = self.observe_budget(&anchor, &sight, world.intent().and_then(restarted));
+        let shares = budget.as_ref().map(|budget| plan_budget(&budget.observed));
         let number = world.intent().map(|intent| intent.number);
         let unsent = memory.unsent.as_ref().filter(|(of, _)| Some(*of) == number);
         let unsent = unsent.map(|(_, obstacle)| obstacle);
         let told = self.told(&decision, &world, verdict.as_ref(), unsent);
-        self.publish_decision(&anchor, &observed, &policy, &told, &mut memory);
+        let disruption = shares.as_ref().map(|planned| DisruptionView {
+            shares: anchor.shares.clone(),
+            waits: planned.waits.clone(),
+        });
+        self.publish_decision(&anchor, &observed, &policy, &told, disruption, &mut memory);
         let told = memory.decided.as_ref().map(|(decision, _)| decision.clone());
-        let shown = steps(&world, &sight, told, Some(&observed));
+        let mut shown = steps(&world, &sight, told, Some(&observed));
+        shown.drains = shares.as_ref().map(|planned| planned.waits.clone());
         let acts = matches!(decision, Decision::Step { .. }) || shown.under_way.is_some();
         let busy = acts && !paused;
+        let settled = shares.as_ref().is_none_or(|planned| *planned == Budget::default());
         let attention = match &decision {
             _ if busy => Attention::Busy,
             // What is done about a node that is silent or down comes with time, and time is no change.
-            Decision::Converged if all_well(&observed) => Attention::Calm,
+            Decision::Converged if all_well(&observed) && settled => Attention::Calm,
             _ => Attention::Watchful,
         };
         self.ctx.targets.attend(self.key, attention);
         if paused {
             return Ok(Ok((anchor, shown)));
+        }
+        let mut newest = None;
+        if let (Some(budget), Some(planned)) = (&budget, shares) {
+            self.tell_drains(budget, &planned.waits, &mut memory).await;
+            newest = match self.apply_budget(&anchor, budget, planned.steps).await? {
+                Ok(changed) => changed,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
         }
         let acting = act::Acting {
             pass: self,
@@ -182,6 +205,7 @@ impl Pass<'_> {
             sight: &sight,
             verdict: verdict.as_ref(),
             known: &known,
+            budget: budget.as_ref(),
         };
         if let Some(consent) = acting.abandon_consent().filter(|one| policy.consents.contains(one))
         {
@@ -190,14 +214,33 @@ impl Pass<'_> {
         }
         if let Decision::Step { step, consents } = &decision {
             match acting.take(step, consents, &mut memory).await? {
-                Ok(Some(changed)) => anchor = changed,
-                Ok(None) => {}
+                Ok(changed) => newest = changed.or(newest),
                 Err(refusal) => return Ok(Err(refusal)),
             }
         } else if let Some(Verdict::Open { .. }) = &verdict {
             acting.send_again_if_lost(&mut memory).await?;
         }
+        if let Some(newest) = newest {
+            anchor = newest;
+        }
         Ok(Ok((anchor, shown)))
+    }
+
+    /// Tells those who watch events of each drain that waits, once.
+    async fn tell_drains(
+        &self,
+        budget: &ObservedBudget,
+        waits: &[DrainWaits],
+        memory: &mut Memory,
+    ) {
+        let drained = budget.drained();
+        memory.drains.retain(|machine| drained.contains(machine));
+        for DrainWaits { cluster, machine, why } in waits {
+            if memory.drains.insert(Machine { cluster: cluster.clone(), name: machine.clone() }) {
+                let (meta, why) = (self.meta, why.clone());
+                self.ctx.events.tell::<BsnNetwork>(meta, true, "DrainWaits", "Drain", why).await;
+            }
+        }
     }
 
     /// What people are told of a decision: also what the change under way waits for, which is not the planner's.
@@ -212,7 +255,14 @@ impl Pass<'_> {
             return decision.clone();
         };
         match (decision, verdict, unsent) {
-            (Decision::Step { step: step @ PlannedStep::Send, .. }, _, Some(obstacle)) => {
+            (
+                Decision::Step {
+                    step: step @ (PlannedStep::Send | PlannedStep::EndPod { .. }),
+                    ..
+                },
+                _,
+                Some(obstacle),
+            ) => {
                 let (gate, message) = (obstacle.gate, obstacle.why.clone());
                 Decision::Wait(Refused { gate, step: step.to_string(), message, consent: None })
             }
@@ -259,7 +309,7 @@ impl Pass<'_> {
     async fn forget(&self, sight: &Sight, known: &[Known]) -> Step<Anchor> {
         self.update(|stored| {
             for (name, identity) in &mut stored.identities {
-                let name = bsn_core::names::NodeName::from_object(name);
+                let name = NodeName::from_object(name);
                 if identity.vote.entry == EntryRecord::Entering && has_signed(&name, sight) {
                     identity.vote.entry = EntryRecord::Over;
                 }
@@ -299,6 +349,7 @@ impl Pass<'_> {
         observed: &Observed,
         policy: &Policy,
         decision: &Decision,
+        disruption: Option<DisruptionView>,
         memory: &mut Memory,
     ) {
         let now = self.ctx.watches.now();
@@ -337,6 +388,7 @@ impl Pass<'_> {
             in_force,
             image_prefix: self.ctx.settings.image_prefix.clone(),
             next_index: anchor.next_index.clone(),
+            disruption,
             warnings: warnings(observed, policy).into_iter().map(|(_, text)| text).collect(),
         };
         self.ctx.memberships.put(self.key.clone(), view);
@@ -363,11 +415,19 @@ fn all_well(observed: &Observed) -> bool {
 }
 
 fn is_restart(intent: &observe::StepIntent) -> bool {
-    matches!(intent.step.effect, Effect::Restart(_))
+    restarted(intent).is_some()
+}
+
+/// The node that a step restarts.
+fn restarted(intent: &observe::StepIntent) -> Option<&NodeName> {
+    match &intent.step.effect {
+        Effect::Restart(restart) => Some(&restart.node),
+        Effect::Change(_) | Effect::Switch(_) => None,
+    }
 }
 
 /// Others saw it sign, as a voter.
-fn has_signed(name: &bsn_core::names::NodeName, sight: &Sight) -> bool {
+fn has_signed(name: &NodeName, sight: &Sight) -> bool {
     let mut members = sight.ledger.members.values();
     members.any(|member| {
         member.node.as_ref() == Some(name) && member.liveness == Liveness::Live && member.signed > 0
@@ -376,7 +436,7 @@ fn has_signed(name: &bsn_core::names::NodeName, sight: &Sight) -> bool {
 
 /// It works again, in another pod than the one that was to end.
 fn is_cured(
-    name: &bsn_core::names::NodeName,
+    name: &NodeName,
     identity: &bsn_core::anchor::Identity,
     sight: &Sight,
     known: &[Known],
@@ -408,6 +468,7 @@ fn steps(
         restarts: intent.is_some_and(is_restart),
         pending,
         powers: sight.ledger.members.values().map(|member| member.power).collect(),
+        drains: None,
     }
 }
 
@@ -462,7 +523,6 @@ fn for_people(decision: &Decision, anchor: &Anchor) -> Decision {
 mod tests {
     use bsn_core::engine::cometbft::QUORUM;
     use bsn_core::membership::model::{Follower, Head, Hub, Ledger, Member, Node, SILENT};
-    use bsn_core::names::NodeName;
 
     use super::*;
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use bsn_core::anchor::Anchor;
 use bsn_core::engine::cometbft::LEDGER;
+use bsn_core::intent::record::Phase;
 use bsn_core::intent::writer::Task;
-use bsn_core::membership::model::Step as PlannedStep;
+use bsn_core::membership::model::{Gate, Step as PlannedStep};
 use bsn_core::names::NodeName;
 use bsn_core::steps::{Effect, Outcome, RecordedRestart, RecordedStep, RecordedSwitch};
 use kube::ResourceExt;
@@ -15,6 +16,7 @@ use super::memory::Memory;
 use super::observe::StepIntent;
 use crate::controller::Step;
 use crate::controller::node::restart;
+use crate::engine::cometbft::driver::Obstacle;
 use crate::intent::Effects;
 
 impl Acting<'_> {
@@ -39,6 +41,16 @@ impl Acting<'_> {
         memory: &mut Memory,
     ) -> Taken {
         let Effect::Restart(recorded) = &intent.step.effect else { return Ok(Ok(None)) };
+        if intent.phase == Phase::Begun {
+            // Drains draw on the same margin, and are allowed by others than us.
+            let checked = self.budget.map_or(Ok(()), |budget| budget.check_restart(&recorded.node));
+            let gate = Gate::QuorumDuringRestart;
+            memory.unsent = checked.err().map(|why| (intent.number, Obstacle { gate, why }));
+            if let Some((_, obstacle)) = &memory.unsent {
+                tracing::info!(network = %self.pass.key, why = obstacle.why, "not restarted now");
+                return Ok(Ok(None));
+            }
+        }
         let used = match self.use_consents(intent, consents).await? {
             Ok(used) => used,
             Err(refusal) => return Ok(Err(refusal)),
