@@ -6,7 +6,7 @@ use std::time::Duration;
 use bsn_operator::api::{BsnCluster, BsnNetwork, BsnNode};
 use bsn_testkit::lab::{Lab, Roles};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, PersistentVolumeClaim, Secret};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -23,7 +23,7 @@ const STORIES: &str = "story-clusters-";
 const OURS: &str = "bsn-operator.io/";
 const GONE_WITHIN: Duration = Duration::from_mins(3);
 
-/// Ends cuts, starts API servers, takes the members out and removes these stories' namespaces, in every cluster. Nobody
+/// Ends cuts, starts API servers, lets pods onto drained machines again, takes the members out and removes these stories' namespaces, in every cluster. Nobody
 /// looks after what is in them any more, so whatever holds it is taken away.
 pub async fn sweep(roles: Roles) {
     let lab = Lab::load().unwrap();
@@ -37,7 +37,9 @@ pub async fn sweep(roles: Roles) {
     }
     leave(&lab, AGAIN, roles.members[0], true).unwrap();
     for cluster in roles.all() {
-        remove_namespaces(&lab.client(cluster).await.unwrap()).await;
+        let client = lab.client(cluster).await.unwrap();
+        uncordon(&client).await;
+        remove_namespaces(&client).await;
     }
     let clusters = Api::<BsnCluster>::all(lab.client(hub()).await.unwrap());
     for name in NAMES {
@@ -62,6 +64,15 @@ pub fn leave(lab: &Lab, name: &str, cluster: usize, force: bool) -> Result<(), S
         Ok(())
     } else {
         Err(error)
+    }
+}
+
+async fn uncordon(client: &Client) {
+    let machines = Api::<Node>::all(client.clone());
+    for machine in machines.list(&ListParams::default()).await.unwrap() {
+        if machine.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
+            machines.uncordon(&machine.name_any()).await.unwrap();
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod api_servers;
 mod cuts;
+mod drains;
 mod exposed;
 mod faults;
 mod grows;
