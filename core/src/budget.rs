@@ -93,6 +93,20 @@ impl Seen {
     }
 }
 
+/// A step of ours that the chain feels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnStep {
+    /// This voter is restarted.
+    Restart(String),
+    /// A change of members.
+    Change {
+        /// Whose power changes.
+        voter: String,
+        /// To what; 0 = it leaves.
+        power: u64,
+    },
+}
+
 /// All that the budget depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
@@ -104,8 +118,8 @@ pub struct Observed {
     pub voters: Vec<Voter>,
     /// What is known of them is fresh and agreed. If not, nothing is changed: silence is no evidence.
     pub fresh: bool,
-    /// The voter that a step of ours restarts, from its record until it is settled.
-    pub restarting: Option<String>,
+    /// What we do ourselves, from its record until it is settled.
+    pub own_step: Option<OwnStep>,
     /// Shares as recorded in the anchor.
     pub recorded: Shares,
     /// Clusters with voters.
@@ -207,13 +221,13 @@ pub fn plan_budget(observed: &Observed) -> Budget {
     Budget { steps, waits }
 }
 
-/// Whether our own restart of a voter leaves quorum, whatever the budgets in force let others evict meanwhile. For a
-/// restart that is recorded ([`Observed::restarting`]): the shares have to make room for it before its pod is ended.
+/// Whether [`Observed::own_step`] leaves quorum, whatever the budgets in force let others evict meanwhile: once it is
+/// recorded, the shares make room for it, and only then it has its effect.
 ///
 /// # Errors
 ///
 /// Why not yet, for people.
-pub fn check_restart(observed: &Observed) -> Result<(), String> {
+pub fn check_own_step(observed: &Observed) -> Result<(), String> {
     let arithmetic = Arithmetic::new(observed);
     if arithmetic.holds(&arithmetic.largest) {
         return Ok(());
@@ -221,9 +235,12 @@ pub fn check_restart(observed: &Observed) -> Result<(), String> {
     let allowed = arithmetic.largest.iter().filter(|(_, share)| **share > 0);
     let allowed: Vec<String> =
         allowed.map(|(name, share)| format!("{share} in {}", cluster_in_words(name))).collect();
-    let who = observed.restarting.as_deref().unwrap_or("no voter");
-    Err(match allowed.as_slice() {
-        [] => format!("the chain cannot miss {who} as well; {}", arithmetic.missing_in_words()),
+    let missing = arithmetic.missing_in_words();
+    Err(match (allowed.as_slice(), &observed.own_step) {
+        ([], Some(OwnStep::Restart(who))) => {
+            format!("the chain cannot miss {who} as well; {missing}")
+        }
+        ([], _) => format!("the change would leave no quorum; {missing}"),
         _ => format!(
             "disruption budgets still let voters be evicted ({}); they are lowered first",
             allowed.join(", ")
@@ -235,9 +252,20 @@ fn share(shares: &Shares, cluster: &str) -> u32 {
     shares.get(cluster).copied().unwrap_or_default()
 }
 
+/// The voters after a change. A newcomer is not counted on before it is seen to sign.
+fn after(voters: &[Voter], name: &str, power: u64) -> Vec<Voter> {
+    let changed = |one: &Voter| match one {
+        one if one.name == name => Voter { power, live: one.live && one.power > 0, ..one.clone() },
+        one => one.clone(),
+    };
+    voters.iter().map(changed).collect()
+}
+
 /// What the chain can miss.
 struct Arithmetic<'a> {
     observed: &'a Observed,
+    /// The voters as a change under way leaves them.
+    after: Option<Vec<Voter>>,
     /// The largest share that may be in force in each cluster.
     largest: Shares,
 }
@@ -250,7 +278,11 @@ impl<'a> Arithmetic<'a> {
             let known = largest.entry(name.clone()).or_default();
             *known = seen.max(*known);
         }
-        Self { observed, largest }
+        let after = match &observed.own_step {
+            Some(OwnStep::Change { voter, power }) => Some(after(&observed.voters, voter, *power)),
+            _ => None,
+        };
+        Self { observed, after, largest }
     }
 
     /// Budgets that can be read, and so be written.
@@ -270,7 +302,7 @@ impl<'a> Arithmetic<'a> {
     }
 
     fn is_restarting(&self, voter: &Voter) -> bool {
-        self.observed.restarting.as_ref() == Some(&voter.name)
+        matches!(&self.observed.own_step, Some(OwnStep::Restart(name)) if *name == voter.name)
     }
 
     /// Missed, or about to be, though no share has a place for it: no budget counts it.
@@ -284,12 +316,19 @@ impl<'a> Arithmetic<'a> {
             && (voter.pod == Pod::Ending || (!voter.live && voter.pod == Pod::NotReady))
     }
 
-    /// Whether quorum is left, with the reserve, whatever happens under these shares.
+    /// Whether quorum is left, with the reserve, whatever happens under these shares; while a change is under way, by
+    /// the voters before it and after it.
+    fn holds(&self, shares: &Shares) -> bool {
+        let after = self.after.as_deref();
+        self.leaves_quorum(&self.observed.voters, shares)
+            && after.is_none_or(|after| self.leaves_quorum(after, shares))
+    }
+
+    /// Whether quorum of these voters is left.
     ///
     /// In a cluster the worst is the larger of two: those that are down and counted, or as many of its heaviest as the
     /// share allows. In between some came back and others were evicted, which weighs no more.
-    fn holds(&self, shares: &Shares) -> bool {
-        let voters = &self.observed.voters;
+    fn leaves_quorum(&self, voters: &[Voter], shares: &Shares) -> bool {
         let total: u64 = voters.iter().map(|voter| voter.power).sum();
         let mut lost: u64 =
             voters.iter().filter(|one| self.is_lost_beside(one)).map(|one| one.power).sum();
@@ -413,6 +452,15 @@ impl<'a> Arithmetic<'a> {
         let missing = self.missing();
         if !missing.is_empty() {
             reasons.push(missing.join(", "));
+        }
+        match &observed.own_step {
+            Some(OwnStep::Change { voter, power: 0 }) => {
+                reasons.push(format!("{voter} is leaving"))
+            }
+            Some(OwnStep::Change { voter, power }) => {
+                reasons.push(format!("{voter} is being given power {power}"));
+            }
+            Some(OwnStep::Restart(_)) | None => {}
         }
         for (name, share) in
             self.largest.iter().filter(|(name, share)| **share > 0 && *name != waiting)

@@ -27,7 +27,7 @@ fn two_and_two(recorded: [u32; 2]) -> Observed {
         reserve: 0,
         voters: names.map(|(name, cluster)| voter(name, cluster, 1)).into(),
         fresh: true,
-        restarting: None,
+        own_step: None,
         recorded: shares
             .into_iter()
             .filter(|(_, n)| *n > 0)
@@ -132,21 +132,52 @@ fn a_cluster_that_cannot_be_asked_keeps_its_share() {
 #[test]
 fn a_restart_of_our_own_waits_until_the_shares_have_made_room() {
     let mut observed = two_and_two([1, 0]);
-    observed.restarting = Some("b-1".into());
+    observed.own_step = Some(OwnStep::Restart("b-1".into()));
     assert_eq!(
-        check_restart(&observed).unwrap_err(),
+        check_own_step(&observed).unwrap_err(),
         "disruption budgets still let voters be evicted (1 in cluster a); they are lowered first"
     );
     for _ in 0..2 {
         let steps = plan_budget(&observed).steps;
         apply(&mut observed, steps);
     }
-    assert_eq!(check_restart(&observed), Ok(()));
+    assert_eq!(check_own_step(&observed), Ok(()));
     assert_eq!(observed.recorded, Shares::new());
     observed.voters[0].live = false;
-    let why = check_restart(&observed).unwrap_err();
+    let why = check_own_step(&observed).unwrap_err();
     let missed = "a-0 in cluster a is not seen to sign, b-1 in cluster b is being restarted";
     assert_eq!(why, format!("the chain cannot miss b-1 as well; {missed}"));
+}
+
+#[test]
+fn a_change_of_members_waits_until_the_shares_fit_those_before_and_after_it() {
+    let changing = |voter: &str, power| Some(OwnStep::Change { voter: voter.into(), power });
+    let mut observed = two_and_two([1, 0]);
+    // Of three none can be missed.
+    observed.own_step = changing("b-1", 0);
+    assert!(check_own_step(&observed).unwrap_err().contains("1 in cluster a"));
+    want(&mut observed, "b", "b-0", "m2");
+    let waits = "the drain of machine m2 in cluster b waits: the chain can miss 1 voter, and b-1 is leaving; the share of \
+                 cluster a is taken back first";
+    assert_eq!(why(&observed), [waits]);
+    for _ in 0..2 {
+        let steps = plan_budget(&observed).steps;
+        apply(&mut observed, steps);
+    }
+    assert_eq!((check_own_step(&observed), &observed.recorded), (Ok(()), &Shares::new()));
+    // Of five one can be missed, but the newcomer may never sign; of seven two.
+    for (voters, waits) in [(4, true), (6, false)] {
+        let mut observed = two_and_two([1, 0]);
+        observed.voters.extend((4..voters).map(|n| voter(&format!("a-{n}"), "a", 1)));
+        observed.voters.push(voter("b-2", "b", 0));
+        for (cluster, there) in [("a", voters - 2), ("b", 3)] {
+            let share = u32::from(cluster == "a");
+            let seen = Seen { voters: there, written: there - share, in_force: there - share };
+            observed.clusters.get_mut(cluster).unwrap().seen = Some(seen);
+        }
+        observed.own_step = changing("b-2", 1);
+        assert_eq!(check_own_step(&observed).is_err(), waits, "{voters} voters");
+    }
 }
 
 #[test]
@@ -264,6 +295,8 @@ struct Bounds {
     drains: u8,
     failures: u8,
     restarts: u8,
+    /// Members that leave, or enter: those without power.
+    changes: u8,
     /// Clusters may be lost from sight.
     cuts: bool,
 }
@@ -300,6 +333,8 @@ struct World {
     in_force: [u32; 2],
     unasked: [bool; 2],
     restarting: Option<usize>,
+    /// The member that leaves or enters.
+    changing: Option<usize>,
     /// What the operator is about to write.
     plan: Vec<Write>,
     /// Failures that the budgets in force have taken in.
@@ -307,6 +342,7 @@ struct World {
     drains: u8,
     failures: u8,
     restarts: u8,
+    changes: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -328,6 +364,8 @@ enum Defect {
     EndingIsUp,
     /// A restart of our own does not wait for the shares.
     RestartsAtOnce,
+    /// A change of members does not wait for the shares.
+    ChangesAtOnce,
 }
 
 impl World {
@@ -347,12 +385,26 @@ impl World {
             in_force: [0; 2],
             unasked: [false; 2],
             restarting: None,
+            changing: None,
             plan: Vec::new(),
             known: Vec::new(),
             drains: bounds.drains,
             failures: bounds.failures,
             restarts: bounds.restarts,
+            changes: bounds.changes,
         }
+    }
+
+    /// What is under way, as the operator recorded it.
+    fn own_step(&self) -> Option<OwnStep> {
+        let change = |n: usize| OwnStep::Change { voter: n.to_string(), power: self.changed(n) };
+        let restart = |n: usize| OwnStep::Restart(n.to_string());
+        self.restarting.map(restart).or(self.changing.map(change))
+    }
+
+    /// The power of a member once it has left, or entered.
+    fn changed(&self, n: usize) -> u64 {
+        u64::from(self.voters[n].power == 0)
     }
 
     fn count(&self, cluster: usize) -> u32 {
@@ -394,7 +446,7 @@ impl World {
         Observed {
             reserve: bounds.reserve,
             voters,
-            restarting: self.restarting.map(|n| n.to_string()),
+            own_step: self.own_step(),
             recorded: (0..2)
                 .filter(counts)
                 .map(|c| (CLUSTERS[c].to_owned(), self.recorded[c]))
@@ -507,8 +559,24 @@ impl World {
                 && self.voters[n].state == S::Up
                 && self.voters.iter().enumerate().all(live)
                 && (defect == Some(Defect::RestartsAtOnce)
-                    || check_restart(&self.observe(bounds, defect)).is_ok())
+                    || check_own_step(&self.observe(bounds, defect)).is_ok())
         })
+    }
+
+    /// Whether the change under way may be sent: its cluster need not be asked for that.
+    fn may_change(&self, bounds: &Bounds, defect: Option<Defect>) -> bool {
+        self.changing.is_some()
+            && self.voters.iter().all(|v| v.state == S::Up)
+            && (defect == Some(Defect::ChangesAtOnce)
+                || check_own_step(&self.observe(bounds, defect)).is_ok())
+    }
+
+    fn change(&self) -> Self {
+        let mut next = self.clone();
+        if let Some(n) = next.changing.take() {
+            next.voters[n].power = self.changed(n);
+        }
+        next
     }
 
     fn moves(
@@ -524,6 +592,12 @@ impl World {
             let n = self.restarting.unwrap_or_default();
             let next = self.set(n, S::Ending);
             let what = format!("operator ends the pod of {n}");
+            next.check_going(bounds).map_err(|why| format!("{what}: {why}"))?;
+            moves.push((what, next));
+        }
+        if self.may_change(bounds, defect) {
+            let next = self.change();
+            let what = format!("{:?} changes", self.changing);
             next.check_going(bounds).map_err(|why| format!("{what}: {why}"))?;
             moves.push((what, next));
         }
@@ -567,7 +641,14 @@ impl World {
                 next.drains -= 1;
                 moves.push((format!("the machine of {n} is drained"), next));
             }
-            if self.restarts > 0 && self.restarting.is_none() && state == S::Up {
+            let free = self.restarting.is_none() && self.changing.is_none() && state == S::Up;
+            if self.changes > 0 && free {
+                let mut next = self.clone();
+                next.changing = Some(n);
+                next.changes -= 1;
+                moves.push((format!("operator begins to change {n}"), next));
+            }
+            if self.restarts > 0 && free {
                 let mut next = self.clone();
                 next.restarting = Some(n);
                 next.restarts -= 1;
@@ -588,7 +669,8 @@ impl World {
 
     /// Faults stop; then every drain and restart ends, and the operator falls quiet.
     fn heals(&self, bounds: &Bounds, defect: Option<Defect>) -> Result<(), String> {
-        let mut world = Self { unasked: [false; 2], failures: 0, restarts: 0, ..self.clone() };
+        let mut world = Self { unasked: [false; 2], failures: 0, ..self.clone() };
+        (world.restarts, world.changes) = (0, 0);
         for _ in 0..60 {
             for n in 0..world.voters.len() {
                 world = match world.voters[n].state {
@@ -602,10 +684,17 @@ impl World {
             if world.may_restart(bounds, defect) {
                 world = world.set(world.restarting.unwrap_or_default(), S::Ending);
             }
+            if world.may_change(bounds, defect) {
+                world = world.change();
+            }
             world.in_force = world.written;
             world = world.look(bounds, defect);
-            let quiet = world.plan.is_empty() && world.restarting.is_none();
-            if quiet && world.voters.iter().all(|v| v.state == S::Up && !v.wanted) {
+            let quiet = world.plan.is_empty() && world.own_step().is_none();
+            // Who can be missed by nobody is not drained.
+            let powers: Vec<u64> = world.voters.iter().map(|v| v.power).collect();
+            let may_end = margin(Quorum::MoreThanTwoThirds, &powers) > bounds.reserve;
+            let ended = |v: &V| v.state == S::Up && !(v.wanted && may_end);
+            if quiet && world.voters.iter().all(ended) {
                 return Ok(());
             }
             while let Some(next) = world.write() {
@@ -655,6 +744,7 @@ fn no_more_go_at_once_than_the_chain_can_miss_and_all_drains_end() {
         drains,
         failures,
         restarts,
+        changes: 0,
         cuts,
     };
     let four: Powers = [&[1, 1], &[1, 1]];
@@ -665,6 +755,9 @@ fn no_more_go_at_once_than_the_chain_can_miss_and_all_drains_end() {
         bounds(four, 2, 0, 1, false),
         bounds(uneven, 2, 1, 0, false),
         bounds(seven, 2, 0, 0, false),
+        Bounds { changes: 1, ..bounds(four, 2, 0, 0, true) },
+        Bounds { changes: 1, ..bounds([&[1, 1], &[1, 1, 0]], 2, 0, 0, false) },
+        Bounds { changes: 1, ..bounds(seven, 1, 0, 0, false) },
     ];
     if full {
         all.push(bounds(four, 3, 1, 1, true));
@@ -686,6 +779,7 @@ fn every_defect_lets_too_many_go() {
         drains: 2,
         failures,
         restarts,
+        changes: 0,
         cuts,
     };
     for (defect, bounds) in [
@@ -694,6 +788,7 @@ fn every_defect_lets_too_many_go() {
         (Defect::RaisesUnrecorded, four(0, 0, true)),
         (Defect::EndingIsUp, four(1, 0, false)),
         (Defect::RestartsAtOnce, four(0, 1, false)),
+        (Defect::ChangesAtOnce, Bounds { changes: 1, ..four(0, 0, false) }),
     ] {
         match explore(&bounds, Some(defect)) {
             Err(way) => println!("{defect:?}:\n  {way}\n"),

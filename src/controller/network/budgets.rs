@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use bsn_core::anchor::{Anchor, Role};
 use bsn_core::budget::{
-    BudgetStep, Cluster, Observed, Pod as Counts, Seen, Shares, Voter, check_restart,
+    BudgetStep, Cluster, Observed, OwnStep, Pod as Counts, Seen, Shares, Voter, check_own_step,
 };
 use bsn_core::membership::Policy;
 use bsn_core::membership::model::{Head, Ledger, Liveness};
@@ -62,19 +62,24 @@ pub struct ObservedBudget {
 }
 
 impl ObservedBudget {
-    /// Whether our own restart of a node leaves quorum, whatever drains do meanwhile; if not, why not yet. One that
-    /// costs the chain no vote it has, or stops it in any case, is the planner's to decide: no share changes that.
+    /// Whether the step under way leaves quorum, whatever drains do meanwhile; if not, why not yet. One that would not
+    /// if there were no drains, or that costs the chain no vote it has, is the planner's to decide: no share changes that.
     ///
     /// # Errors
     ///
     /// Why not yet, for people.
-    pub fn check_restart(&self, node: &NodeName) -> Result<(), String> {
+    pub fn check_own_step(&self) -> Result<(), String> {
         let observed = &self.observed;
-        let voter = observed.voters.iter().find(|voter| voter.name == node.as_str());
-        if voter.is_none_or(|voter| voter.power == 0 || !voter.live) || always_stops(observed) {
-            return Ok(());
+        let votes = |name: &String| {
+            let voter = observed.voters.iter().find(|voter| voter.name == *name);
+            voter.is_some_and(|voter| voter.power > 0 && voter.live)
+        };
+        match &observed.own_step {
+            None => Ok(()),
+            Some(OwnStep::Restart(name)) if !votes(name) => Ok(()),
+            Some(_) if check_own_step(&without_drains(observed)).is_err() => Ok(()),
+            Some(_) => check_own_step(observed),
         }
-        check_restart(observed)
     }
 
     /// Machines that voters are on and that are being drained.
@@ -90,16 +95,16 @@ impl ObservedBudget {
     }
 }
 
-/// Even if everybody else is well and nobody may be evicted, the chain cannot miss who restarts.
-fn always_stops(observed: &Observed) -> bool {
-    let well = |voter: &Voter| Voter { live: true, pod: Counts::Ready, ..voter.clone() };
-    let best = Observed {
-        voters: observed.voters.iter().map(well).collect(),
+/// As the planner sees it: nobody may be evicted, or is.
+fn without_drains(observed: &Observed) -> Observed {
+    let pod = |live| if live { Counts::Ready } else { Counts::NotReady };
+    let seen = |voter: &Voter| Voter { pod: pod(voter.live), ..voter.clone() };
+    Observed {
+        voters: observed.voters.iter().map(seen).collect(),
         recorded: Shares::new(),
         clusters: BTreeMap::new(),
         ..observed.clone()
-    };
-    check_restart(&best).is_err()
+    }
 }
 
 /// What is being written in each cluster, and what may yet take effect there; clones share it.
@@ -220,13 +225,12 @@ fn validators(anchor: &Anchor) -> BTreeMap<String, BTreeSet<NodeName>> {
 }
 
 impl Pass<'_> {
-    /// Puts together what the shares of a network depend on; `None` = it is on the hub alone. `restarting` = the node that
-    /// a recorded step restarts.
+    /// Puts together what the shares of a network depend on; `None` = it is on the hub alone.
     pub(super) fn observe_budget(
         &self,
         anchor: &Anchor,
         sight: &Sight,
-        restarting: Option<&NodeName>,
+        own_step: Option<OwnStep>,
     ) -> Option<ObservedBudget> {
         if !spans_clusters(anchor) {
             self.ctx.machines.forget(self.key);
@@ -268,7 +272,7 @@ impl Pass<'_> {
             reserve: policy.reserve,
             voters: voters(&sight.ledger, &validators, &pods),
             fresh: is_known(&sight.ledger, policy),
-            restarting: restarting.map(ToString::to_string),
+            own_step,
             recorded: recorded.map(|(cluster, share)| (cluster.clone(), *share)).collect(),
             clusters,
         };

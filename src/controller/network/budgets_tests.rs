@@ -273,7 +273,7 @@ fn observed(voters: usize) -> ObservedBudget {
         reserve: 0,
         voters: names[..voters].iter().map(voter).collect(),
         fresh: true,
-        restarting: None,
+        own_step: None,
         recorded: [("a".to_owned(), 1)].into(),
         clusters: [("a".to_owned(), there(1)), ("b".to_owned(), there(2))].into(),
     };
@@ -281,8 +281,8 @@ fn observed(voters: usize) -> ObservedBudget {
 }
 
 fn restarts(budget: &mut ObservedBudget, name: &str) -> Result<(), String> {
-    budget.observed.restarting = Some(name.to_owned());
-    budget.check_restart(&node(name))
+    budget.observed.own_step = Some(OwnStep::Restart(name.to_owned()));
+    budget.check_own_step()
 }
 
 #[test]

@@ -10,7 +10,7 @@ use bsn_core::engine::cometbft::settle::Verdict;
 use bsn_core::forming::add_identity;
 use bsn_core::intent::record::{NewStep, Phase};
 use bsn_core::intent::writer::Task;
-use bsn_core::membership::model::{Change, Engine, Progress, Step as PlannedStep};
+use bsn_core::membership::model::{Change, Engine, Gate, Progress, Step as PlannedStep};
 use bsn_core::names::NodeName;
 use bsn_core::steps::{Effect, Outcome, PastStep, RecordedStep, is_halted};
 use bsn_core::watch::{Known, Sight};
@@ -29,7 +29,7 @@ use crate::controller::network::apply::Pass;
 use crate::controller::network::budgets::ObservedBudget;
 use crate::controller::node::restart;
 use crate::controller::{Error, Refusal, Step};
-use crate::engine::cometbft::driver::Chain;
+use crate::engine::cometbft::driver::{Chain, Obstacle};
 use crate::evidence::known::engine_state;
 use crate::intent::Effects;
 
@@ -105,6 +105,25 @@ impl Acting<'_> {
                 None => Ok(Ok(None)),
             },
         }
+    }
+
+    /// Whether drains leave room for the step under way: they draw on the same margin, and are allowed by others than us.
+    pub(super) fn check_room(&self, gate: Gate) -> Result<(), Obstacle> {
+        let checked = self.budget.map_or(Ok(()), ObservedBudget::check_own_step);
+        checked.map_err(|why| Obstacle { gate, why })
+    }
+
+    /// Whether the step under way cannot have its effect now. Why is remembered for those who ask.
+    pub(super) fn is_obstructed(
+        &self,
+        intent: &StepIntent,
+        checked: Result<(), Obstacle>,
+        memory: &mut Memory,
+    ) -> bool {
+        memory.unsent = checked.err().map(|obstacle| (intent.number, obstacle));
+        let Some((_, obstacle)) = &memory.unsent else { return false };
+        tracing::info!(network = %self.pass.key, why = obstacle.why, "not done now");
+        true
     }
 
     // --- nodes ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::transaction::{fill_template, validator_transaction};
 use bsn_core::intent::record::Phase;
 use bsn_core::intent::writer::Task;
-use bsn_core::membership::model::{Change, Liveness, Step as PlannedStep};
+use bsn_core::membership::model::{Change, Gate, Liveness, Step as PlannedStep};
 use bsn_core::names::NodeName;
 use bsn_core::steps::{Effect, RecordedChange, RecordedStep};
 
@@ -145,9 +145,8 @@ impl Acting<'_> {
             let (key, excused) = (&keys.consensus, self.excused(&recorded.change));
             let entry = &recorded.entry;
             let checked = self.chain.check_before_sending(entry, key, power, &excused).await;
-            memory.unsent = checked.err().map(|obstacle| (intent.number, obstacle));
-            if let Some((_, obstacle)) = &memory.unsent {
-                tracing::info!(network = %self.pass.key, why = obstacle.why, "not sent now");
+            let checked = checked.and_then(|()| self.check_room(Gate::QuorumAfterChange));
+            if self.is_obstructed(intent, checked, memory) {
                 return Ok(Ok(None));
             }
         }

@@ -16,11 +16,11 @@ pub mod slots;
 use std::time::Duration;
 
 use bsn_core::anchor::{Anchor, EntryRecord};
-use bsn_core::budget::{Budget, DrainWaits, plan_budget};
+use bsn_core::budget::{Budget, DrainWaits, OwnStep, plan_budget};
 use bsn_core::engine::cometbft::LEDGER;
 use bsn_core::engine::cometbft::settle::{PoolState, Verdict};
 use bsn_core::intent::record::{Phase, Record};
-use bsn_core::membership::model::{Engine, Gate, Inputs, Liveness, Step as PlannedStep};
+use bsn_core::membership::model::{Change, Engine, Gate, Inputs, Liveness, Step as PlannedStep};
 use bsn_core::membership::{Decision, Observed, Policy, Refusal as Refused, next_step, warnings};
 use bsn_core::names::NodeName;
 use bsn_core::steps::{Effect, RecordedStep};
@@ -163,7 +163,8 @@ impl Pass<'_> {
         } else {
             self.ctx.slots.settle(self.key, restarts, pending, decision)
         };
-        let budget = self.observe_budget(&anchor, &sight, world.intent().and_then(restarted));
+        let own_step = world.intent().and_then(|intent| own_step(intent, &decision, &sight));
+        let budget = self.observe_budget(&anchor, &sight, own_step);
         let shares = budget.as_ref().map(|budget| plan_budget(&budget.observed));
         let number = world.intent().map(|intent| intent.number);
         let unsent = memory.unsent.as_ref().filter(|(of, _)| Some(*of) == number);
@@ -257,7 +258,10 @@ impl Pass<'_> {
         match (decision, verdict, unsent) {
             (
                 Decision::Step {
-                    step: step @ (PlannedStep::Send | PlannedStep::EndPod { .. }),
+                    step:
+                        step @ (PlannedStep::Send
+                        | PlannedStep::EndPod { .. }
+                        | PlannedStep::Halt { .. }),
                     ..
                 },
                 _,
@@ -415,14 +419,29 @@ fn all_well(observed: &Observed) -> bool {
 }
 
 fn is_restart(intent: &observe::StepIntent) -> bool {
-    restarted(intent).is_some()
+    matches!(intent.step.effect, Effect::Restart(_))
 }
 
-/// The node that a step restarts.
-fn restarted(intent: &observe::StepIntent) -> Option<&NodeName> {
+/// What the voters feel of the step under way.
+fn own_step(intent: &observe::StepIntent, decision: &Decision, sight: &Sight) -> Option<OwnStep> {
     match &intent.step.effect {
-        Effect::Restart(restart) => Some(&restart.node),
-        Effect::Change(_) | Effect::Switch(_) => None,
+        Effect::Restart(restart) => Some(OwnStep::Restart(restart.node.to_string())),
+        Effect::Change(change) => {
+            let voter = match &change.change {
+                Change::Add { node, .. } => node,
+                Change::SetPower { member, .. } | Change::Remove { member } => {
+                    sight.ledger.members.get(member)?.node.as_ref()?
+                }
+            };
+            Some(OwnStep::Change { voter: voter.to_string(), power: change.power })
+        }
+        // One after the other, while the chain runs.
+        Effect::Switch(_) => match decision {
+            Decision::Step { step: PlannedStep::Halt { node }, .. } => {
+                Some(OwnStep::Restart(node.to_string()))
+            }
+            _ => None,
+        },
     }
 }
 

@@ -16,7 +16,6 @@ use super::memory::Memory;
 use super::observe::StepIntent;
 use crate::controller::Step;
 use crate::controller::node::restart;
-use crate::engine::cometbft::driver::Obstacle;
 use crate::intent::Effects;
 
 impl Acting<'_> {
@@ -42,12 +41,8 @@ impl Acting<'_> {
     ) -> Taken {
         let Effect::Restart(recorded) = &intent.step.effect else { return Ok(Ok(None)) };
         if intent.phase == Phase::Begun {
-            // Drains draw on the same margin, and are allowed by others than us.
-            let checked = self.budget.map_or(Ok(()), |budget| budget.check_restart(&recorded.node));
-            let gate = Gate::QuorumDuringRestart;
-            memory.unsent = checked.err().map(|why| (intent.number, Obstacle { gate, why }));
-            if let Some((_, obstacle)) = &memory.unsent {
-                tracing::info!(network = %self.pass.key, why = obstacle.why, "not restarted now");
+            let room = self.check_room(Gate::QuorumDuringRestart);
+            if self.is_obstructed(intent, room, memory) {
                 return Ok(Ok(None));
             }
         }
@@ -106,6 +101,11 @@ impl Acting<'_> {
                 tracing::info!(network = %self.pass.key, %node, why, "not switched now");
                 return Ok(Ok(None));
             }
+        }
+        if anew.is_none()
+            && self.is_obstructed(intent, self.check_room(Gate::QuorumDuringRestart), memory)
+        {
+            return Ok(Ok(None));
         }
         memory.note_sent(intent.number, self.pass.ctx.now());
         let how = match anew {
