@@ -455,7 +455,7 @@ impl<'a> Arithmetic<'a> {
         }
         match &observed.own_step {
             Some(OwnStep::Change { voter, power: 0 }) => {
-                reasons.push(format!("{voter} is leaving"))
+                reasons.push(format!("{voter} is leaving"));
             }
             Some(OwnStep::Change { voter, power }) => {
                 reasons.push(format!("{voter} is being given power {power}"));
