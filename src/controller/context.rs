@@ -123,6 +123,11 @@ impl Context {
     pub fn place_of(&self, identity: &Identity, namespace: &str) -> Result<Place, Absent> {
         self.clusters.place(&identity.cluster, namespace)
     }
+
+    /// Whether something of a network is being written in a member beside its pass.
+    pub fn is_written_in(&self, key: &NetworkKey, cluster: &str) -> bool {
+        self.errands.is_under_way(key, cluster) || self.budgets.is_under_way(key, cluster)
+    }
 }
 
 /// Random ids, derived from one random seed, so that taking one cannot fail.

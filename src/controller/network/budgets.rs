@@ -164,6 +164,11 @@ impl Writes {
         true
     }
 
+    /// Whether a budget is being written there now.
+    pub fn is_under_way(&self, key: &NetworkKey, cluster: &str) -> bool {
+        self.all().get(&(key.clone(), cluster.to_owned())).is_some_and(|write| write.under_way)
+    }
+
     /// It has ended.
     fn end(&self, of: &(NetworkKey, String), outcome: Outcome) {
         let mut all = self.all();
@@ -177,9 +182,9 @@ impl Writes {
         }
     }
 
-    /// Forgets a network.
+    /// Forgets a network, but for what is still under way.
     pub fn remove(&self, key: &NetworkKey) {
-        self.all().retain(|(of, _), _| of != key);
+        self.all().retain(|(of, _), write| of != key || write.under_way);
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<(NetworkKey, String), Write>> {

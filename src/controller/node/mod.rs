@@ -117,7 +117,7 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
 
 /// Lets a description go, once nothing is left that only it stands for.
 async fn let_go(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> Result<Action, Error> {
-    if node.spec.cluster.as_ref().is_some_and(|cluster| ctx.errands.is_under_way(key, cluster)) {
+    if node.spec.cluster.as_ref().is_some_and(|cluster| ctx.is_written_in(key, cluster)) {
         // What is being written there would be left behind.
         return Ok(Action::requeue(ERRAND_LOOK));
     }
