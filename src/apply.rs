@@ -11,6 +11,7 @@ use bsn_core::hash::short_hash;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -302,9 +303,9 @@ pub async fn delete<K: Object>(client: &kube::Client, object: &K) -> Result<(), 
 }
 
 /// Writes the status of the object that `meta` is of. `false` = it was deleted meanwhile: there is nothing left to report
-/// on.
+/// on. The object itself need not parse: that is something to report.
 pub async fn write_status<K>(
-    api: &Api<K>,
+    api: &Api<DeserializeGuard<K>>,
     meta: &ObjectMeta,
     status: &impl Serialize,
 ) -> Result<bool, ApiError>

@@ -12,7 +12,7 @@ use bsn_core::hash::sha256_hex;
 use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::Api;
+use kube::api::{Api, ObjectMeta};
 use kube::config::Kubeconfig;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, Store};
@@ -33,10 +33,11 @@ use super::probe::{
 use super::proofs::Proofs;
 use super::registry::{ClusterHandle, Clusters, InNamespace};
 use super::watches::{Described, Objects, Triggers, watch_kind, watch_objects};
-use crate::api::conditions::{READY, Reason, STALLED};
+use crate::api::conditions::{READY, Reason, STALLED, merge};
 use crate::api::{BsnCluster, BsnClusterStatus, ClusterImage};
 use crate::apply::{ApiError, read, write_status};
 use crate::build::secret::entry;
+use crate::controller::Refusal;
 use crate::labels;
 use crate::telemetry::Events;
 
@@ -116,14 +117,48 @@ pub async fn run(shared: Shared, notice: Arc<Notify>) {
     // Before the first list, everything would seem to be gone.
     let _ = shared.all.wait_until_ready().await;
     let mut running: BTreeMap<String, Running> = BTreeMap::new();
+    let mut told = BTreeMap::new();
     loop {
-        adjust(&shared, &mut running);
+        let unparsable = adjust(&shared, &mut running);
         shared.clusters.set_listed();
+        tell_unparsable(&shared, unparsable, &mut told).await;
         notice.notified().await;
     }
 }
 
-fn adjust(shared: &Shared, running: &mut BTreeMap<String, Running>) {
+/// Tells of each description that does not parse, once: the status of one comes back by the watch.
+async fn tell_unparsable(
+    shared: &Shared,
+    unparsable: Vec<(ObjectMeta, Refusal)>,
+    told: &mut BTreeMap<Option<String>, Option<i64>>,
+) {
+    told.retain(|uid, _| unparsable.iter().any(|(meta, _)| meta.uid == *uid));
+    let api = Api::<GuardedCluster>::all(shared.hub.clone());
+    for (meta, refusal) in unparsable {
+        if told.get(&meta.uid) == Some(&meta.generation) {
+            continue;
+        }
+        let conditions = merge(&[], &refusal.states(), meta.generation, Timestamp::now());
+        let status = BsnClusterStatus {
+            observed_generation: meta.generation,
+            conditions,
+            ..BsnClusterStatus::default()
+        };
+        match write_status(&api, &meta, &status).await {
+            Ok(_) => {
+                told.insert(meta.uid, meta.generation);
+            }
+            // With the next change of any cluster.
+            Err(error) => {
+                tracing::warn!(cluster = ?meta.name, %error, "its status was not written");
+            }
+        }
+    }
+}
+
+/// Begins and ends tasks. Returns the descriptions that do not parse, with why.
+fn adjust(shared: &Shared, running: &mut BTreeMap<String, Running>) -> Vec<(ObjectMeta, Refusal)> {
+    let mut unparsable = Vec::new();
     let mut wanted: BTreeMap<String, Arc<BsnCluster>> = BTreeMap::new();
     for guarded in shared.all.state() {
         match &guarded.0 {
@@ -133,9 +168,14 @@ fn adjust(shared: &Shared, running: &mut BTreeMap<String, Running>) {
             Err(invalid) => {
                 let name = guarded.name_any();
                 tracing::warn!(cluster = %name, error = %invalid.error, "BsnCluster does not parse");
-                let message = format!("the BsnCluster does not parse: {}", invalid.error);
+                let message = format!(
+                    "this object does not parse as v1alpha1: {}; correct it. Nodes there run on",
+                    invalid.error
+                );
                 running.remove(&name);
-                let standing = Err((Reason::Unparsable, message));
+                let refusal = Refusal::new(Reason::Unparsable, message);
+                let standing = Err((refusal.reason, refusal.message.clone()));
+                unparsable.push((invalid.metadata.clone(), refusal));
                 shared.clusters.put(ClusterHandle::member(
                     &name,
                     standing,
@@ -181,6 +221,7 @@ fn adjust(shared: &Shared, running: &mut BTreeMap<String, Running>) {
         task.spawn(Member::new(shared.clone(), name.clone(), told).run());
         running.insert(name, Running { uid, described, _task: task });
     }
+    unparsable
 }
 
 /// The watches of one namespace.
@@ -533,7 +574,7 @@ impl Member {
         old: &BsnClusterStatus,
         status: &BsnClusterStatus,
     ) -> Result<(), ApiError> {
-        let api = Api::<BsnCluster>::all(self.shared.hub.clone());
+        let api = Api::<GuardedCluster>::all(self.shared.hub.clone());
         if write_status(&api, &cluster.metadata, status).await? {
             let (before, now) = (&old.conditions, &status.conditions);
             let events = &self.shared.events;

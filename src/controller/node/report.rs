@@ -15,7 +15,7 @@ use crate::api::conditions::{
 };
 use crate::api::{BsnNode, BsnNodeStatus};
 use crate::apply::{ApiError, write_status};
-use crate::cluster::watches::cached;
+use crate::cluster::watches::{GuardedNode, cached};
 use crate::controller::context::Context;
 use crate::controller::network::report::state_of;
 use crate::controller::{Error, Refusal};
@@ -246,7 +246,7 @@ async fn write(
         return Ok(());
     }
     let namespace = node.namespace().unwrap_or_default();
-    let api = Api::<BsnNode>::namespaced(ctx.client.clone(), &namespace);
+    let api = Api::<GuardedNode>::namespaced(ctx.client.clone(), &namespace);
     if write_status(&api, &node.metadata, status).await? {
         let (before, now) = (&old.conditions, &status.conditions);
         ctx.events.changes::<BsnNode>(&node.metadata, before, now, &[READY, STALLED]).await;
