@@ -65,6 +65,8 @@ reasons! {
     PodNotReady,
     /// The gateway of a node does not answer.
     NodeSilent,
+    /// It is not known yet under which address other clusters reach a node; the last one stays published.
+    AddressPending,
     /// Blocks advance.
     BlocksAdvance,
     /// The head of the chain has not moved for longer than five blocks take.

@@ -14,6 +14,7 @@ use super::{Case, anchor, as_json, at, case, network_object, now, spec, view};
 use crate::api::conditions::{Reason, STALLED, find};
 use crate::api::{BsnNetworkStatus, BsnNode};
 use crate::controller::Refusal;
+use crate::controller::network::addresses::Unreached;
 use crate::controller::network::report::{Input, compute_status, refused_status};
 use crate::controller::network::steps::Steps;
 use crate::view::Liveness;
@@ -28,6 +29,7 @@ pub(super) struct World {
     pub(super) steps: Steps,
     pub(super) refusals: Vec<Refusal>,
     pub(super) clusters: BTreeMap<String, Option<Refusal>>,
+    pub(super) unreached: BTreeMap<NodeName, Unreached>,
     pub(super) nodes: Vec<BsnNode>,
     pub(super) liveness: Liveness,
 }
@@ -43,6 +45,7 @@ impl Default for World {
             steps: decided(Decision::Converged),
             refusals: Vec::new(),
             clusters: BTreeMap::new(),
+            unreached: BTreeMap::new(),
             nodes: nodes(&first(), &NodeWorld::default()),
             liveness: Liveness::Live,
         }
@@ -59,7 +62,7 @@ impl World {
         let (anchor, view) = (anchor(self.formed), view(self.liveness));
         let input = Input {
             clusters: &self.clusters,
-            unreached: &BTreeMap::new(),
+            unreached: &self.unreached,
             paused: self.paused,
             anchor: Some(&anchor),
             refusals: &self.refusals,
@@ -217,6 +220,15 @@ fn cases_of_changes() -> Vec<Case> {
                 steps: Steps::default(),
                 liveness: Liveness::Unknown,
                 ..World::default()
+            }),
+        ),
+        case(
+            "a_load_balancer_without_an_address_yet",
+            InProgress,
+            Progressing,
+            of(&World {
+                unreached: [(first(), Unreached::NoLoadBalancer)].into(),
+                ..World::changed()
             }),
         ),
         case("a_restart_comes_next", InProgress, Progressing, changed(decided(step(restart())))),

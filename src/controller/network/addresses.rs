@@ -71,6 +71,11 @@ impl Unreached {
     pub fn passes(&self) -> bool {
         matches!(self, Self::NoService | Self::NoPod)
     }
+
+    /// Whether that is not as described, though the node runs. Of a cluster that is not known, others tell.
+    pub fn is_pending(&self) -> bool {
+        !self.passes() && !matches!(self, Self::Cluster(_))
+    }
 }
 
 /// What is known of a node where it runs.

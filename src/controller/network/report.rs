@@ -27,7 +27,7 @@ use crate::api::conditions::{
 };
 use crate::api::{BsnNetwork, BsnNetworkStatus, BsnNode};
 use crate::apply::{ApiError, write_status};
-use crate::cluster::watches::nodes_of;
+use crate::cluster::watches::{GuardedNetwork, nodes_of};
 use crate::controller::context::Context;
 use crate::controller::{Error, Refusal};
 use crate::view::{Liveness, NetworkKey, NetworkView};
@@ -233,7 +233,14 @@ pub fn compute_status(
         State::new(READY, true, Reason::AsDescribed, message)
     };
     let working = ready.status != Some(true) && !is_stalled && !input.paused;
-    let reconciling = State::new(RECONCILING, working, ready.reason, ready.message.clone());
+    let pending = input.unreached.iter().filter(|(_, unreached)| unreached.is_pending());
+    let pending: Vec<String> = pending.map(|(name, why)| format!("{name}: {why}")).collect();
+    let reconciling = if working || pending.is_empty() || is_stalled || input.paused {
+        State::new(RECONCILING, working, ready.reason, ready.message.clone())
+    } else {
+        let message = format!("{}; others use the last address they know", pending.join(", "));
+        State::new(RECONCILING, true, Reason::AddressPending, message)
+    };
     let paused = if input.paused {
         State::new(PAUSED, true, Reason::PausedByUser, "set spec.paused to false to go on")
     } else {
@@ -489,7 +496,7 @@ async fn write(
     if old == status {
         return Ok(());
     }
-    let api = Api::<BsnNetwork>::namespaced(ctx.client.clone(), &key.namespace);
+    let api = Api::<GuardedNetwork>::namespaced(ctx.client.clone(), &key.namespace);
     if write_status(&api, meta, status).await? {
         let kinds = [READY, STALLED, CHAIN_LIVE, CLUSTERS_REACHABLE, MEMBERSHIP_CONVERGED];
         let (before, now) = (&old.conditions, &status.conditions);

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bsn_operator::api::conditions::RECONCILING;
 use bsn_operator::evidence::route::Via;
 use bsn_testkit::lab::MachineId;
 use k8s_openapi::api::core::v1::Service;
@@ -118,7 +119,7 @@ async fn another_exposure_moves_addresses_and_nothing_else() {
     let marks = span.marks();
     world.apply(&world.yaml(&exposed("LoadBalancer")));
     // Nobody makes load balancers in this lab: until there is an address, the old one is what others know.
-    let said = world.await_condition("Ready", "False", MINUTE).await;
+    let said = world.await_condition(RECONCILING, "True", MINUTE).await;
     assert!(said.contains("its load balancer has no address yet"), "{said}");
     assert_eq!(endpoints(&span, a, &node).await.unwrap(), before, "the last address stays");
 
