@@ -19,12 +19,15 @@ use crate::rpc::Client;
 use crate::support::{Request, count, eventually, hub};
 
 const MINUTE: Duration = Duration::from_mins(1);
-/// How long the hub's API server is away: long enough to lose the lead, which is 15 s.
-const HUB_AWAY: Duration = Duration::from_secs(40);
 /// Blocks that come in a minute at the very least: there is one a second.
 const BLOCKS_A_MINUTE: u64 = 20;
 /// Time for statuses to settle, and in which nothing is written then.
 const QUIET: Duration = Duration::from_secs(30);
+
+/// How long the hub's API server is away: long enough to lose the lead, which is 15 s.
+fn hub_away() -> Duration {
+    Duration::from_secs(if is_thorough() { 300 } else { 40 })
+}
 
 /// How long a member's API server is away: longer than anybody who gives up waits.
 fn away() -> Duration {
@@ -103,8 +106,8 @@ async fn without_the_hub(span: &Span) {
     let marks = span.marks();
 
     let stopped = Headless::stop(&world.lab, hub());
-    sleep(HUB_AWAY).await;
-    await_rise(&client, &before, BLOCKS_A_MINUTE * HUB_AWAY.as_secs() / 60).await;
+    sleep(hub_away()).await;
+    await_rise(&client, &before, BLOCKS_A_MINUTE * hub_away().as_secs() / 60).await;
     stopped.start().await;
     world.await_operator().await;
     world.leader().await;

@@ -73,7 +73,7 @@ async fn an_image_that_a_cluster_does_not_have() {
     name_image(&span, one, Some(NOWHERE));
     world.apply(&world.yaml(&spec([2, 1, 1], "500ms")));
     let gate = Gate::AgentImageAvailable.to_string();
-    world.await_refused(Reason::GateClosed, &[&gate, NOWHERE], LONG).await;
+    world.await_refused(Reason::AgentImageUnavailable, &[&gate, NOWHERE], LONG).await;
     let now = world.pod_uids().await;
     let kept: Vec<&String> = before
         .iter()
