@@ -10,7 +10,8 @@ use std::time::Duration;
 use bsn_core::names::NetworkName;
 use futures::channel::mpsc;
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
+use futures::stream::BoxStream;
+use futures::{FutureExt, Stream, StreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
@@ -427,7 +428,7 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let of_member = api.resource_url().contains("/namespaces/");
-    let stream = watch(api, config.clone())
+    let stream = watch_anew(api, config.clone())
         .backoff(Pauses::default())
         // The largest part of an object by far, and nobody here reads it.
         .modify(|object| {
@@ -451,6 +452,27 @@ where
                     tracing::warn!(kind = %K::kind(&()), %error, "watch broken; it is taken up again");
                 }
             }
+        }
+    })
+}
+
+/// Watches, and after any failure lists anew instead of going on from the version seen last. An API server that was away
+/// may have come back with an older state, from a backup: of a version that it has not had it tells nothing, and what
+/// this process remembers would stay as it is for ever.
+fn watch_anew<K>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    stream::unfold(None, move |watching: Option<BoxStream<'static, _>>| {
+        let (api, config) = (api.clone(), config.clone());
+        async move {
+            let mut watching = watching.unwrap_or_else(|| watch(api, config).boxed());
+            let event: Result<Event<K>, watcher::Error> = watching.next().await?;
+            let goes_on = event.is_ok();
+            Some((event, goes_on.then_some(watching)))
         }
     })
 }
@@ -505,5 +527,86 @@ impl Caches {
         // A writer that was dropped means the watches have ended; the process is about to.
         let _ = futures::join!(self.networks.wait_until_ready(), self.nodes.wait_until_ready(),);
         self.objects.wait_until_ready().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// An API server of which only lists are answered; its watches end at once, in a failure if it is away.
+    #[derive(Clone, Default)]
+    struct Server(Arc<Mutex<(Vec<&'static str>, u64, bool, usize)>>);
+
+    impl Server {
+        fn set(&self, names: &[&'static str], version: u64, away: bool) {
+            let mut state = self.0.lock().unwrap();
+            (state.0, state.1, state.2) = (names.to_vec(), version, away);
+        }
+
+        fn lists(&self) -> usize {
+            self.0.lock().unwrap().3
+        }
+
+        fn answer(&self, watches: bool) -> Result<Value, std::io::Error> {
+            let mut state = self.0.lock().unwrap();
+            if state.2 {
+                return Err(std::io::ErrorKind::ConnectionRefused.into());
+            }
+            if watches {
+                return Ok(Value::Null);
+            }
+            state.3 += 1;
+            let item = |name: &&str| json!({"metadata": {"name": name, "namespace": "ledger"}});
+            let items: Vec<Value> = state.0.iter().map(item).collect();
+            Ok(json!({"metadata": {"resourceVersion": state.1.to_string()}, "items": items}))
+        }
+
+        fn client(&self) -> Client {
+            let server = self.clone();
+            let serve = move |request: Request<Body>| {
+                let server = server.clone();
+                async move {
+                    let query = request.uri().query().unwrap_or_default();
+                    let answer = server.answer(query.contains("watch=true"))?;
+                    if answer.is_null() {
+                        // An ordinary end, after a while.
+                        sleep(Duration::from_secs(60)).await;
+                        return Ok(Response::new(Body::empty()));
+                    }
+                    Ok::<_, std::io::Error>(Response::new(Body::from(
+                        answer.to_string().into_bytes(),
+                    )))
+                }
+            };
+            Client::new(tower::service_fn(serve), "ledger")
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_api_server_forgot_while_it_was_away_is_forgotten() {
+        let server = Server::default();
+        server.set(&["a", "b"], 100, false);
+        let (store, writer) = reflector::store();
+        let api = Api::<ConfigMap>::namespaced(server.client(), "ledger");
+        let watching = watch_kind(api, &watcher::Config::default(), writer, || {}, |_| {});
+        let watching = tokio::spawn(watching);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(store.len(), 2);
+        // An ordinary end of a watch is no reason to list anew.
+        sleep(Duration::from_secs(200)).await;
+        assert_eq!(server.lists(), 1);
+        server.set(&["a"], 50, true);
+        sleep(Duration::from_secs(70)).await;
+        assert_eq!(store.len(), 2, "what was seen last");
+        server.set(&["a"], 50, false);
+        sleep(2 * LONGEST_PAUSE).await;
+        assert_eq!((store.len(), server.lists()), (1, 2));
+        watching.abort();
     }
 }
