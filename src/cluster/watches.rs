@@ -541,30 +541,38 @@ mod tests {
 
     /// An API server of which only lists are answered; its watches end at once, in a failure if it is away.
     #[derive(Clone, Default)]
-    struct Server(Arc<Mutex<(Vec<&'static str>, u64, bool, usize)>>);
+    struct Server(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        names: Vec<&'static str>,
+        version: u64,
+        away: bool,
+        lists: usize,
+    }
 
     impl Server {
         fn set(&self, names: &[&'static str], version: u64, away: bool) {
             let mut state = self.0.lock().unwrap();
-            (state.0, state.1, state.2) = (names.to_vec(), version, away);
+            (state.names, state.version, state.away) = (names.to_vec(), version, away);
         }
 
         fn lists(&self) -> usize {
-            self.0.lock().unwrap().3
+            self.0.lock().unwrap().lists
         }
 
         fn answer(&self, watches: bool) -> Result<Value, std::io::Error> {
             let mut state = self.0.lock().unwrap();
-            if state.2 {
+            if state.away {
                 return Err(std::io::ErrorKind::ConnectionRefused.into());
             }
             if watches {
                 return Ok(Value::Null);
             }
-            state.3 += 1;
+            state.lists += 1;
             let item = |name: &&str| json!({"metadata": {"name": name, "namespace": "ledger"}});
-            let items: Vec<Value> = state.0.iter().map(item).collect();
-            Ok(json!({"metadata": {"resourceVersion": state.1.to_string()}, "items": items}))
+            let items: Vec<Value> = state.names.iter().map(item).collect();
+            Ok(json!({"metadata": {"resourceVersion": state.version.to_string()}, "items": items}))
         }
 
         fn client(&self) -> Client {
@@ -576,7 +584,7 @@ mod tests {
                     let answer = server.answer(query.contains("watch=true"))?;
                     if answer.is_null() {
                         // An ordinary end, after a while.
-                        sleep(Duration::from_secs(60)).await;
+                        sleep(Duration::from_mins(1)).await;
                         return Ok(Response::new(Body::empty()));
                     }
                     Ok::<_, std::io::Error>(Response::new(Body::from(
