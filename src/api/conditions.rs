@@ -35,15 +35,20 @@ pub const RIGHTS_SUFFICIENT: &str = "RightsSufficient";
 pub const AGENT_IMAGE_AVAILABLE: &str = "AgentImageAvailable";
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($($(#[doc = $doc:literal])+ $name:ident),* $(,)?) => {
         /// Why a condition is as it is.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Reason { $($(#[$doc])* $name),* }
+        pub enum Reason { $($(#[doc = $doc])+ $name),* }
 
         impl Reason {
             /// The reason as it is written in a condition, an event and a metric.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name)),* }
+            }
+
+            /// What it means, in one sentence or two.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+).trim_ascii()),* }
             }
 
             /// Every reason there is.
@@ -117,7 +122,7 @@ reasons! {
     DiskRefused,
     /// The network a node belongs to does not exist.
     NetworkMissing,
-    /// Pods are not admitted or cannot run.
+    /// A container of a pod cannot be started, or ends again and again.
     PodFailing,
     /// The hub came from a backup, or was built anew: an anchor beside the nodes knows more than it does.
     HubOlder,

@@ -629,10 +629,28 @@ pub struct Refusal {
     pub consent: Option<String>,
 }
 
-/// A named predicate that must hold before a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Gate {
+macro_rules! gates {
+    ($($(#[doc = $doc:literal])+ $name:ident),* $(,)?) => {
+        /// A named predicate that must hold before a step.
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        #[serde(rename_all = "snake_case")]
+        pub enum Gate { $($(#[doc = $doc])+ $name),* }
+
+        impl Gate {
+            /// What must hold, in one sentence or two.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+).trim_ascii()),* }
+            }
+
+            /// Every gate there is.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+        }
+    };
+}
+
+gates! {
     /// No anchor beside the nodes knows more than the hub.
     HubStateNotOlderThanAnchor,
     /// The user has not paused the network.
@@ -669,11 +687,13 @@ pub enum Gate {
     NewcomerSigns,
     /// A voter remains.
     NotTheLastVoter,
-    /// Not too many other networks restart nodes. Not the planner's: it sees one network.
+    /// Not too many other networks restart nodes.
+    // Not the planner's: it sees one network.
     RollSlotIsFree,
     /// All nodes can be halted together, and were.
     AllHaltTogether,
-    /// The engine is not known to stop over the change. Not the planner's: the engine's driver tells.
+    /// The engine is not known to stop over the change.
+    // Not the planner's: the engine's driver tells.
     EngineAllowsChange,
     /// The node that restarts came back.
     NodeComesBack,
