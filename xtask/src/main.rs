@@ -3,7 +3,10 @@
 mod demo;
 mod generate;
 mod lab;
+#[cfg(test)]
+mod links;
 mod programs;
+mod reasons;
 mod soak;
 mod stories;
 mod test;
@@ -31,7 +34,7 @@ enum Command {
     Soak,
     /// Benchmarks of the pure core: time and allocations.
     Bench,
-    /// Writes everything that follows from the API types.
+    /// Writes everything that follows from the API types, and the index of reasons.
     Gen,
 }
 

@@ -14,6 +14,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// The page that says what to do about a closed gate; its headings are the gates' names.
+pub const GATE_PAGE: &str = "docs/reasons/gates.md";
+
 /// Shows networks that bsn-operator runs.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl bsn", bin_name = "kubectl bsn", version, about)]
