@@ -15,7 +15,7 @@ use super::steps::{
     Names, advice, before, begun_words, consent_command, names_of, refusal_of, step_words, text,
 };
 use super::table::trimmed;
-use super::{NetworkArgs, Output};
+use super::{GATE_PAGE, NetworkArgs, Output};
 use crate::api::BsnNetwork;
 use crate::apply::{ApiError, bounded};
 use crate::view::{MembershipView, NetworkKey};
@@ -72,10 +72,10 @@ pub fn render_explanation(key: &NetworkKey, view: &MembershipView) -> String {
                 text(&refusal.message, &names),
                 advice(refusal.gate)
             );
-            let consent = refusal.consent.as_ref();
-            consent.map_or(Ok(()), |consent| {
-                writeln!(out, "To consent: {}", consent_command(key, consent))
-            })
+            if let Some(consent) = &refusal.consent {
+                let _ = writeln!(out, "To consent: {}", consent_command(key, consent));
+            }
+            writeln!(out, "More: {GATE_PAGE}#{}", refusal.gate)
         }
         _ => writeln!(out, "All is as described, for {}.", duration(view.for_seconds)),
     };
