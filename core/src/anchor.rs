@@ -280,7 +280,9 @@ pub enum AnchorError {
         found: u32,
     },
     /// Another hub looks after this network.
-    #[error("the anchor belongs to hub {found}, this is hub {expected}; one network has one hub")]
+    #[error(
+        "the anchor belongs to hub {found}, this is hub {expected}; one network has one hub: see docs/clusters.md"
+    )]
     AnotherHub {
         /// In the anchor.
         found: String,

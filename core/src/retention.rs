@@ -1,4 +1,4 @@
-//! What is kept until a person releases it: private keys, disks and the anchor.
+//! What is kept until a person releases it: private keys, disks, the CA and the anchor.
 //!
 //! Each of them carries a finalizer, so that a deletion by mistake, of one object or of a whole namespace,
 //! takes nothing that a chain depends on. A person releases an identity, or a whole network, by its id in an
@@ -7,7 +7,7 @@
 use crate::anchor::Anchor;
 use crate::names::NodeName;
 
-/// Finalizer of keys, disks and anchors.
+/// Finalizer of keys, disks, CAs and anchors.
 pub const KEEP_FINALIZER: &str = "bsn-operator.io/keep";
 /// Finalizer of a `BsnNode`: one that a user deletes is replaced first, and goes when no ledger counts it.
 pub const NODE_FINALIZER: &str = "bsn-operator.io/replaced-first";

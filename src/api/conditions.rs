@@ -74,7 +74,7 @@ reasons! {
     AddressPending,
     /// Blocks advance.
     BlocksAdvance,
-    /// The head of the chain has not moved for longer than five blocks take.
+    /// The head of the chain has not moved for longer than five blocks take, and ten seconds at least.
     HeadStands,
     /// No engine answers: whether blocks are made is not known.
     NobodyAnswers,

@@ -421,7 +421,7 @@ pub struct BsnNetworkStatus {
     pub observed_generation: Option<i64>,
 
     /// `Ready`, `Reconciling`, `Stalled`, `ChainLive`, `MembershipConverged`, `CertificatesValid`,
-    /// `Paused`.
+    /// `Paused`; and over several clusters `ClustersReachable` and `DrainsWaiting`.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
@@ -438,7 +438,7 @@ pub struct BsnNetworkStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<String>,
 
-    /// Number of validators the chain was formed with.
+    /// Number of validators that vote, by the chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validators: Option<u32>,
 

@@ -25,10 +25,10 @@ fn data<const N: usize>(entries: [(&str, &str); N]) -> Option<BTreeMap<String, B
     )
 }
 
-/// The network's certificate authority: made once, immutable. It stays when the network goes.
+/// The network's certificate authority: made once, immutable. It stays when the network goes, and until it is released.
 pub fn build_ca_secret(network: &NetworkParts<'_>, cert_pem: &str, key_pem: &str) -> Secret {
     Secret {
-        metadata: network.kept(network.name.ca()),
+        metadata: network.held(network.name.ca()),
         type_: Some("kubernetes.io/tls".to_owned()),
         data: data([(TLS_CERT, cert_pem), (TLS_KEY, key_pem)]),
         immutable: Some(true),

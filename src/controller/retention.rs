@@ -1,4 +1,4 @@
-//! Lets go what a person released: takes the finalizers from keys, disks and, last, the anchor.
+//! Lets go what a person released: takes the finalizers from keys, disks and, last, the CA and the anchor.
 //!
 //! It looks at anchors, not at networks, since most of what it does concerns networks that are gone.
 
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bsn_core::anchor::{ANCHOR_KEY, Anchor};
-use bsn_core::names::NodeName;
+use bsn_core::names::{NetworkName, NodeName};
 use bsn_core::retention::{KEEP_FINALIZER, RELEASE_ANNOTATION, plan_release};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::{Client, ResourceExt};
@@ -17,7 +17,7 @@ use super::context::Context;
 use super::node::end::forgotten;
 use crate::anchor::copy_of;
 use crate::api::BsnNetwork;
-use crate::apply::{ApiError, drop_finalizer, read};
+use crate::apply::{ApiError, drop_finalizer, is_ours, read};
 use crate::cluster::registry::HUB;
 use crate::labels;
 
@@ -83,6 +83,7 @@ async fn release(
         settled.insert(done);
     }
     if plan.anchor {
+        release_authority(ctx, &namespace, &network, &anchor.network_id).await?;
         release_copies(ctx, map, &anchor).await?;
         tell(ctx, map, true, "this anchor goes when it is deleted".to_owned()).await;
         drop_finalizer(&ctx.client, map, KEEP_FINALIZER).await?;
@@ -96,6 +97,22 @@ async fn release(
     // A refused part may be granted later, when the network is gone.
     if plan.refused.is_empty() {
         settled.insert(asked);
+    }
+    Ok(())
+}
+
+/// Nothing is issued by it any more.
+async fn release_authority(
+    ctx: &Context,
+    namespace: &str,
+    network: &str,
+    network_id: &str,
+) -> Result<(), Error> {
+    let Ok(network) = NetworkName::parse(network) else { return Ok(()) };
+    if let Some(secret) = read::<Secret>(&ctx.client, namespace, &network.ca()).await?
+        && is_ours(&secret, None, network_id)
+    {
+        drop_finalizer(&ctx.client, &secret, KEEP_FINALIZER).await?;
     }
     Ok(())
 }

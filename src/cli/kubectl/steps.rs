@@ -114,7 +114,10 @@ pub fn advice(gate: Gate) -> &'static str {
         Gate::ChainIsProducing => "bring back the voters that are down: see the nodes below",
         Gate::ChainIsNotFrozen => "restart nothing; see docs/recovery.md",
         Gate::OthersHealthy => "the nodes it names have to recover, or to be replaced",
-        Gate::QuorumAfterChange | Gate::QuorumDuringRestart => {
+        Gate::QuorumAfterChange => {
+            "more voters have to be live, and drains that are allowed now have to end"
+        }
+        Gate::QuorumDuringRestart => {
             "more voters have to be live; if there can never be enough, a consent lets the chain stop for a while"
         }
         Gate::NewMemberCountsAsFailed => "the voters there are have to recover first",
@@ -125,7 +128,9 @@ pub fn advice(gate: Gate) -> &'static str {
             "it opens by itself when the newcomer signs; if it never does, find out why"
         }
         Gate::NotTheLastVoter => "keep a voter, or let its successor vote first",
-        Gate::AllHaltTogether => "it opens by itself when all nodes can halt, or have",
+        Gate::AllHaltTogether => {
+            "it opens by itself when all nodes can halt, or have; other owners' voters never can"
+        }
         Gate::EngineAllowsChange => {
             "the engine would stop over it; choose another power, or keep that voter"
         }

@@ -1,6 +1,7 @@
 //! Certificates that belong to no node: the operator's own, in memory, and the clients'.
 
 use bsn_core::anchor::Anchor;
+use bsn_core::names::NetworkName;
 use bsn_core::pki::{OPERATOR_VALIDITY, Role, client_names, next_leaf};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
@@ -8,7 +9,7 @@ use k8s_openapi::api::core::v1::Secret;
 use super::apply::parse_authority;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::Reason;
-use crate::apply::{ensure, is_ours, read};
+use crate::apply::{ensure, is_ours, read, restore_marks};
 use crate::build::NetworkParts;
 use crate::build::secret::{TLS_CERT, TLS_KEY, build_client_secret, entry};
 use crate::controller::context::{Context, OperatorLeaf};
@@ -37,7 +38,7 @@ pub async fn ensure_credentials(
     {
         return Ok(Ok(leaf.clone()));
     }
-    let authority = match read_authority(ctx, key, &validated.desired.name.ca(), anchor).await? {
+    let authority = match read_authority(ctx, key, &validated.desired.name, anchor).await? {
         Ok(authority) => authority,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -65,13 +66,14 @@ pub async fn ensure_credentials(
     Ok(Ok(leaf))
 }
 
-/// Reads the network's CA and checks that it is the one recorded.
+/// Reads the network's CA and checks that it is the one recorded. Marks that it lost are put back.
 pub async fn read_authority(
     ctx: &Context,
     key: &NetworkKey,
-    name: &str,
+    network: &NetworkName,
     anchor: &Anchor,
 ) -> Step<Authority> {
+    let name = network.ca();
     let lost = |what: &str| {
         let message = format!(
             "Secret {}/{name} {what}; restore it from a backup. It is never made again: no node would trust it. \
@@ -83,11 +85,15 @@ pub async fn read_authority(
     let Some(record) = &anchor.ca else {
         return lost("is not recorded in the anchor");
     };
-    let Some(secret) = read::<Secret>(&ctx.client, &key.namespace, name).await? else {
+    let Some(secret) = read::<Secret>(&ctx.client, &key.namespace, &name).await? else {
         return lost("with the network's CA is missing");
     };
-    match parse_authority(&secret, name) {
-        Ok(authority) if authority.spki_sha256() == record.spki_sha256 => Ok(Ok(authority)),
+    match parse_authority(&secret, &name) {
+        Ok(authority) if authority.spki_sha256() == record.spki_sha256 => {
+            let marks = NetworkParts::new(&key.namespace, network, anchor, None).held(name);
+            restore_marks(&ctx.client, &secret, &marks).await?;
+            Ok(Ok(authority))
+        }
         Ok(_) => lost("holds another CA than the one this network was formed with"),
         Err(refusal) => Ok(Err(refusal)),
     }

@@ -336,7 +336,7 @@ fn chain_live(old: &BsnNetworkStatus, view: Option<&NetworkView>, formed: bool) 
             State::new(CHAIN_LIVE, false, Reason::ChainFrozen, message)
         }
         Some(Liveness::Standing) => {
-            let message = "no new block for longer than five blocks take; see kubectl bsn status";
+            let message = "no new block for longer than five blocks take, and ten seconds at least; see kubectl bsn status";
             State::new(CHAIN_LIVE, false, Reason::HeadStands, message)
         }
         Some(Liveness::Silent) => {
@@ -403,6 +403,15 @@ fn why(refusal: &StepRefusal) -> String {
     format!("{}: {}{}", refusal.gate, refusal.message, how.unwrap_or_default())
 }
 
+/// Why a step waits. Time or somebody's recovery opens most gates; two of them, only another description.
+fn closed(gate: Gate) -> Reason {
+    match gate {
+        Gate::NotPaused => Reason::PausedByUser,
+        Gate::NotHeld => Reason::StepRefused,
+        _ => Reason::GateClosed,
+    }
+}
+
 /// Whether the members of the chain, and what its nodes run, are as described.
 fn membership(
     old: &BsnNetworkStatus,
@@ -425,7 +434,7 @@ fn membership(
             Some(Decision::Wait(refusal))
                 if !matches!(refusal.gate, Gate::OneChangeAtATime | Gate::NodeComesBack) =>
             {
-                (Reason::GateClosed, why(refusal))
+                (closed(refusal.gate), why(refusal))
             }
             _ => return state(reason, format!("under way: {what}")),
         };
@@ -446,15 +455,7 @@ fn membership(
             let reason = if restart { Reason::Restarting } else { Reason::Changing };
             state(reason, format!("next: {}", steps.next.as_deref().unwrap_or_default()))
         }
-        Some(Decision::Wait(refusal)) => {
-            // Time or somebody's recovery opens most of these gates; two of them, only another description.
-            let reason = match refusal.gate {
-                Gate::NotPaused => Reason::PausedByUser,
-                Gate::NotHeld => Reason::StepRefused,
-                _ => Reason::GateClosed,
-            };
-            state(reason, refused(refusal))
-        }
+        Some(Decision::Wait(refusal)) => state(closed(refusal.gate), refused(refusal)),
         Some(Decision::NeedsConsent(refusal)) => state(Reason::ConsentNeeded, refused(refusal)),
         Some(Decision::Stuck(refusal)) => {
             let reason = match refusal.gate {

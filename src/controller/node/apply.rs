@@ -374,8 +374,8 @@ impl Pass<'_> {
         let Some(why) = next_leaf(observed.as_ref(), spki, &names, policy, now) else {
             return Ok(Ok(observed));
         };
-        let ca_name = self.validated.desired.name.ca();
-        let authority = match read_authority(self.ctx, self.key, &ca_name, anchor).await? {
+        let network = &self.validated.desired.name;
+        let authority = match read_authority(self.ctx, self.key, network, anchor).await? {
             Ok(authority) => authority,
             // The old certificate serves until it ends; the refusal says what to do meanwhile.
             Err(refusal) => return Ok(Err(refusal)),

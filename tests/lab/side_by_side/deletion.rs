@@ -47,7 +47,9 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
 
     // Not even a deletion by name takes a key or a disk.
     let namespace = world.namespace.as_str();
-    for kind in ["secret/deletion-nanjing-0-keys", "configmap/deletion-anchor"] {
+    let kept =
+        ["secret/deletion-nanjing-0-keys", "secret/deletion-ca", "configmap/deletion-anchor"];
+    for kind in kept {
         world.kubectl_ok(&["delete", kind, "-n", namespace, "--wait=false"]);
     }
     assert_eq!(world.fingerprint().await, before);
