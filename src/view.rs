@@ -65,6 +65,10 @@ pub struct NetworkView {
     pub total_power: u64,
     /// How many validators may be down before the chain stops.
     pub margin: usize,
+    /// How many more may be lost, besides those that are not seen to sign; 0 = none, or blocks need more than
+    /// is left; `None` = who votes and signs is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin_left: Option<usize>,
     /// The nodes, by name.
     pub nodes: Vec<NodeView>,
 }

@@ -34,6 +34,19 @@ pub const RIGHTS_SUFFICIENT: &str = "RightsSufficient";
 /// The machines of the cluster can run the image of the agents, wherever nodes needed it so far.
 pub const AGENT_IMAGE_AVAILABLE: &str = "AgentImageAvailable";
 
+/// The types that a `BsnNetwork` may have.
+pub const NETWORK_TYPES: [&str; 9] = [
+    READY,
+    RECONCILING,
+    STALLED,
+    CHAIN_LIVE,
+    MEMBERSHIP_CONVERGED,
+    CERTIFICATES_VALID,
+    CLUSTERS_REACHABLE,
+    DRAINS_WAITING,
+    PAUSED,
+];
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident),* $(,)?) => {
         /// Why a condition is as it is.

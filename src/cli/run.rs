@@ -115,6 +115,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         watches::watch_hub(&client);
     let agent_image = ClusterImage { reference: args.agent_image, pull_secret_name: None };
     let clusters = Clusters::with_hub(client.clone(), caches.objects.clone(), agent_image.clone());
+    metrics.watch_networks(&caches.networks);
     metrics.watch_clusters(&clusters);
     metrics.watch_memberships(&memberships);
     let (members, notice, watching_members) = member::watch_clusters(&client);

@@ -255,7 +255,7 @@ impl Clusters {
     }
 
     /// Knows a cluster like this from now on. Tells whether what can be used of it has changed.
-    pub(super) fn put(&self, handle: ClusterHandle) -> bool {
+    pub(crate) fn put(&self, handle: ClusterHandle) -> bool {
         let usable = |handle: &ClusterHandle| {
             let namespaces = match &handle.objects {
                 Known::Everywhere(_) => Vec::new(),

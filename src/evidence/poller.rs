@@ -13,6 +13,7 @@ use bsn_core::evidence::{
     ChainLiveness, GuardReport, GuardState, MIN_WINDOW, NodeEvidence, frozen, in_sync,
 };
 use bsn_core::membership::Policy;
+use bsn_core::membership::projection::{Projection, is_fresh};
 use bsn_core::names::NodeName;
 use bsn_core::quorum::margin;
 use bsn_core::watch::{Known, Watch};
@@ -421,6 +422,8 @@ impl Shown<'_> {
             quorum_power: QUORUM.needed(total_power),
             total_power,
             margin: margin(QUORUM, &powers),
+            margin_left: is_fresh(&sight.ledger, &network.policy)
+                .then(|| Projection::of(&sight.ledger, &network.policy).spare().unwrap_or(0)),
             nodes: network
                 .nodes
                 .iter()

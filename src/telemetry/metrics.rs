@@ -8,51 +8,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use kube::ResourceExt as _;
+use kube::runtime::reflector::Store;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry};
 
+use super::definitions::{self, Definition, PREFIX};
+use crate::api::conditions::{NETWORK_TYPES, Reason, find};
 use crate::cluster::Clusters;
 use crate::cluster::registry::{ClusterHandle, HUB};
+use crate::cluster::watches::GuardedNetwork;
+use crate::controller::Refusal;
 use crate::view::{Liveness, Memberships, NetworkKey, NetworkView, NodeView, Views};
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Request {
-    verb: &'static str,
-    resource: String,
-    code: u32,
-}
+/// A series' labels: keys from the metric's definition, values in their order.
+type Labels = Vec<(&'static str, String)>;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    controller: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Category {
-    controller: &'static str,
-    category: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Evidence {
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Pass {
-    controller: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StepKind {
-    step: &'static str,
+fn labelled<const N: usize>(of: &Definition, values: [&str; N]) -> Labels {
+    of.labels.iter().copied().zip(values.map(str::to_owned)).collect()
 }
 
 /// From a pass that only compares caches to one that waits for the API server. Seconds.
@@ -65,12 +43,12 @@ const REACTION_BUCKETS: [f64; 8] = [0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 5.0, 15.0];
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
-    requests: Family<Request, Counter>,
-    reconciles: Family<Outcome, Counter>,
-    errors: Family<Category, Counter>,
-    passes: Family<Pass, Histogram>,
-    evidence: Family<Evidence, Counter>,
-    steps: Family<StepKind, Counter>,
+    requests: Family<Labels, Counter>,
+    reconciles: Family<Labels, Counter>,
+    errors: Family<Labels, Counter>,
+    passes: Family<Labels, Histogram>,
+    evidence: Family<Labels, Counter>,
+    steps: Family<Labels, Counter>,
     reactions: Histogram,
     leader: Gauge,
 }
@@ -85,7 +63,7 @@ impl Metrics {
     /// Metrics that count from zero.
     pub fn new() -> Self {
         let metrics = Self {
-            registry: Arc::new(Mutex::new(Registry::with_prefix("bsn"))),
+            registry: Arc::new(Mutex::new(Registry::with_prefix(PREFIX))),
             requests: Family::default(),
             reconciles: Family::default(),
             errors: Family::default(),
@@ -96,65 +74,47 @@ impl Metrics {
             leader: Gauge::default(),
         };
         let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        registry.register(
-            "api_requests",
-            "Requests to the Kubernetes API; code 0 = no answer",
-            metrics.requests.clone(),
-        );
-        registry.register("reconciles", "Passes of the controllers", metrics.reconciles.clone());
-        registry.register(
-            "reconcile_errors",
-            "Passes that failed, by kind of error",
-            metrics.errors.clone(),
-        );
-        registry.register_with_unit(
-            "reconcile_duration",
-            "Duration of the controllers' passes",
-            Unit::Seconds,
-            metrics.passes.clone(),
-        );
-        registry.register(
-            "evidence_requests",
-            "Questions to the gateways of nodes",
-            metrics.evidence.clone(),
-        );
-        registry.register("steps", "Steps of the planner that were taken", metrics.steps.clone());
-        registry.register_with_unit(
-            "step_reaction",
-            "From the block that proves a change of members to its step's end, by the voters' clocks",
-            Unit::Seconds,
-            metrics.reactions.clone(),
-        );
-        registry.register("leader", "1 while this replica leads", metrics.leader.clone());
+        register(&mut registry, &definitions::API_REQUESTS, metrics.requests.clone());
+        register(&mut registry, &definitions::RECONCILES, metrics.reconciles.clone());
+        register(&mut registry, &definitions::RECONCILE_ERRORS, metrics.errors.clone());
+        register(&mut registry, &definitions::RECONCILE_DURATION, metrics.passes.clone());
+        register(&mut registry, &definitions::EVIDENCE_REQUESTS, metrics.evidence.clone());
+        register(&mut registry, &definitions::STEPS, metrics.steps.clone());
+        register(&mut registry, &definitions::STEP_REACTION, metrics.reactions.clone());
+        register(&mut registry, &definitions::LEADER, metrics.leader.clone());
         drop(registry);
         metrics
     }
 
     /// Counts a request to the Kubernetes API.
     pub fn api_request(&self, verb: &'static str, resource: &str, code: u16) {
-        let labels = Request { verb, resource: resource.to_owned(), code: code.into() };
+        let labels = labelled(&definitions::API_REQUESTS, [verb, resource, &code.to_string()]);
         self.requests.get_or_create(&labels).inc();
     }
 
     /// Counts a pass of a controller.
     pub fn reconciled(&self, controller: &'static str, outcome: &'static str, took: Duration) {
-        self.reconciles.get_or_create(&Outcome { controller, outcome }).inc();
-        self.passes.get_or_create(&Pass { controller }).observe(took.as_secs_f64());
+        let labels = labelled(&definitions::RECONCILES, [controller, outcome]);
+        self.reconciles.get_or_create(&labels).inc();
+        let labels = labelled(&definitions::RECONCILE_DURATION, [controller]);
+        self.passes.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// Counts a pass that failed.
     pub fn reconcile_error(&self, controller: &'static str, category: &'static str) {
-        self.errors.get_or_create(&Category { controller, category }).inc();
+        let labels = labelled(&definitions::RECONCILE_ERRORS, [controller, category]);
+        self.errors.get_or_create(&labels).inc();
     }
 
     /// Counts a question to a node's gateway.
     pub fn evidence_request(&self, outcome: &'static str) {
-        self.evidence.get_or_create(&Evidence { outcome }).inc();
+        let labels = labelled(&definitions::EVIDENCE_REQUESTS, [outcome]);
+        self.evidence.get_or_create(&labels).inc();
     }
 
     /// Counts a step that was taken.
     pub fn step_taken(&self, step: &'static str) {
-        self.steps.get_or_create(&StepKind { step }).inc();
+        self.steps.get_or_create(&labelled(&definitions::STEPS, [step])).inc();
     }
 
     /// Observes how soon a step was ended.
@@ -169,26 +129,27 @@ impl Metrics {
 
     /// Shows what `views` hold at the moment of each scrape.
     pub fn watch_views(&self, views: &Views) {
-        self.registry
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .register_collector(Box::new(ViewCollector(views.clone())));
+        self.collect(ViewCollector(views.clone()));
+    }
+
+    /// Shows what the status of the networks in `store` says at the moment of each scrape.
+    pub fn watch_networks(&self, store: &Store<GuardedNetwork>) {
+        self.collect(ConditionCollector(store.clone()));
     }
 
     /// Shows what `clusters` holds at the moment of each scrape.
     pub fn watch_clusters(&self, clusters: &Clusters) {
-        self.registry
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .register_collector(Box::new(ClusterCollector(clusters.clone())));
+        self.collect(ClusterCollector(clusters.clone()));
     }
 
     /// Shows what `memberships` holds at the moment of each scrape.
     pub fn watch_memberships(&self, memberships: &Memberships) {
-        self.registry
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .register_collector(Box::new(ShareCollector(memberships.clone())));
+        self.collect(ShareCollector(memberships.clone()));
+    }
+
+    fn collect(&self, collector: impl Collector) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        registry.register_collector(Box::new(collector));
     }
 
     /// Everything, in the OpenMetrics text format.
@@ -198,6 +159,33 @@ impl Metrics {
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
     }
+}
+
+fn register(registry: &mut Registry, of: &Definition, metric: impl Metric) {
+    match &of.unit {
+        Some(unit) => registry.register_with_unit(of.name, of.help, unit.clone(), metric),
+        None => registry.register(of.name, of.help, metric),
+    }
+}
+
+/// Writes a gauge with all its series: the values of their labels, and the number.
+fn write_gauge<'a, const N: usize>(
+    encoder: &mut DescriptorEncoder<'_>,
+    of: &Definition,
+    series: impl IntoIterator<Item = ([&'a str; N], f64)>,
+) -> fmt::Result {
+    // The full stop is what the registry puts after the help of other metrics.
+    let help = format!("{}.", of.help);
+    let mut family = encoder.encode_descriptor(of.name, &help, of.unit.as_ref(), of.kind)?;
+    for (values, number) in series {
+        let labels: Vec<(&str, &str)> = of.labels.iter().copied().zip(values).collect();
+        ConstGauge::new(number).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn truth(is: bool) -> f64 {
+    f64::from(u8::from(is))
 }
 
 /// Member clusters; the hub is not asked whether it answers.
@@ -212,29 +200,21 @@ impl fmt::Debug for ClusterCollector {
 /// One number about a cluster; `None` = not known, then the series is absent.
 type OfCluster = fn(&ClusterHandle) -> Option<f64>;
 
-const OF_CLUSTER: &[(&str, &str, OfCluster)] = &[
-    (
-        "cluster_usable",
-        "1 = the cluster answers and the operator may do what it needs",
-        |cluster| Some(f64::from(u8::from(cluster.standing.is_ok()))),
-    ),
-    (
-        "cluster_last_contact_age_seconds",
-        "Time since the cluster's API server answered",
-        |cluster| cluster.last_contact.map(|at| at.elapsed().as_secs_f64()),
-    ),
+static OF_CLUSTER: &[(&Definition, OfCluster)] = &[
+    (&definitions::CLUSTER_USABLE, |cluster| Some(truth(cluster.standing.is_ok()))),
+    (&definitions::CLUSTER_LAST_CONTACT_AGE, |cluster| {
+        cluster.last_contact.map(|at| at.elapsed().as_secs_f64())
+    }),
 ];
 
 impl Collector for ClusterCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let clusters = self.0.all();
-        for (name, help, value) in OF_CLUSTER {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for cluster in clusters.iter().filter(|cluster| cluster.name != HUB) {
-                let Some(value) = value(cluster) else { continue };
-                let labels = [("cluster", cluster.name.as_str())];
-                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-            }
+        for (of, value) in OF_CLUSTER {
+            let members = clusters.iter().filter(|cluster| cluster.name != HUB);
+            let series =
+                members.filter_map(|cluster| Some(([cluster.name.as_str()], value(cluster)?)));
+            write_gauge(&mut encoder, of, series)?;
         }
         Ok(())
     }
@@ -246,22 +226,68 @@ struct ShareCollector(Memberships);
 
 impl Collector for ShareCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let help =
-            "Validators of the network that may be evicted in the cluster at once, as recorded";
-        let mut family =
-            encoder.encode_descriptor("disruption_share", help, None, MetricType::Gauge)?;
-        for (key, disruption) in self.0.disruptions() {
-            for (cluster, share) in &disruption.shares {
+        let disruptions = self.0.disruptions();
+        let series = disruptions.iter().flat_map(|(key, disruption)| {
+            disruption.shares.iter().map(move |(cluster, share)| {
                 let cluster = if cluster == HUB { "hub" } else { cluster };
-                let labels = [
-                    ("namespace", key.namespace.as_str()),
-                    ("network", key.name.as_str()),
-                    ("cluster", cluster),
-                ];
-                ConstGauge::new(f64::from(*share)).encode(family.encode_family(&labels)?)?;
-            }
+                ([key.namespace.as_str(), key.name.as_str(), cluster], f64::from(*share))
+            })
+        });
+        write_gauge(&mut encoder, &definitions::DISRUPTION_SHARE, series)
+    }
+}
+
+/// What the networks' status says, as the hub's cache has it: it outlives a restart of the operator, which the views do
+/// not.
+struct ConditionCollector(Store<GuardedNetwork>);
+
+impl fmt::Debug for ConditionCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConditionCollector")
+    }
+}
+
+/// A network's conditions that are known, by type.
+fn known_conditions(network: &GuardedNetwork) -> Vec<(&'static str, bool)> {
+    match &network.0 {
+        Ok(network) => {
+            let status = network.status.as_ref();
+            let conditions = status.map_or(&[][..], |status| &status.conditions);
+            let known = |kind: &'static str| match find(conditions, kind)?.status.as_str() {
+                "True" => Some((kind, true)),
+                "False" => Some((kind, false)),
+                _ => None,
+            };
+            NETWORK_TYPES.into_iter().filter_map(known).collect()
         }
-        Ok(())
+        // Its status cannot be read either; this is what the controller writes into it.
+        Err(_) => {
+            let states = Refusal::new(Reason::Unparsable, "").states();
+            states.into_iter().filter_map(|state| Some((state.kind, state.status?))).collect()
+        }
+    }
+}
+
+impl Collector for ConditionCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let networks: Vec<_> = self
+            .0
+            .state()
+            .into_iter()
+            .map(|network| {
+                (
+                    network.namespace().unwrap_or_default(),
+                    network.name_any(),
+                    known_conditions(&network),
+                )
+            })
+            .collect();
+        let series = networks.iter().flat_map(|(namespace, network, conditions)| {
+            conditions
+                .iter()
+                .map(move |(kind, is)| ([namespace.as_str(), network.as_str(), *kind], truth(*is)))
+        });
+        write_gauge(&mut encoder, &definitions::NETWORK_CONDITION, series)
     }
 }
 
@@ -283,128 +309,55 @@ fn number(value: u64) -> f64 {
     value as f64
 }
 
-const OF_NETWORK: &[(&str, &str, OfNetwork)] = &[
-    ("chain_height", "Highest block any node reported", |view| {
-        (view.head > 0).then(|| number(view.head))
+fn count(value: usize) -> f64 {
+    number(value.try_into().unwrap_or(u64::MAX))
+}
+
+static OF_NETWORK: &[(&Definition, OfNetwork)] = &[
+    (&definitions::CHAIN_HEIGHT, |view| (view.head > 0).then(|| number(view.head))),
+    (&definitions::CHAIN_LIVE, |view| match view.liveness {
+        Liveness::Live => Some(1.0),
+        Liveness::Standing | Liveness::Frozen => Some(0.0),
+        Liveness::Silent | Liveness::Unknown => None,
     }),
-    ("chain_live", "1 = blocks advance, 0 = they do not; absent = not known", |view| {
-        match view.liveness {
-            Liveness::Live => Some(1.0),
-            Liveness::Standing | Liveness::Frozen => Some(0.0),
-            Liveness::Silent | Liveness::Unknown => None,
-        }
-    }),
-    ("chain_head_age_seconds", "Time since the head advanced", |view| {
-        view.formed.then_some(view.head_age_seconds)
-    }),
-    ("chain_block_interval_seconds", "Average time between blocks", |view| {
-        view.block_interval_seconds
-    }),
+    (&definitions::CHAIN_HEAD_AGE, |view| view.formed.then_some(view.head_age_seconds)),
+    (&definitions::CHAIN_BLOCK_INTERVAL, |view| view.block_interval_seconds),
+    // Without a power nobody was seen to vote, and the margin of nobody means nothing.
+    (&definitions::CHAIN_MARGIN, |view| (view.total_power > 0).then(|| count(view.margin))),
+    (&definitions::CHAIN_MARGIN_LEFT, |view| view.margin_left.map(count)),
 ];
 
-const OF_NODE: &[(&str, &str, OfNode)] = &[
-    ("node_height", "Newest block of the node", |node| node.height.map(number)),
-    ("node_in_sync", "1 = the node follows the head", |node| {
-        node.height.map(|_| f64::from(u8::from(node.in_sync)))
-    }),
-    (
-        "node_signed_blocks",
-        "Of the newest 12 final blocks, those it signed, as others see it",
-        |node| node.signed.map(number),
-    ),
-    ("node_peers", "Connected peers", |node| node.peers.map(number)),
-    ("node_voting_power", "Voting power; 0 = does not vote", |node| node.voting_power.map(number)),
-    ("node_evidence_age_seconds", "Time since the node's gateway answered", |node| {
-        node.evidence_age_seconds
-    }),
-    (
-        "node_certificate_expiry_timestamp_seconds",
-        "When the certificate that the node serves ends (Unix time)",
-        certificate_end,
-    ),
+static OF_NODE: &[(&Definition, OfNode)] = &[
+    (&definitions::NODE_HEIGHT, |node| node.height.map(number)),
+    (&definitions::NODE_IN_SYNC, |node| node.height.map(|_| truth(node.in_sync))),
+    (&definitions::NODE_SIGNED_BLOCKS, |node| node.signed.map(number)),
+    (&definitions::NODE_PEERS, |node| node.peers.map(number)),
+    (&definitions::NODE_VOTING_POWER, |node| node.voting_power.map(number)),
+    (&definitions::NODE_EVIDENCE_AGE, |node| node.evidence_age_seconds),
+    (&definitions::NODE_CERTIFICATE_EXPIRY, certificate_end),
 ];
 
 impl Collector for ViewCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let views = self.0.all();
-        for (name, help, value) in OF_NETWORK {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (NetworkKey { namespace, name: network }, view) in &views {
-                let Some(value) = value(view) else { continue };
-                let labels = [("namespace", namespace.as_str()), ("network", network.as_str())];
-                ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-            }
+        for (of, value) in OF_NETWORK {
+            let series = views.iter().filter_map(|(NetworkKey { namespace, name }, view)| {
+                Some(([namespace.as_str(), name.as_str()], value(view)?))
+            });
+            write_gauge(&mut encoder, of, series)?;
         }
-        for (name, help, value) in OF_NODE {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for (NetworkKey { namespace, name: network }, view) in &views {
-                for node in &view.nodes {
-                    let Some(value) = value(node) else { continue };
-                    let labels = [
-                        ("namespace", namespace.as_str()),
-                        ("network", network.as_str()),
-                        ("node", node.name.as_str()),
-                    ];
-                    ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
-                }
-            }
+        for (of, value) in OF_NODE {
+            let series = views.iter().flat_map(|(NetworkKey { namespace, name }, view)| {
+                view.nodes.iter().filter_map(move |node| {
+                    Some(([namespace.as_str(), name.as_str(), node.name.as_str()], value(node)?))
+                })
+            });
+            write_gauge(&mut encoder, of, series)?;
         }
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn view() -> NetworkView {
-        NetworkView {
-            chain_id: "c".into(),
-            formed: true,
-            head: 7,
-            liveness: Liveness::Unknown,
-            head_age_seconds: 1.5,
-            block_interval_seconds: None,
-            quorum_power: 3,
-            total_power: 4,
-            margin: 1,
-            nodes: vec![NodeView {
-                name: "net-a-0".into(),
-                cluster: HUB.into(),
-                role: "Validator".into(),
-                via: None,
-                evidence_age_seconds: None,
-                problem: None,
-                height: None,
-                lag: None,
-                in_sync: false,
-                peers: None,
-                voting_power: None,
-                version: None,
-                signed: None,
-                template_hash: None,
-                guard: None,
-                certificate_ends: Some("1970-01-01T00:01:00Z".into()),
-            }],
-        }
-    }
-
-    #[test]
-    fn what_is_not_known_is_absent_and_not_zero() {
-        let metrics = Metrics::new();
-        let views = Views::default();
-        metrics.watch_views(&views);
-        let key = NetworkKey { namespace: "ledger".into(), name: "net".into() };
-        views.put(key, view());
-        metrics.api_request("get", "secrets", 200);
-        let text = metrics.encode().unwrap();
-        for line in [
-            r#"bsn_chain_height{namespace="ledger",network="net"} 7.0"#,
-            r#"bsn_api_requests_total{verb="get",resource="secrets",code="200"} 1"#,
-            r#"bsn_node_certificate_expiry_timestamp_seconds{namespace="ledger",network="net",node="net-a-0"} 60.0"#,
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
-        }
-        assert!(!text.contains("bsn_chain_live{") && !text.contains("bsn_node_in_sync{"), "{text}");
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

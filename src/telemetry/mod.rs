@@ -1,5 +1,6 @@
 //! What the operator says about itself: logs, metrics, events, health.
 
+pub mod definitions;
 mod events;
 pub mod logs;
 mod metrics;

@@ -5,6 +5,7 @@ mod generate;
 mod lab;
 #[cfg(test)]
 mod links;
+mod metrics_page;
 mod programs;
 mod reasons;
 mod soak;

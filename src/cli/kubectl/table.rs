@@ -215,6 +215,7 @@ mod tests {
             quorum_power: 2667,
             total_power: 4000,
             margin: 1,
+            margin_left: Some(1),
             nodes,
         }
     }

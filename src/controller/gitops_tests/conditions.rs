@@ -7,7 +7,9 @@ use super::networks::{World, consent_needed, decided, network_cases, refused, re
 use super::nodes::node_cases;
 use super::now;
 use crate::api::BsnNetworkStatus;
-use crate::api::conditions::{MEMBERSHIP_CONVERGED, READY, RECONCILING, Reason, STALLED, find};
+use crate::api::conditions::{
+    MEMBERSHIP_CONVERGED, NETWORK_TYPES, READY, RECONCILING, Reason, STALLED, find,
+};
 use crate::controller::Refusal;
 use crate::controller::network::report::refused_status;
 use crate::controller::network::steps::Steps;
@@ -94,5 +96,16 @@ fn nothing_is_reconciling_and_stalled_at_once() {
             all.any(|condition| condition["type"] == kind && condition["status"] == "True")
         };
         assert!(!(is_true(RECONCILING) && is_true(STALLED)), "{}", case.name);
+    }
+}
+
+/// The metrics and the alerts know conditions by this list.
+#[test]
+fn a_network_has_no_condition_that_is_not_listed() {
+    for case in network_cases() {
+        for condition in case.object["status"]["conditions"].as_array().into_iter().flatten() {
+            let kind = condition["type"].as_str().unwrap();
+            assert!(NETWORK_TYPES.contains(&kind), "{kind} of {}", case.name);
+        }
     }
 }
