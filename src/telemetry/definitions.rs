@@ -1,5 +1,5 @@
 //! What each metric is, once: its name, type, unit, labels and help. [`super::metrics`] fills them, `docs/metrics.md`
-//! lists them.
+//! lists them, and the chart's alerts and dashboard are checked against them.
 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;

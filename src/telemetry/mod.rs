@@ -4,6 +4,8 @@ pub mod definitions;
 mod events;
 pub mod logs;
 mod metrics;
+#[cfg(test)]
+mod queries_tests;
 pub mod server;
 
 pub use events::Events;
