@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bsn_core::membership::model::Gate;
 use bsn_operator::api::conditions::{AGENT_IMAGE_AVAILABLE, Reason};
+use bsn_operator::labels::{IMAGE_PROOF, NODE};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::api::ListParams;
 use serde_json::json;
 
@@ -13,7 +14,7 @@ use super::span::{LONG, Member, POWER, Span, await_rise, heights, spec};
 use crate::chain::await_voters;
 use crate::quiet::writes;
 use crate::rpc::Client;
-use crate::support::count;
+use crate::support::{count, eventually};
 
 const MINUTE: Duration = Duration::from_mins(1);
 /// Nobody has such an image, and no registry is there to be asked.
@@ -39,7 +40,7 @@ async fn await_unavailable(span: &Span, member: &Member) {
 
 /// Nothing of the network's nodes is in a member: no key waits there for an image.
 async fn assert_empty(span: &Span, member: &Member) {
-    let ours = ListParams::default().labels(bsn_operator::labels::NODE);
+    let ours = ListParams::default().labels(NODE);
     let sets = span.world.api_in::<StatefulSet>(&member.client).list(&ours).await.unwrap();
     let keys = span.world.api_in::<Secret>(&member.client).list(&ours).await.unwrap();
     let disks = span.world.api_in::<PersistentVolumeClaim>(&member.client).list(&ours).await;
@@ -87,6 +88,14 @@ async fn an_image_that_a_cluster_does_not_have() {
     name_image(&span, one, None);
     world.await_converged(TRIED_WITHIN).await;
     await_voters(world, 4, POWER).await;
+
+    eventually("the end of pods that tried an image", MINUTE, async || {
+        let tried = ListParams::default().labels(IMAGE_PROOF);
+        let pods = world.api_in::<Pod>(&one.client).list(&tried).await;
+        let left = pods.map_err(|error| error.to_string())?.items.len();
+        if left == 0 { Ok(()) } else { Err(format!("{left} are left")) }
+    })
+    .await;
 
     // What was proved need not be proved by a pod again: nodes run from it.
     let (marks, pods) = (span.marks(), world.pod_uids().await);
