@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bsn_operator::api::BsnNode;
 use bsn_operator::api::conditions::{CHAIN_LIVE, Reason};
-use bsn_operator::labels::{FORGET_CLUSTER, NETWORK_ID};
+use bsn_operator::labels::{FORGET_CLUSTER, NODE};
 use kube::ResourceExt;
 use tokio::time::sleep;
 
@@ -62,8 +62,12 @@ async fn a_cluster_is_lost_for_good() {
     let left = span.inventory(&lost.client).await;
     println!("left behind: {left:?}");
     assert!(left.keys().any(|name| name.starts_with("StatefulSet ")), "{left:?}");
-    let args = ["delete", "statefulset,service,configmap", "-n", namespace, "-l", NETWORK_ID];
-    span.kubectl_in(lost, &args);
+    // What the events say to do.
+    for node in &gone {
+        let of = format!("{NODE}={node}");
+        let args = ["delete", "statefulset,service,configmap", "-n", namespace, "-l", &of];
+        span.kubectl_in(lost, &args);
+    }
     span.remove().await;
 }
 
