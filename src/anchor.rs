@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bsn_core::anchor::{ANCHOR_KEY, Anchor, AnchorError, CopyStanding};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use kube::runtime::reflector::Store;
+use tokio::time::Instant;
 
 use crate::apply::{ApiError, bounded, read};
 use crate::cluster::registry::Place;
@@ -15,6 +17,9 @@ use crate::cluster::watches::cached;
 use crate::labels;
 use crate::turns::Turns;
 use crate::view::NetworkKey;
+
+/// How long a cache is believed to be behind what this process wrote.
+const MAY_BE_BEHIND: Duration = Duration::from_mins(1);
 
 /// How often a write is tried again when somebody else wrote in between.
 const MAX_CONFLICTS: usize = 5;
@@ -98,6 +103,9 @@ fn as_ours() -> PostParams {
     PostParams { field_manager: Some(labels::FIELD_MANAGER.to_owned()), ..PostParams::default() }
 }
 
+/// Copies as they were written, by cluster and network, and when.
+type Mirrored = BTreeMap<(String, NetworkKey), (Anchor, Instant)>;
+
 /// Reads and writes anchors. Writers of one process take turns, so that they do not fail each other's swaps;
 /// and nobody is given an anchor from the cache that is older than what this process wrote.
 #[derive(Clone, Default)]
@@ -106,8 +114,8 @@ pub struct AnchorStore {
     /// Version of each anchor that the cache must show before it is believed.
     written: Arc<Mutex<BTreeMap<NetworkKey, String>>>,
     copies: Turns<(String, NetworkKey)>,
-    /// The same for copies: what this process wrote there last, with its cluster.
-    mirrored: Arc<Mutex<BTreeMap<(String, NetworkKey), Anchor>>>,
+    /// The same for copies: what this process wrote there last.
+    mirrored: Arc<Mutex<Mirrored>>,
 }
 
 impl AnchorStore {
@@ -233,10 +241,13 @@ impl AnchorStore {
         let name = wish.name_any();
         let known = || self.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = seen_copy(&place.objects.config_maps, &key.namespace, &name);
-        // What this process wrote is newer than what a cache behind it shows.
-        let written = known().get(&of).cloned();
+        // What this process wrote is newer than what a cache behind it shows, unless that goes on: then the cluster came
+        // from a backup.
+        let written = known()
+            .get(&of)
+            .is_some_and(|(written, at)| written == anchor && at.elapsed() < MAY_BE_BEHIND);
         let behind = seen.as_ref().is_some_and(|seen| seen.revision <= anchor.revision);
-        if seen.as_ref() == Some(anchor) || (behind && written.as_ref() == Some(anchor)) {
+        if seen.as_ref() == Some(anchor) || (behind && written) {
             return Ok(());
         }
         known().remove(&of);
@@ -257,7 +268,7 @@ impl AnchorStore {
                     let copy = copy_of(&map).map_err(|error| taken(error.to_string()))?;
                     match anchor.compare(&copy) {
                         CopyStanding::Current => {
-                            known().insert(of, copy);
+                            known().insert(of, (copy, Instant::now()));
                             return Ok(());
                         }
                         CopyStanding::Behind => {}
@@ -278,7 +289,7 @@ impl AnchorStore {
             };
             match done {
                 Ok(_) => {
-                    known().insert(of, anchor.clone());
+                    known().insert(of, (anchor.clone(), Instant::now()));
                     return Ok(());
                 }
                 Err(error) if error.code() == Some(409) => {}
