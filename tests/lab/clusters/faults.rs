@@ -28,13 +28,16 @@ impl Drop for Cut {
 }
 
 /// A firewall before one port of a cluster, until this is dropped.
-pub struct Firewall(Cut);
+pub struct Firewall {
+    // Ends with this.
+    _rule: Cut,
+}
 
 impl Firewall {
     /// From `one` cluster, this port of the machines of the `other` is not reached.
     pub fn between(lab: &Lab, one: usize, other: usize, port: u16) -> Self {
         lab.block_port(one, other, port).unwrap();
-        Self(Cut(lab.clone()))
+        Self { _rule: Cut(lab.clone()) }
     }
 }
 
