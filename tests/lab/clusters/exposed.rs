@@ -98,8 +98,9 @@ async fn endpoints(
     let slices = slices.map_err(|error| error.to_string())?.items;
     let mut found = BTreeSet::new();
     for slice in &slices {
-        let ports = slice.ports.iter().flatten().filter(|port| port.name.as_deref() == Some("p2p"));
-        let port = ports.filter_map(|port| port.port).next().unwrap_or_default();
+        let mut ports =
+            slice.ports.iter().flatten().filter(|port| port.name.as_deref() == Some("p2p"));
+        let port = ports.find_map(|port| port.port).unwrap_or_default();
         let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
         found.extend(addresses.map(|address| (address.clone(), port)));
     }
