@@ -34,6 +34,10 @@ end
 if is_true("Paused") then
   return health("Suspended", "Paused")
 end
+-- It works as it is, and a part of the description is still to come.
+if is_true("Ready") and is_true("Reconciling") then
+  return health("Progressing", "Reconciling")
+end
 if is_true("Ready") then
   return health("Healthy", "Ready")
 end
