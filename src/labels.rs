@@ -31,6 +31,9 @@ pub const CLUSTER: &str = "bsn-operator.io/cluster";
 /// Of a pod that only proves that the agents' image can be run where it is.
 pub const IMAGE_PROOF: &str = "bsn-operator.io/image-proof";
 
+/// Annotation of a Secret with a node's keys: the owner's Secret that they were copied from.
+pub const KEYS_FROM: &str = "bsn-operator.io/keys-from";
+
 /// Annotation: hash of what was applied last, to see a changed wish without asking the API server.
 pub const APPLIED_HASH: &str = "bsn-operator.io/applied-hash";
 

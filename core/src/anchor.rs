@@ -106,6 +106,9 @@ pub struct Identity {
     /// Public parts of its keys, once they exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<IdentityKeys>,
+    /// Where its keys came from, if its owner brought them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brought: Option<Brought>,
     /// Uids of its objects, once they exist.
     #[serde(default)]
     pub uids: ObjectUids,
@@ -216,6 +219,18 @@ pub struct IdentityKeys {
     pub tls_spki_sha256: String,
 }
 
+/// Where keys came from that an owner brought.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Brought {
+    /// The owner's `Secret`, of which they are a copy.
+    pub secret: String,
+    /// The height up to which the key must not sign here: what it signed elsewhere lies below. 0 = it was there before the
+    /// first block.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub not_up_to: u64,
+}
+
 /// Uids of the objects a node depends on. An object of the same name with another uid is a stranger.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -241,6 +256,7 @@ impl Identity {
             cluster: String::new(),
             retired: false,
             keys: None,
+            brought: None,
             uids: ObjectUids::default(),
             template_hash: None,
             inputs_hash: None,

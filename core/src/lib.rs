@@ -5,6 +5,7 @@
 //! can read it alone. Time and randomness come in as arguments.
 
 pub mod anchor;
+pub mod brought;
 pub mod budget;
 pub mod consent;
 #[cfg(test)]

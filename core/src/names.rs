@@ -143,6 +143,11 @@ impl NetworkName {
         format!("{}-peers", self.0)
     }
 
+    /// The `NetworkPolicy` of the nodes.
+    pub fn network_policy(&self) -> String {
+        format!("{}-nodes", self.0)
+    }
+
     /// The `PodDisruptionBudget` of the voters.
     pub fn disruption_budget(&self) -> String {
         format!("{}-voters", self.0)

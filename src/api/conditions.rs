@@ -111,8 +111,16 @@ reasons! {
     NameTaken,
     /// A key that was made once is missing or has changed; it is never made again.
     KeyLost,
-    /// A consensus key belongs to another node already.
+    /// A key belongs to another node already.
     KeyUsedTwice,
+    /// A Secret with keys that an owner brings is missing.
+    KeysMissing,
+    /// A Secret with keys that an owner brings does not hold what it should.
+    KeysRefused,
+    /// A key that an owner brings signs elsewhere, or may.
+    KeySignsElsewhere,
+    /// A node was made with other keys than the description names now.
+    KeysFixed,
     /// A disk that was used is missing or was replaced by another.
     DiskLost,
     /// The anchor is missing, damaged or belongs to another hub or chain.

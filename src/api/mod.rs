@@ -3,12 +3,14 @@
 //! A field exists only once it does something. Schema and CEL rules answer wrong input at
 //! admission, with messages that say what to do.
 
+mod access;
 mod cluster;
 pub mod conditions;
 mod membership;
 mod network;
 mod node;
 
+pub use access::*;
 pub use cluster::*;
 pub use membership::*;
 pub use network::*;

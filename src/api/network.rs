@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Disruption, Exposure, Membership, Repair};
+use super::{Disruption, Exposure, Membership, NodeAccess, Repair};
 
 /// A permissioned blockchain network: one chain and the nodes that run it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ use super::{Disruption, Exposure, Membership, Repair};
         .message("say how the application's new version reaches the nodes: upgrade: {strategy: Rolling} one by one, if it makes the same blocks as the old one; upgrade: {strategy: AtHeight} all together after one block, if not"),
     validation = Rule::new("!has(self.upgrade) || self.upgrade.strategy != 'AtHeight' || !has(oldSelf.engine.cometbft.app.container) || self.engine.cometbft.app.container.image == oldSelf.engine.cometbft.app.container.image || (has(oldSelf.engine.cometbft.app.container.halt) && self.engine.cometbft.app.container.halt == oldSelf.engine.cometbft.app.container.halt)")
         .message("the version that runs is told to stop by app.container.halt: add that first, and change the image afterwards"),
+    validation = Rule::new("!has(self.networkPolicy) || !has(self.networkPolicy.outsideAddresses) || size(self.networkPolicy.outsideAddresses) > 0 || self.nodeSets.all(s, !has(s.cluster))")
+        .message("nodes in other clusters come from outside addresses: put their ranges into networkPolicy.outsideAddresses, or leave it out to admit them from anywhere"),
 )]
 pub struct BsnNetworkSpec {
     /// The chain family that the network runs. Exactly one of its keys is set.
@@ -83,6 +85,11 @@ pub struct BsnNetworkSpec {
     /// Certificates.
     #[serde(default)]
     pub pki: Pki,
+
+    /// Who may connect to the nodes' pods. Left out: peers, the network's own pods and the operator. It may change at
+    /// any time and restarts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NodeAccess>,
 
     /// Leave everything as it is: the operator neither makes nor changes anything of this network
     /// while this is true. Nodes run on; certificates are not renewed.
@@ -229,6 +236,8 @@ pub enum UpgradeStrategy {
         .message("externalAddresses are for exposure: External; remove them, or set that"),
     validation = Rule::new("!has(self.externalAddresses) || self.externalAddresses.all(a, a.node.contains('-' + self.name + '-'))")
         .message("externalAddresses take names of this set's nodes, <network>-<set>-<index>: correct the names"),
+    validation = Rule::new("!has(self.keys) || self.keys.all(k, k.node.contains('-' + self.name + '-'))")
+        .message("keys take names of this set's nodes, <network>-<set>-<index>: correct the names, or move them to the set they belong to"),
     validation = Rule::new("self.storage == oldSelf.storage")
         .message("this version does not change the disks of existing nodes: keep storage as it was, or add another set"),
 )]
@@ -290,6 +299,13 @@ pub struct NodeSet {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub hold: Vec<String>,
 
+    /// Keys that you bring, for nodes that are yet to be made; at most 100. Nodes that are not named here get keys of
+    /// their own. What a node was made with stays: a later change here is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["node".to_owned()]))]
+    pub keys: Vec<NodeKeys>,
+
     /// Resources of the engine's container, as in a pod. Left out: requests of 100m and 256Mi, and no
     /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -321,6 +337,21 @@ pub struct ExternalAddress {
     #[serde(default = "default_gateway_port")]
     #[schemars(range(min = 1, max = 65535))]
     pub gateway_port: u16,
+}
+
+/// Keys that an owner brings for a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeKeys {
+    /// The node's name.
+    #[schemars(length(min = 1, max = 52))]
+    pub node: String,
+
+    /// A Secret in the network's namespace, in the cluster where the node runs. It holds the consensus key in
+    /// `priv_validator_key.json` and may hold the peer-to-peer key in `node_key.json`, both as the engine writes them. It
+    /// is read once, when the node is made: the operator copies the keys into the node's own Secret, and yours can go.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
+    pub secret_name: String,
 }
 
 fn default_p2p_port() -> u16 {

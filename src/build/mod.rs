@@ -9,6 +9,7 @@ pub mod disk;
 pub mod disruption_budget;
 pub mod endpoint_slice;
 pub mod image_proof;
+pub mod network_policy;
 pub mod secret;
 pub mod service;
 pub mod stateful_set;

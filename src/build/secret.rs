@@ -6,9 +6,11 @@ use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE, Privat
 use bsn_core::guard::Token;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{NetworkParts, NodeParts};
 use crate::agent::paths;
+use crate::labels::KEYS_FROM;
 
 /// Key of a certificate in a Secret of type `kubernetes.io/tls`.
 pub const TLS_CERT: &str = "tls.crt";
@@ -52,15 +54,18 @@ pub fn build_client_secret(
     }
 }
 
-/// A node's private keys: made once, immutable. They stay when the node and the network go.
+/// A node's private keys: made once, immutable. They stay when the node and the network go. `from` = the owner's Secret
+/// that they were copied from; `None` = they were made.
 pub fn build_keys_secret(
     node: &NodeParts<'_>,
     consensus: &PrivateKey,
     p2p: &PrivateKey,
     tls_key_pem: &str,
+    from: Option<&str>,
 ) -> Secret {
+    let annotations = from.map(|from| [(KEYS_FROM.to_owned(), from.to_owned())].into());
     Secret {
-        metadata: node.held(node.name.keys()),
+        metadata: ObjectMeta { annotations, ..node.held(node.name.keys()) },
         type_: Some("Opaque".to_owned()),
         data: data([
             (CONSENSUS_KEY_FILE, &consensus.consensus_key_file()),

@@ -4,6 +4,7 @@ pub mod kubectl;
 pub(crate) mod render;
 mod run;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -52,6 +53,10 @@ pub struct RunArgs {
     #[arg(long, env = "BSN_IMAGE_PREFIX", default_value = "")]
     pub image_prefix: String,
 
+    /// The namespaces in which networks are looked after, separated by commas; empty = all.
+    #[arg(long, env = "BSN_WATCH_NAMESPACES", default_value = "", value_parser = parse_namespaces)]
+    pub watch_namespaces: Namespaces,
+
     /// How many networks may restart nodes at the same time, so that a mistake in a change of many is seen on
     /// the first few.
     #[arg(long, env = "BSN_MAX_CONCURRENT_ROLLS", default_value = "5")]
@@ -65,6 +70,23 @@ pub struct RunArgs {
     /// port-forward, which the API server authorises.
     #[arg(long, env = "BSN_STATUS_LISTEN", default_value = "127.0.0.1:8082")]
     pub status_listen: SocketAddr,
+}
+
+/// Names of namespaces; none = all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Namespaces(pub Vec<String>);
+
+fn parse_namespaces(text: &str) -> Result<Namespaces, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let names: BTreeSet<&str> = names.collect();
+    let wrong = |name: &&str| {
+        let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        name.len() > 63 || !name.chars().all(label) || name.starts_with('-') || name.ends_with('-')
+    };
+    match names.iter().copied().find(wrong) {
+        Some(name) => Err(format!("{name:?} is no name of a namespace")),
+        None => Ok(Namespaces(names.into_iter().map(str::to_owned).collect())),
+    }
 }
 
 /// Options of `render`.
@@ -85,6 +107,10 @@ pub struct RenderArgs {
         default_value = "ghcr.io/bsn-operator/bsn-operator:0.1.0"
     )]
     pub agent_image: String,
+
+    /// Namespace of the operator, which its nodes admit.
+    #[arg(long, env = "BSN_NAMESPACE", default_value = "bsn-system")]
+    pub operator_namespace: String,
 }
 
 fn parse_identity(text: &str) -> Result<PodIdentity, String> {
@@ -153,4 +179,19 @@ pub async fn execute(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
         Command::Gateway(args) => crate::agent::gateway::run(args).await?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_are_separated_by_commas_and_none_are_all() {
+        let read = |text| parse_namespaces(text).map(|names| names.0);
+        assert_eq!(read(" trade,ledger,, ledger"), Ok(vec!["ledger".into(), "trade".into()]));
+        assert_eq!(read(""), Ok(vec![]));
+        for wrong in ["Ledger", "a b", "-a", "a-", "*"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
 }

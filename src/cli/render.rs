@@ -29,6 +29,7 @@ use crate::build::config_map::{
 };
 use crate::build::disk::build_disk;
 use crate::build::disruption_budget::build_disruption_budget;
+use crate::build::network_policy::{Admitted, build_network_policy};
 use crate::build::secret::{
     build_ca_secret, build_client_secret, build_keys_secret, build_token_secret,
 };
@@ -37,7 +38,7 @@ use crate::build::stateful_set::{
     Mounts, Workload, build_stateful_set, build_template, with_template_hash,
 };
 use crate::build::{NetworkParts, NodeParts};
-use crate::controller::network::addresses::exposure_of;
+use crate::controller::network::addresses::{exposure_of, spans_clusters};
 use crate::controller::network::validate::{ValidatedNetwork, validate_network};
 
 /// Why nothing was printed.
@@ -81,7 +82,7 @@ pub fn render(args: &RenderArgs) -> Result<String, RenderError> {
     let mut out = String::new();
     for mut network in read_networks(&args.filename)? {
         network.metadata.namespace.get_or_insert_with(|| args.namespace.clone());
-        render_network(&network, &args.agent_image, &mut out)?;
+        render_network(&network, args, &mut out)?;
     }
     Ok(out)
 }
@@ -122,7 +123,7 @@ pub fn parse_networks(text: &str, file: &str) -> Result<Vec<BsnNetwork>, RenderE
 
 fn render_network(
     network: &BsnNetwork,
-    agent_image: &str,
+    args: &RenderArgs,
     out: &mut String,
 ) -> Result<(), RenderError> {
     let invalid = |message: String| RenderError::Invalid(network.name_any(), message);
@@ -141,10 +142,17 @@ fn render_network(
     let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
     let margin = margin(QUORUM, &powers);
     push(out, &build_disruption_budget(&parts, powers.len() - margin));
+    let access = &validated.access;
+    if access.enabled {
+        let spans_clusters = spans_clusters(&anchor);
+        let admitted =
+            Admitted { access, operator: Some(&args.operator_namespace), spans_clusters };
+        push(out, &build_network_policy(&parts, &admitted));
+    }
 
     let workload = Workload {
         engine_image: validated.engine_image.clone(),
-        agent_image: ClusterImage { reference: agent_image.to_owned(), pull_secret_name: None },
+        agent_image: ClusterImage { reference: args.agent_image.clone(), pull_secret_name: None },
         app: validated.app.clone(),
         resources: None,
     };
@@ -159,7 +167,8 @@ fn render_network(
         push(out, &build_bsn_node(&node, &storage));
         let exposure = exposure_of(&validated, &anchor, identity, Exposure::default());
         push(out, &build_service(&node, exposure));
-        push(out, &redacted(build_keys_secret(&node, &placeholder, &placeholder, NOT_MADE)));
+        let from = validated.keys.get(&name).map(String::as_str);
+        push(out, &redacted(build_keys_secret(&node, &placeholder, &placeholder, NOT_MADE, from)));
         push(out, &build_disk(&node, &storage));
         push(out, &build_certificate_map(&node, NOT_MADE, NOT_MADE));
         let config =
@@ -251,6 +260,7 @@ mod tests {
 
     fn args(file: &str) -> RenderArgs {
         RenderArgs {
+            operator_namespace: "bsn-system".to_owned(),
             filename: std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file),
             namespace: "default".into(),
             agent_image: "bsn-operator:test".into(),

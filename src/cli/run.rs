@@ -15,9 +15,10 @@ use crate::api::ClusterImage;
 use crate::apply::{ApiError, bounded, read};
 use crate::build::secret::entry;
 use crate::cluster::{
-    Clusters, Machines, Proofs, Resolver, Watches as HubWatches, client, member, watches,
+    Clusters, Machines, Proofs, Resolver, Scope, Watches as HubWatches, client, member, namespaces,
+    watches,
 };
-use crate::controller::context::{Context, Credentials, RecentReads, Settings};
+use crate::controller::context::{Context, Credentials, RecentReads, Reservations, Settings};
 use crate::controller::network::budgets::Writes;
 use crate::controller::network::members::Errands;
 use crate::controller::network::steps::memory::Memories;
@@ -37,6 +38,9 @@ use crate::view::{Memberships, Views};
 pub(super) const HUB_SECRET: &str = "bsn-operator-hub";
 /// Its entry.
 pub(super) const HUB_ID: &str = "hubId";
+
+/// Between two looks for rights in namespaces that were left out.
+const LEFT_OUT_LOOK: Duration = Duration::from_mins(1);
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,12 @@ pub enum RunError {
         "Secret {0} has no entry {HUB_ID}; delete it if this hub never managed a network, else restore it from a backup"
     )]
     HubId(String),
+    /// Rights in none of the namespaces that it is for.
+    #[error(
+        "the operator has too few rights in all namespaces it is for ({0}); give it the Roles of the chart, by \
+         watchNamespaces"
+    )]
+    NoNamespace(String),
     /// Another replica leads now.
     #[error("leadership was lost; ending, so that nothing is done twice")]
     LeadershipLost,
@@ -71,6 +81,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let client =
         client::connect(&metrics).await.map_err(|error| RunError::Connect(Box::new(error)))?;
     let (stop_sender, stop) = tokio::sync::watch::channel(false);
+    let begin_anew = stop_sender.clone();
     tokio::spawn(async move {
         crate::signals::terminated().await;
         tracing::info!("stopping");
@@ -111,8 +122,15 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     metrics.set_leader(true);
     health.set_leading(true);
 
+    let (namespaces, left_out) = namespaces::usable(&client, &args.watch_namespaces.0).await;
+    for (namespace, lacks) in &left_out {
+        tracing::error!(%namespace, %lacks, "not looked after for want of rights; networks there are left as they are");
+    }
+    if namespaces.is_empty() && !args.watch_namespaces.0.is_empty() {
+        return Err(RunError::NoNamespace(left_out.into_keys().collect::<Vec<_>>().join(", ")));
+    }
     let HubWatches { caches, triggers, network_queue, node_queue, mut tasks } =
-        watches::watch_hub(&client);
+        watches::watch_hub(&client, Scope::of_hub(&namespaces));
     let agent_image = ClusterImage { reference: args.agent_image, pull_secret_name: None };
     let clusters = Clusters::with_hub(client.clone(), caches.objects.clone(), agent_image.clone());
     metrics.watch_networks(&caches.networks);
@@ -152,9 +170,10 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         metrics,
         events,
         hub_id,
-        settings: Settings { image_prefix: args.image_prefix },
+        settings: Settings { image_prefix: args.image_prefix, namespace: args.namespace },
         credentials: Credentials::default(),
         recent: RecentReads::default(),
+        reservations: Reservations::default(),
         watches: Watches::default(),
         memories: Memories::default(),
         errands: Errands::default(),
@@ -202,12 +221,35 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         () = ctx.machines.clone().run(ctx.clusters.clone(), triggers) => Ok(()),
         () = retention::run(ctx.clone()) => Ok(()),
         () = member::run(shared, notice) => Ok(()),
+        () = await_namespaces(&client, left_out.into_keys().collect(), &begin_anew) => Ok(()),
         () = lost => Err(RunError::LeadershipLost),
     };
     if ended.is_ok() {
         leadership.release().await;
     }
     ended
+}
+
+/// Asks for the process's end once there are rights in one of the namespaces that were left out: caches are filled once, so
+/// that a namespace is added by beginning anew. Whoever runs it starts it again. It never returns: passes under way are finished.
+async fn await_namespaces(
+    client: &kube::Client,
+    left_out: Vec<String>,
+    stop: &tokio::sync::watch::Sender<bool>,
+) {
+    while !left_out.is_empty() {
+        tokio::time::sleep(LEFT_OUT_LOOK).await;
+        let (usable, _) = namespaces::usable(client, &left_out).await;
+        if !usable.is_empty() {
+            tracing::info!(
+                ?usable,
+                "ending, to begin anew with the namespaces in which there are rights now"
+            );
+            let _ = stop.send(true);
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Makes the clients of members; their requests are counted as the hub's are.

@@ -133,18 +133,21 @@ pub fn judge(known: &Known<'_>, old: &[Condition]) -> Vec<State> {
         }
         (Some(obstacle), _) => State::new(REACHABLE, false, obstacle.reason, &*obstacle.message),
     };
-    let rights = match (&reached, may(known)) {
-        (Some(_), _) => State::new(
+    let rights = match (&reached, may(known), without_policies(known)) {
+        (Some(_), ..) => State::new(
             RIGHTS_SUFFICIENT,
             None,
             Reason::NotYetObserved,
             "not known while the cluster cannot be asked",
         ),
-        (None, Some(obstacle)) => {
+        (None, Some(obstacle), _) => {
             let known = obstacle.lasting.then_some(false);
             State::new(RIGHTS_SUFFICIENT, known, obstacle.reason, obstacle.message)
         }
-        (None, None) => State::new(
+        (None, None, Some(message)) => {
+            State::new(RIGHTS_SUFFICIENT, false, Reason::RightsMissing, message)
+        }
+        (None, None, None) => State::new(
             RIGHTS_SUFFICIENT,
             true,
             Reason::RightsGranted,
@@ -312,15 +315,40 @@ fn reach(known: &Known<'_>) -> Option<Obstacle> {
     }
 }
 
-/// What the operator may not do.
-fn may(known: &Known<'_>) -> Option<Obstacle> {
-    let all = || known.rights.iter();
+/// The command that gives the rights.
+fn join_again(known: &Known<'_>) -> String {
     let namespaces: Vec<_> = known.rights.keys().map(String::as_str).collect();
-    let join = format!(
+    format!(
         "kubectl bsn cluster join {} --kubeconfig FILE -n {}",
         known.name,
         namespaces.join(" -n ")
-    );
+    )
+}
+
+/// Where nodes have no policy for want of a right, and how to give it. It keeps the cluster from nothing else.
+fn without_policies(known: &Known<'_>) -> Option<String> {
+    let lacks: Vec<_> = known
+        .rights
+        .iter()
+        .filter_map(|(namespace, rights)| match rights {
+            Some(NamespaceRights::WithoutPolicies(what)) => Some(format!("in {namespace}: {what}")),
+            _ => None,
+        })
+        .collect();
+    let join = join_again(known);
+    (!lacks.is_empty()).then(|| {
+        format!(
+            "the operator lacks rights {}. Until it has them, nodes there run without a NetworkPolicy; all else goes on. \
+             Give them: {join}",
+            lacks.join("; ")
+        )
+    })
+}
+
+/// What the operator may not do.
+fn may(known: &Known<'_>) -> Option<Obstacle> {
+    let all = || known.rights.iter();
+    let join = join_again(known);
     let missing: Vec<_> = all()
         .filter(|(_, rights)| matches!(rights, Some(NamespaceRights::NoNamespace)))
         .map(|(namespace, _)| namespace)
@@ -454,6 +482,9 @@ mod tests {
             ("ledger", Some(Granted)),
             ("trade", Some(Missing(vec!["update configmaps".into(), "get/list pods".into()]))),
         ];
+        let older = "get/list/watch/create/patch/delete networkpolicies".to_owned();
+        let older =
+            [("ledger", Some(Granted)), ("trade", Some(NamespaceRights::WithoutPolicies(older)))];
         let unknown = [("ledger", None)];
         let down = Connection::Down;
         let cases: Vec<(&str, Connection, &[_], bool)> = vec![
@@ -462,6 +493,7 @@ mod tests {
             ("rights not asked for yet", up(), &unknown, false),
             ("caches not filled yet", up(), &all, false),
             ("too few rights", up(), &lacking, false),
+            ("a role of a version without policies", up(), &older, true),
             ("a namespace is missing", up(), &[("ledger", Some(NoNamespace))], false),
             ("no Secret", Connection::NoKubeconfig(NoKubeconfig::Secret), &unknown, false),
             ("no such entry", Connection::NoKubeconfig(NoKubeconfig::Key), &unknown, false),

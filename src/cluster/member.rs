@@ -16,7 +16,6 @@ use kube::api::{Api, ObjectMeta};
 use kube::config::Kubeconfig;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, Store};
-use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -27,12 +26,14 @@ use super::judge::{
     Another, Connection, Hosted, Known, NoKubeconfig, next_status, standing, why_not_in,
 };
 use super::kubeconfig::{parse_kubeconfig, server_of};
+use super::namespaces::Scope;
 use super::probe::{
     NamespaceRights, ProbeFault, classify, observe_identity, observe_rights, observe_version,
 };
 use super::proofs::Proofs;
 use super::registry::{ClusterHandle, Clusters, InNamespace};
-use super::watches::{Described, Objects, Triggers, watch_kind, watch_objects};
+use super::streams::watch_cluster_kind;
+use super::watches::{Described, Objects, Triggers, watch_objects};
 use crate::api::conditions::{READY, Reason, STALLED, merge};
 use crate::api::{BsnCluster, BsnClusterStatus, ClusterImage};
 use crate::apply::{ApiError, read, write_status};
@@ -94,9 +95,8 @@ pub fn watch_clusters(
     let (store, writer) = reflector::store();
     let notice = Arc::new(Notify::new());
     let (told, relisted) = (notice.clone(), notice.clone());
-    let task = watch_kind(
+    let task = watch_cluster_kind(
         Api::all(hub.clone()),
-        &watcher::Config::default(),
         writer,
         move || relisted.notify_one(),
         move |_: &GuardedCluster| told.notify_one(),
@@ -467,7 +467,8 @@ impl Member {
         let allowed = &cluster.spec.allowed_namespaces;
         let rights = &self.rights;
         let may = |namespace: &String| {
-            allowed.contains(namespace) && rights.get(namespace) == Some(&NamespaceRights::Granted)
+            allowed.contains(namespace)
+                && rights.get(namespace).is_some_and(NamespaceRights::suffice)
         };
         self.before.retain(|namespace, _| may(namespace));
         let Some(link) = &mut self.link else { return };
@@ -478,7 +479,7 @@ impl Member {
             }
             let Shared { described, triggers, .. } = &self.shared;
             let (objects, watching) =
-                watch_objects(&link.client, Some(namespace), described, triggers);
+                watch_objects(&link.client, Scope::Member(namespace), described, triggers);
             let mut tasks = JoinSet::new();
             for task in watching {
                 tasks.spawn(task);

@@ -198,7 +198,8 @@ impl World {
         let (store, mut writer) = reflector::store();
         writer.apply_watcher_event(&Event::Init);
         writer.apply_watcher_event(&Event::InitDone);
-        let watches = crate::cluster::watches::watch_hub(&hub.client());
+        let watches =
+            crate::cluster::watches::watch_hub(&hub.client(), crate::cluster::Scope::Everywhere);
         let (known, log) = (servers.clone(), dialled.clone());
         let dial: Dial = Arc::new(move |config: Kubeconfig| {
             let server = server_of(&config).unwrap().trim_start_matches("https://").to_owned();

@@ -3,12 +3,14 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
-use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
+use k8s_openapi::api::authorization::v1::{
+    ResourceRule, SelfSubjectRulesReview, SelfSubjectRulesReviewSpec,
+};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use kube::api::{Api, PostParams};
 
-use super::rights::{EVERYWHERE, missing};
+use super::rights::{EVERYWHERE, missing, missing_for_policies};
 
 /// Longest a cluster may take to answer one question. A tenth of it is long for an API server far away.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(5);
@@ -53,10 +55,19 @@ impl ProbeFault {
 pub enum NamespaceRights {
     /// All it needs.
     Granted,
+    /// All that nodes need, but not this, as `verb resource`: they have no `NetworkPolicy`.
+    WithoutPolicies(String),
     /// Not these, as `verb resource`.
     Missing(Vec<String>),
     /// There is no such namespace.
     NoNamespace,
+}
+
+impl NamespaceRights {
+    /// Whether nodes can be looked after there.
+    pub fn suffice(&self) -> bool {
+        matches!(self, Self::Granted | Self::WithoutPolicies(_))
+    }
 }
 
 /// Asks for the cluster's version: one small answer that needs valid credentials and no rights.
@@ -90,19 +101,32 @@ pub async fn observe_rights(
     if !within_deadline(found).await? {
         return Ok(NamespaceRights::NoNamespace);
     }
+    let rules = match observe_rules(client, namespace).await {
+        // Whoever may not even ask, may do nothing: such a kubeconfig names no user at all.
+        Err(ProbeFault::Forbidden(_)) => Vec::new(),
+        rules => rules?,
+    };
+    let lacks = missing(&rules);
+    if !lacks.is_empty() {
+        return Ok(NamespaceRights::Missing(lacks));
+    }
+    let without = missing_for_policies(&rules);
+    Ok(without.map_or(NamespaceRights::Granted, NamespaceRights::WithoutPolicies))
+}
+
+/// Asks what the asker may do in a namespace, whether that exists or not.
+pub async fn observe_rules(
+    client: &Client,
+    namespace: &str,
+) -> Result<Vec<ResourceRule>, ProbeFault> {
     let review = SelfSubjectRulesReview {
         spec: SelfSubjectRulesReviewSpec { namespace: Some(namespace.to_owned()) },
         ..SelfSubjectRulesReview::default()
     };
     let reviews = Api::<SelfSubjectRulesReview>::all(client.clone());
     let params = PostParams::default();
-    let answer = match within_deadline(reviews.create(&params, &review)).await {
-        // Whoever may not even ask, may do nothing: such a kubeconfig names no user at all.
-        Err(ProbeFault::Forbidden(_)) => None,
-        answer => answer?.status,
-    };
-    let lacks = missing(&answer.map(|status| status.resource_rules).unwrap_or_default());
-    Ok(if lacks.is_empty() { NamespaceRights::Granted } else { NamespaceRights::Missing(lacks) })
+    let answer = within_deadline(reviews.create(&params, &review)).await?;
+    Ok(answer.status.map(|status| status.resource_rules).unwrap_or_default())
 }
 
 async fn within_deadline<T>(

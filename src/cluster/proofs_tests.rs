@@ -51,7 +51,7 @@ impl World {
         };
         let client = Client::new(tower::service_fn(serve), "default");
         // Never driven: it only gives the channels.
-        let watches = watch_hub(&client);
+        let watches = watch_hub(&client, crate::cluster::Scope::Everywhere);
         let (store, mut pods) = reflector::store();
         pods.apply_watcher_event(&Event::Init);
         pods.apply_watcher_event(&Event::InitDone);

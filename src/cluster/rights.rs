@@ -7,6 +7,8 @@
 use k8s_openapi::api::authorization::v1::ResourceRule;
 use k8s_openapi::api::rbac::v1::PolicyRule;
 
+use crate::api::GROUP;
+
 /// Rights on one kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Right {
@@ -76,6 +78,15 @@ pub const IN_NAMESPACE: &[Right] = &[
     },
 ];
 
+/// In every allowed namespace, by the same Role. Roles of versions before this one do not give it. Without it nodes have
+/// no `NetworkPolicy` there, which [`missing_for_policies`] tells; that is no reason not to use a cluster.
+pub const ON_POLICIES: Right = Right {
+    group: "networking.k8s.io",
+    resource: "networkpolicies",
+    verbs: &["get", "list", "watch", "create", "patch", "delete"],
+    why: "says who may connect to the nodes; deleted with the network's last node there",
+};
+
 /// The way to a node's gateway that needs nothing but the API server. A websocket begins with a GET; from
 /// Kubernetes 1.35 on the API server wants the right to create as well (KEP 4006).
 const TO_PODS: Right = Right {
@@ -105,12 +116,42 @@ pub const ON_MACHINES: Right = Right {
           validators run on",
 };
 
+/// What the operator needs in every namespace of the hub in which networks are: by a Role in each that the installation
+/// lists, or by a `ClusterRole` for all. The chart gives these; a test holds the two together.
+pub const ON_HUB: &[(&str, &str, &[&str])] = &[
+    (GROUP, "bsnnetworks", &["get", "list", "watch"]),
+    (GROUP, "bsnnetworks/status", &["patch"]),
+    (GROUP, "bsnnodes", &["get", "list", "watch", "create", "patch", "delete"]),
+    (GROUP, "bsnnodes/status", &["patch"]),
+    ("", "configmaps", &["get", "list", "watch", "create", "patch", "update", "delete"]),
+    ("", "services", &["get", "list", "watch", "create", "patch", "delete"]),
+    ("discovery.k8s.io", "endpointslices", &["get", "list", "watch", "create", "patch", "delete"]),
+    ("", "persistentvolumeclaims", &["get", "list", "watch", "create", "patch"]),
+    ("apps", "statefulsets", &["get", "list", "watch", "create", "patch", "delete"]),
+    ("", "pods", &["get", "list", "watch", "delete"]),
+    ("", "secrets", &["get", "create", "patch", "delete"]),
+    ("policy", "poddisruptionbudgets", &["get", "list", "watch", "create", "patch", "delete"]),
+    (
+        "networking.k8s.io",
+        "networkpolicies",
+        &["get", "list", "watch", "create", "patch", "delete"],
+    ),
+    ("events.k8s.io", "events", &["create", "patch"]),
+];
+
+/// What of [`ON_HUB`] the rules do not give, but for what is done without: policies and events.
+pub fn missing_on_hub(rules: &[ResourceRule]) -> Vec<String> {
+    let needed = ON_HUB.iter().filter(|(_, what, _)| !["networkpolicies", "events"].contains(what));
+    let rights = needed.map(|(group, resource, verbs)| Right { group, resource, verbs, why: "" });
+    rights.filter_map(|right| lacking(rules, &right)).collect()
+}
+
 /// A namespace that every cluster has, with a uid that is its own: it tells clusters apart.
 pub const EVERYWHERE: &str = "kube-system";
 
 /// The rules of the Role in an allowed namespace.
 pub fn role_rules() -> Vec<PolicyRule> {
-    IN_NAMESPACE.iter().map(|right| rule(right, None)).collect()
+    IN_NAMESPACE.iter().chain([&ON_POLICIES]).map(|right| rule(right, None)).collect()
 }
 
 /// The rules of the `ClusterRole`.
@@ -132,19 +173,19 @@ fn rule(right: &Right, names: Option<Vec<String>>) -> PolicyRule {
 /// What of [`IN_NAMESPACE`] the rules do not give, as `verb resource`. `rules` is what the API server says that
 /// the operator may do in a namespace.
 pub fn missing(rules: &[ResourceRule]) -> Vec<String> {
-    let mut missing = Vec::new();
-    for right in IN_NAMESPACE {
-        let lacks: Vec<_> = right
-            .verbs
-            .iter()
-            .copied()
-            .filter(|verb| !rules.iter().any(|rule| gives(rule, right, verb)))
-            .collect();
-        if !lacks.is_empty() {
-            missing.push(format!("{} {}", lacks.join("/"), right.resource));
-        }
-    }
-    missing
+    IN_NAMESPACE.iter().filter_map(|right| lacking(rules, right)).collect()
+}
+
+/// The same of [`ON_POLICIES`].
+pub fn missing_for_policies(rules: &[ResourceRule]) -> Option<String> {
+    lacking(rules, &ON_POLICIES)
+}
+
+fn lacking(rules: &[ResourceRule], right: &Right) -> Option<String> {
+    let verbs = right.verbs.iter().copied();
+    let lacks: Vec<_> =
+        verbs.filter(|verb| !rules.iter().any(|rule| gives(rule, right, verb))).collect();
+    (!lacks.is_empty()).then(|| format!("{} {}", lacks.join("/"), right.resource))
 }
 
 fn gives(rule: &ResourceRule, right: &Right, verb: &str) -> bool {
@@ -164,7 +205,8 @@ pub fn render_markdown() -> String {
         ("these namespaces themselves, and `kube-system`", &ON_NAMED_NAMESPACES),
         ("the cluster", &ON_MACHINES),
     ];
-    let rows = IN_NAMESPACE.iter().map(|right| ("each allowed namespace", right)).chain(others);
+    let there = IN_NAMESPACE.iter().chain([&ON_POLICIES]);
+    let rows = there.map(|right| ("each allowed namespace", right)).chain(others);
     let rows = rows.map(|(place, Right { group, resource, verbs, why })| {
         let dot = if group.is_empty() { "" } else { "." };
         format!("| {place} | `{resource}{dot}{group}` | {} | {why} |", verbs.join(", "))
@@ -175,6 +217,8 @@ pub fn render_markdown() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
 
     fn granted(rules: &[PolicyRule]) -> Vec<ResourceRule> {
@@ -202,6 +246,16 @@ mod tests {
     }
 
     #[test]
+    fn a_role_of_an_older_version_lacks_the_policies_and_nothing_else() {
+        let rules = granted(&role_rules());
+        assert_eq!(missing_for_policies(&rules), None);
+        let older: Vec<_> = IN_NAMESPACE.iter().map(|right| rule(right, None)).collect();
+        assert!(missing(&granted(&older)).is_empty());
+        let lacks = missing_for_policies(&granted(&older));
+        assert_eq!(lacks.as_deref(), Some("get/list/watch/create/patch/delete networkpolicies"));
+    }
+
+    #[test]
     fn a_missing_verb_is_named_with_its_kind() {
         let mut rules = role_rules();
         rules[0].verbs.retain(|verb| verb != "update" && verb != "delete");
@@ -219,6 +273,86 @@ mod tests {
         for right in secrets {
             assert!(!right.verbs.contains(&"list") && !right.verbs.contains(&"watch"));
         }
+    }
+
+    /// The rules of the Roles and `ClusterRole`s in a rendering of the chart, by kind, namespace and name.
+    fn rendered(file: &str) -> BTreeMap<String, Vec<ResourceRule>> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let text = std::fs::read_to_string(path).unwrap();
+        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text).unwrap();
+        let roles = documents.into_iter().filter_map(|document| {
+            let kind = document["kind"].as_str()?.to_owned();
+            let rules = document.get("rules")?.clone();
+            let of = document["metadata"]["namespace"].as_str().unwrap_or("-");
+            let name = document["metadata"]["name"].as_str()?;
+            let rules: Vec<PolicyRule> = serde_json::from_value(rules).unwrap();
+            Some((format!("{kind} {of} {name}"), granted(&rules)))
+        });
+        roles.collect()
+    }
+
+    /// What a role gives, in the words of [`ON_HUB`].
+    fn given(rules: &[ResourceRule]) -> BTreeSet<(String, String, BTreeSet<String>)> {
+        let rules = rules.iter().filter(|rule| rule.resource_names.is_none());
+        rules
+            .flat_map(|rule| {
+                let group = rule.api_groups.clone().unwrap()[0].clone();
+                let what = rule.resources.clone().unwrap();
+                let verbs: BTreeSet<String> = rule.verbs.iter().cloned().collect();
+                what.into_iter().map(move |what| (group.clone(), what, verbs.clone()))
+            })
+            .collect()
+    }
+
+    fn on_hub() -> BTreeSet<(String, String, BTreeSet<String>)> {
+        let verbs = |verbs: &[&str]| verbs.iter().map(|verb| (*verb).to_owned()).collect();
+        let all = ON_HUB.iter();
+        all.map(|(group, what, may)| ((*group).to_owned(), (*what).to_owned(), verbs(may)))
+            .collect()
+    }
+
+    /// What no Role can give, since it is in no namespace.
+    const IN_NO_NAMESPACE: [&str; 3] = ["bsnclusters", "bsnclusters/status", "nodes"];
+
+    #[test]
+    fn the_chart_gives_what_the_operator_needs_on_the_hub_and_no_more() {
+        let roles = rendered("manifests/install.yaml");
+        let all = given(&roles["ClusterRole - bsn-operator"]);
+        let (others, needed): (BTreeSet<_>, BTreeSet<_>) =
+            all.into_iter().partition(|(_, what, _)| IN_NO_NAMESPACE.contains(&what.as_str()));
+        assert_eq!(needed, on_hub());
+        assert_eq!(others.len(), IN_NO_NAMESPACE.len());
+        assert!(missing_on_hub(&roles["ClusterRole - bsn-operator"]).is_empty());
+    }
+
+    #[test]
+    fn for_listed_namespaces_there_are_roles_in_these_and_nothing_of_a_namespace_for_all() {
+        let roles = rendered("manifests/rbac-namespaces.yaml");
+        for namespace in ["ledger", "trade"] {
+            let rules = &roles[&format!("Role {namespace} bsn-operator-networks")];
+            assert_eq!(given(rules), on_hub());
+            assert!(missing_on_hub(rules).is_empty());
+        }
+        let for_all = given(&roles["ClusterRole - bsn-operator"]);
+        let names: BTreeSet<&str> = for_all.iter().map(|(_, what, _)| what.as_str()).collect();
+        assert_eq!(names, IN_NO_NAMESPACE.into());
+        // Kubernetes keeps events of what is in no namespace there.
+        let events = given(&roles["Role default bsn-operator-events"]);
+        assert!(events.iter().all(|(_, what, _)| what == "events") && events.len() == 1);
+    }
+
+    #[test]
+    fn a_namespace_without_policies_or_events_is_looked_after_all_the_same() {
+        let rules =
+            rendered("manifests/install.yaml").remove("ClusterRole - bsn-operator").unwrap();
+        let without = |gone: &str| -> Vec<ResourceRule> {
+            let has =
+                |rule: &&ResourceRule| !rule.resources.clone().unwrap().contains(&gone.into());
+            rules.iter().filter(has).cloned().collect()
+        };
+        assert!(missing_on_hub(&without("networkpolicies")).is_empty());
+        assert!(missing_on_hub(&without("events")).is_empty());
+        assert_eq!(missing_on_hub(&without("secrets")), ["get/create/patch/delete secrets"]);
     }
 
     #[test]

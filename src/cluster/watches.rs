@@ -2,30 +2,25 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
-use std::fmt::Debug;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bsn_core::names::NetworkName;
+use futures::FutureExt;
 use futures::channel::mpsc;
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
-use futures::{FutureExt, Stream, StreamExt, stream};
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::utils::Backoff;
-use kube::runtime::watcher::{self, DefaultBackoff, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 
+use super::namespaces::Scope;
+use super::streams::{LONGEST_PAUSE_WITHOUT_RIGHT, watch_kind, watch_with_pauses};
 use crate::api::{BsnNetwork, BsnNode};
 use crate::build::service::is_mirror;
 use crate::labels;
@@ -64,6 +59,8 @@ pub struct Objects {
     pub config_maps: Store<ConfigMap>,
     /// Disruption budgets of networks.
     pub budgets: Store<PodDisruptionBudget>,
+    /// Policies of networks. They are not waited for: see [`Objects::policies`].
+    pub policies: Store<NetworkPolicy>,
 }
 
 impl Objects {
@@ -84,6 +81,12 @@ impl Objects {
     /// Whether every cache has been filled once. Deciding on a half-filled one would make things that are there.
     pub fn is_ready(&self) -> bool {
         self.wait_until_ready().now_or_never().is_some()
+    }
+
+    /// The policies of networks, once they are known. Where the operator has no right to them they never are; that is
+    /// told, and is no reason to leave everything else as it is.
+    pub fn policies(&self) -> Option<&Store<NetworkPolicy>> {
+        self.policies.wait_until_ready().now_or_never()?.ok().map(|()| &self.policies)
     }
 }
 
@@ -200,8 +203,8 @@ pub struct Watches {
     pub tasks: Vec<BoxFuture<'static, ()>>,
 }
 
-/// Sets up all watches of the hub; they run once `tasks` are driven.
-pub fn watch_hub(client: &Client) -> Watches {
+/// Sets up all watches of the hub, in the namespaces of `scope`; they run once `tasks` are driven.
+pub fn watch_hub(client: &Client, scope: Scope<'_>) -> Watches {
     let (network_sender, network_queue) = mpsc::unbounded();
     let (node_sender, node_queue) = mpsc::unbounded();
     let triggers = Triggers { networks: network_sender, nodes: node_sender };
@@ -209,14 +212,14 @@ pub fn watch_hub(client: &Client) -> Watches {
     let (networks, networks_writer) = reflector::store();
     let (nodes, nodes_writer) = reflector::store();
     let described = Described { networks: networks.clone(), nodes: nodes.clone() };
-    let (objects, mut tasks) = watch_objects(client, None, &described, &triggers);
+    let (objects, mut tasks) = watch_objects(client, scope, &described, &triggers);
     let caches = Caches { networks, nodes, objects };
 
     let all = watcher::Config::default();
     let relisted = relisted(&described, &triggers);
     let (d, t, seen) = (described.clone(), triggers.clone(), Seen::default());
     tasks.push(watch_kind(
-        Api::all(client.clone()),
+        (client, scope),
         &all,
         networks_writer,
         relisted.clone(),
@@ -232,7 +235,7 @@ pub fn watch_hub(client: &Client) -> Watches {
 
     let (t, seen) = (triggers.clone(), Seen::default());
     tasks.push(watch_kind(
-        Api::all(client.clone()),
+        (client, scope),
         &all,
         nodes_writer,
         relisted,
@@ -251,11 +254,11 @@ pub fn watch_hub(client: &Client) -> Watches {
     Watches { caches, triggers, network_queue, node_queue, tasks }
 }
 
-/// Sets up the watches of the objects that make up nodes, in one namespace or in all; they run once the tasks
+/// Sets up the watches of the objects that make up nodes, in the namespaces of `scope`; they run once the tasks
 /// are driven. An object is about the network or node of the same namespace, in whichever cluster it is.
 pub fn watch_objects(
     client: &Client,
-    namespace: Option<&str>,
+    scope: Scope<'_>,
     described: &Described,
     triggers: &Triggers,
 ) -> (Objects, Vec<BoxFuture<'static, ()>>) {
@@ -266,7 +269,9 @@ pub fn watch_objects(
     let (disks, disks_writer) = reflector::store();
     let (config_maps, config_maps_writer) = reflector::store();
     let (budgets, budgets_writer) = reflector::store();
-    let objects = Objects { stateful_sets, pods, services, slices, disks, config_maps, budgets };
+    let (policies, policies_writer) = reflector::store();
+    let objects =
+        Objects { stateful_sets, pods, services, slices, disks, config_maps, budgets, policies };
 
     let ours = watcher::Config::default().labels(&labels::managed_selector());
     let our_slices = watcher::Config::default().labels(&labels::slice_selector());
@@ -287,57 +292,38 @@ pub fn watch_objects(
             t.nodes_of(&d, &namespace, network);
         }
     };
-    let (n, r) = (namespace, relisted);
+    let (of, r) = ((client, scope), relisted);
     let tasks = vec![
+        watch_kind(of, &ours, stateful_sets_writer, r.clone(), by_node::<StatefulSet>(triggers)),
+        watch_kind(of, &ours, pods_writer, r.clone(), by_pod(triggers)),
+        watch_kind(of, &ours, services_writer, r.clone(), by_service(described, triggers)),
         watch_kind(
-            api(client, n),
-            &ours,
-            stateful_sets_writer,
-            r.clone(),
-            by_node::<StatefulSet>(triggers),
-        ),
-        watch_kind(api(client, n), &ours, pods_writer, r.clone(), by_pod(triggers)),
-        watch_kind(
-            api(client, n),
-            &ours,
-            services_writer,
-            r.clone(),
-            by_service(described, triggers),
-        ),
-        watch_kind(
-            api(client, n),
+            of,
             &our_slices,
             slices_writer,
             r.clone(),
             by_network::<EndpointSlice>(triggers),
         ),
+        watch_kind(of, &ours, disks_writer, r.clone(), by_node::<PersistentVolumeClaim>(triggers)),
+        watch_kind(of, &ours, config_maps_writer, r.clone(), by_map),
         watch_kind(
-            api(client, n),
-            &ours,
-            disks_writer,
-            r.clone(),
-            by_node::<PersistentVolumeClaim>(triggers),
-        ),
-        watch_kind(api(client, n), &ours, config_maps_writer, r.clone(), by_map),
-        watch_kind(
-            api(client, n),
+            of,
             &ours,
             budgets_writer,
-            r,
+            r.clone(),
             by_network::<PodDisruptionBudget>(triggers),
+        ),
+        watch_with_pauses(
+            of,
+            &ours,
+            // A role of an older version gives no right to them, perhaps for months.
+            LONGEST_PAUSE_WITHOUT_RIGHT,
+            policies_writer,
+            r,
+            by_network::<NetworkPolicy>(triggers),
         ),
     ];
     (objects, tasks)
-}
-
-fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-{
-    match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    }
 }
 
 fn relisted(
@@ -416,89 +402,6 @@ fn by_service(
     }
 }
 
-/// Watches one kind for as long as it is driven; a broken watch is taken up again with back-off.
-pub(super) fn watch_kind<K>(
-    api: Api<K>,
-    config: &watcher::Config,
-    writer: reflector::store::Writer<K>,
-    relisted: impl Fn() + Send + 'static,
-    tell: impl Fn(&K) + Send + 'static,
-) -> BoxFuture<'static, ()>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
-    let of_member = api.resource_url().contains("/namespaces/");
-    let stream = watch_anew(api, config.clone())
-        .backoff(Pauses::default())
-        // The largest part of an object by far, and nobody here reads it.
-        .modify(|object| {
-            object.managed_fields_mut().clear();
-        })
-        .reflect(writer);
-    Box::pin(async move {
-        let mut stream = std::pin::pin!(stream);
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
-                    tell(&object);
-                }
-                Ok(Event::Init) => {}
-                Ok(Event::InitDone) => relisted(),
-                // Of a namespace, and so of a member: its condition tells, once and not for every kind.
-                Err(error) if of_member => {
-                    tracing::debug!(kind = %K::kind(&()), %error, "watch broken; it is taken up again");
-                }
-                Err(error) => {
-                    tracing::warn!(kind = %K::kind(&()), %error, "watch broken; it is taken up again");
-                }
-            }
-        }
-    })
-}
-
-/// Watches, and after any failure lists anew instead of going on from the version seen last. An API server that was away
-/// may have come back with an older state, from a backup: of a version that it has not had it tells nothing, and what
-/// this process remembers would stay as it is for ever.
-fn watch_anew<K>(
-    api: Api<K>,
-    config: watcher::Config,
-) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
-where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-{
-    stream::unfold(None, move |watching: Option<BoxStream<'static, _>>| {
-        let (api, config) = (api.clone(), config.clone());
-        async move {
-            let mut watching = watching.unwrap_or_else(|| watch(api, config).boxed());
-            let event: Result<Event<K>, watcher::Error> = watching.next().await?;
-            let goes_on = event.is_ok();
-            Some((event, goes_on.then_some(watching)))
-        }
-    })
-}
-
-/// How long a broken watch pauses before it is taken up again: as is usual, but never long. What a cluster holds is not
-/// known until then, however soon it answers again.
-#[derive(Default)]
-struct Pauses(DefaultBackoff);
-
-/// The longest of them.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.0.reset();
-    }
-}
-
 /// Remembers what mattered of each object, to tell a change of that from any other.
 #[derive(Default)]
 struct Seen(Mutex<HashMap<(String, String), u64>>);
@@ -527,94 +430,5 @@ impl Caches {
         // A writer that was dropped means the watches have ended; the process is about to.
         let _ = futures::join!(self.networks.wait_until_ready(), self.nodes.wait_until_ready(),);
         self.objects.wait_until_ready().await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use hyper::{Request, Response};
-    use kube::client::Body;
-    use serde_json::{Value, json};
-    use tokio::time::sleep;
-
-    use super::*;
-
-    /// An API server of which only lists are answered; its watches end at once, in a failure if it is away.
-    #[derive(Clone, Default)]
-    struct Server(Arc<Mutex<State>>);
-
-    #[derive(Default)]
-    struct State {
-        names: Vec<&'static str>,
-        version: u64,
-        away: bool,
-        lists: usize,
-    }
-
-    impl Server {
-        fn set(&self, names: &[&'static str], version: u64, away: bool) {
-            let mut state = self.0.lock().unwrap();
-            (state.names, state.version, state.away) = (names.to_vec(), version, away);
-        }
-
-        fn lists(&self) -> usize {
-            self.0.lock().unwrap().lists
-        }
-
-        fn answer(&self, watches: bool) -> Result<Value, std::io::Error> {
-            let mut state = self.0.lock().unwrap();
-            if state.away {
-                return Err(std::io::ErrorKind::ConnectionRefused.into());
-            }
-            if watches {
-                return Ok(Value::Null);
-            }
-            state.lists += 1;
-            let item = |name: &&str| json!({"metadata": {"name": name, "namespace": "ledger"}});
-            let items: Vec<Value> = state.names.iter().map(item).collect();
-            Ok(json!({"metadata": {"resourceVersion": state.version.to_string()}, "items": items}))
-        }
-
-        fn client(&self) -> Client {
-            let server = self.clone();
-            let serve = move |request: Request<Body>| {
-                let server = server.clone();
-                async move {
-                    let query = request.uri().query().unwrap_or_default();
-                    let answer = server.answer(query.contains("watch=true"))?;
-                    if answer.is_null() {
-                        // An ordinary end, after a while.
-                        sleep(Duration::from_mins(1)).await;
-                        return Ok(Response::new(Body::empty()));
-                    }
-                    Ok::<_, std::io::Error>(Response::new(Body::from(
-                        answer.to_string().into_bytes(),
-                    )))
-                }
-            };
-            Client::new(tower::service_fn(serve), "ledger")
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_an_api_server_forgot_while_it_was_away_is_forgotten() {
-        let server = Server::default();
-        server.set(&["a", "b"], 100, false);
-        let (store, writer) = reflector::store();
-        let api = Api::<ConfigMap>::namespaced(server.client(), "ledger");
-        let watching = watch_kind(api, &watcher::Config::default(), writer, || {}, |_| {});
-        let watching = tokio::spawn(watching);
-        sleep(Duration::from_secs(1)).await;
-        assert_eq!(store.len(), 2);
-        // An ordinary end of a watch is no reason to list anew.
-        sleep(Duration::from_secs(200)).await;
-        assert_eq!(server.lists(), 1);
-        server.set(&["a"], 50, true);
-        sleep(Duration::from_secs(70)).await;
-        assert_eq!(store.len(), 2, "what was seen last");
-        server.set(&["a"], 50, false);
-        sleep(2 * LONGEST_PAUSE).await;
-        assert_eq!((store.len(), server.lists()), (1, 2));
-        watching.abort();
     }
 }

@@ -15,6 +15,7 @@ use super::network::budgets::Writes;
 use super::network::members::Errands;
 use super::network::steps::memory::Memories;
 use super::network::steps::slots::Slots;
+pub use super::node::brought::Reservations;
 use crate::anchor::AnchorStore;
 use crate::cluster::registry::{Absent, Place};
 use crate::cluster::{Caches, Clusters, Machines, Proofs, Resolver, Triggers};
@@ -32,6 +33,8 @@ use crate::view::{Memberships, NetworkKey, Views};
 pub struct Settings {
     /// Stands before the engines' default images, if not empty.
     pub image_prefix: String,
+    /// The operator's own namespace, from which it reaches the nodes.
+    pub namespace: String,
 }
 
 /// Secrets that were just read. They are not watched, and a bring-up looks at a node a dozen times within
@@ -95,6 +98,8 @@ pub struct Context {
     pub credentials: Credentials,
     /// Secrets that were just read.
     pub recent: RecentReads,
+    /// Keys that are being taken.
+    pub reservations: Reservations,
     /// What the nodes said, remembered.
     pub watches: Watches,
     /// What is remembered of each network's steps.

@@ -21,6 +21,7 @@ mod guard;
 mod killed;
 mod metrics;
 mod plugin;
+mod policies;
 mod proxy;
 mod quiet;
 mod roll;

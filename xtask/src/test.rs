@@ -179,13 +179,18 @@ async fn provide_lab(roles: Roles) -> Result<Lab> {
 
 /// The committed plain manifests are what the chart renders.
 fn check_manifests(lab: &Lab, deadline: Instant) -> Result<()> {
-    let file = programs::root().join("manifests/install.yaml");
-    let before = std::fs::read(&file).context("reading manifests/install.yaml")?;
+    let files = ["manifests/install.yaml", "manifests/rbac-namespaces.yaml"];
+    let read = |file: &str| {
+        std::fs::read(programs::root().join(file)).with_context(|| format!("reading {file}"))
+    };
+    let before = files.map(read);
     let mut render = Command::new("sh");
     render.arg("manifests/render.sh").current_dir(programs::root()).env("HELM", lab.tool("helm"));
     run_until(deadline, &mut render)?;
-    if std::fs::read(&file)? != before {
-        bail!("manifests/install.yaml was out of date and is rendered anew now: commit it");
+    for (file, before) in files.into_iter().zip(before) {
+        if read(file)? != before? {
+            bail!("{file} was out of date and is rendered anew now: commit it");
+        }
     }
     Ok(())
 }

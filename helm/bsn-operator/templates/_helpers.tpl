@@ -24,12 +24,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/*
 Metadata of an object of the chart, without the braces of its kind.
-Takes a dict: root, name; namespaced (default true); annotations, labels (optional maps).
+Takes a dict: root, name; namespaced (default true), namespace (default: the release's); annotations, labels
+(optional maps).
 */}}
 {{- define "bsn-operator.metadata" -}}
 name: {{ .name }}
 {{- if ne .namespaced false }}
-namespace: {{ .root.Release.Namespace }}
+namespace: {{ .namespace | default .root.Release.Namespace }}
 {{- end }}
 labels:
   {{- include "bsn-operator.labels" .root | nindent 2 }}

@@ -23,6 +23,7 @@ use super::credentials;
 use super::members;
 use super::mirrors::{Addresses, ensure_mirrors, observe_addresses};
 use super::observe::ObservedNetwork;
+use super::policies::ensure_policy;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::anchor::Expected;
@@ -41,6 +42,7 @@ use crate::cluster::registry::{HUB, Place};
 use crate::cluster::watches::{cached, nodes_of};
 use crate::controller::context::{Context, OperatorLeaf, RandomIds};
 use crate::controller::copies::{self, Ahead};
+use crate::controller::node::brought::fixed_otherwise;
 use crate::controller::{Error, Refusal, Step, refused};
 use crate::evidence::poller::{NetworkTargets, Target};
 use crate::pki::{Authority, tls};
@@ -158,11 +160,17 @@ impl Pass<'_> {
         anchor = or_refuse!(self.ensure_authority(anchor).await?);
         applied.anchor = Some(anchor.clone());
         or_refuse!(self.stamp_nodes(&anchor).await?);
+        // Told, and nothing else: the nodes are as they were made, and everything else goes on.
+        applied.refusals.extend(self.check_keys(&anchor));
         let reached = or_refuse!(self.publish_addresses(&anchor, applied).await?);
         anchor = or_refuse!(self.form(anchor, applied).await?);
         applied.anchor = Some(anchor.clone());
         let leaf = or_refuse!(self.ensure_credentials(&anchor).await?);
         or_refuse!(self.publish(&anchor, &leaf.ca_pem).await?);
+        // What it protects works without it.
+        if let Err(refusal) = self.ensure_policy(&anchor).await? {
+            applied.refusals.push(refusal);
+        }
         members::tend(self, &anchor, &leaf.ca_pem, &reached);
         or_refuse!(self.watch_nodes(&anchor, &leaf)?);
         let (anchor, steps) = or_refuse!(self.take_step(anchor).boxed().await?);
@@ -260,6 +268,17 @@ impl Pass<'_> {
         Ok(Ok(()))
     }
 
+    /// Whether nodes were made with the keys that are described for them.
+    fn check_keys(&self, anchor: &Anchor) -> Option<Refusal> {
+        let wrong = fixed_otherwise(anchor, &self.validated.keys);
+        let message = format!(
+            "{}; the keys of a node never change. Correct keys in nodeSets, or bring these keys for a new node and name the \
+             old one in retire",
+            wrong.join("; ")
+        );
+        (!wrong.is_empty()).then(|| Refusal::new(Reason::KeysFixed, message))
+    }
+
     /// Makes the nodes of other clusters known on the hub, from where the operator asks all of them. Before the chain
     /// is formed, and so before any pod. Where nodes are reached is the same for every cluster.
     async fn publish_addresses(
@@ -322,6 +341,13 @@ impl Pass<'_> {
     async fn publish(&self, anchor: &Anchor, ca_pem: &str) -> Step<()> {
         let hub = self.ctx.clusters.place(HUB, &self.key.namespace)?;
         publish(&hub, &self.parts(anchor), anchor, ca_pem).await.map(|done| done.map(|_| ()))
+    }
+
+    /// Who may connect to the nodes on the hub.
+    async fn ensure_policy(&self, anchor: &Anchor) -> Step<()> {
+        let hub = self.ctx.clusters.place(HUB, &self.key.namespace)?;
+        let (access, operator) = (&self.validated.access, &self.ctx.settings.namespace);
+        ensure_policy(&hub, &self.parts(anchor), anchor, access, operator).await
     }
 
     /// Certificates for those who ask: clients, and the operator itself.

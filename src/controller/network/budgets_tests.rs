@@ -368,6 +368,7 @@ impl Fake {
             disks: empty(),
             config_maps: empty(),
             budgets,
+            policies: empty(),
         };
         let place = Place {
             cluster: cluster.to_owned(),

@@ -14,7 +14,9 @@ use kube::Resource;
 
 use super::apply::{Pass, ensure_genesis, publish};
 use super::mirrors::ensure_mirrors;
+use super::policies::ensure_policy;
 use crate::anchor::StoreError;
+use crate::api::NodeAccess;
 use crate::api::conditions::Reason;
 use crate::apply::Outcome;
 use crate::build::NetworkParts;
@@ -34,6 +36,7 @@ struct Errand {
     anchor: Anchor,
     ca_pem: String,
     reached: BTreeMap<NodeName, Reached>,
+    access: NodeAccess,
 }
 
 /// Work under way in member clusters, and why it failed.
@@ -112,6 +115,7 @@ pub(super) fn tend(
             anchor: anchor.clone(),
             ca_pem: ca_pem.to_owned(),
             reached: reached.clone(),
+            access: pass.validated.access.clone(),
         };
         tokio::spawn(async move {
             let trouble = match errand.run().await {
@@ -133,7 +137,7 @@ pub(super) fn tend(
 
 impl Errand {
     async fn run(&self) -> Step<()> {
-        let Self { ctx, place, key, name, anchor, ca_pem, reached } = self;
+        let Self { ctx, place, key, name, anchor, ca_pem, reached, access } = self;
         let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
         let ends = |network: &GuardedNetwork| network.meta().deletion_timestamp.is_some();
         if network.is_none_or(|network| ends(&network)) {
@@ -157,6 +161,7 @@ impl Errand {
                 }
             }
         }
-        Ok(Ok(()))
+        // Last: nothing else waits for it.
+        ensure_policy(place, &network, anchor, access, &ctx.settings.namespace).await
     }
 }

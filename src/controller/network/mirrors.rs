@@ -278,6 +278,7 @@ mod tests {
                 disks: empty(),
                 config_maps: empty(),
                 budgets: empty(),
+                policies: empty(),
             };
             let defaults = ClusterDefaults::default();
             let agent_image =

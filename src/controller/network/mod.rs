@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod members;
 pub mod mirrors;
 mod observe;
+mod policies;
 pub mod report;
 pub mod steps;
 pub mod validate;

@@ -2,6 +2,7 @@
 //! it cannot say, or an older schema let through, is refused here with an instruction.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bsn_core::anchor::Role;
@@ -18,8 +19,8 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
 use crate::api::{
-    App, BsnNetwork, BsnNetworkSpec, Exposure, ExternalAddress, MembershipAuthority, NodeRole,
-    NodeSet, RepairMode, Storage, UpgradeStrategy,
+    App, BsnNetwork, BsnNetworkSpec, Exposure, ExternalAddress, MembershipAuthority, NodeAccess,
+    NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
 };
 use crate::build::stateful_set::AppWorkload;
 
@@ -52,8 +53,12 @@ pub struct ValidatedNetwork {
     pub storage: BTreeMap<String, Storage>,
     /// How nodes are reached from other clusters, by node set.
     pub exposure: BTreeMap<String, SetExposure>,
+    /// Secrets with keys that an owner brings, by node.
+    pub keys: BTreeMap<NodeName, String>,
     /// How long certificates last.
     pub leaf: LeafPolicy,
+    /// Who may connect to its nodes.
+    pub access: NodeAccess,
     /// Leave everything as it is.
     pub paused: bool,
     /// Consents, as annotated.
@@ -153,7 +158,7 @@ pub enum InvalidSpec {
          for example {network}-{set}-0: correct the name, or move it to the set it belongs to"
     )]
     NotOfSet {
-        /// `retire` or `hold`.
+        /// `retire`, `hold` or `keys`.
         list: &'static str,
         /// The network.
         network: NetworkName,
@@ -195,6 +200,31 @@ pub enum InvalidSpec {
     /// A template from which no transaction can be made.
     #[error("spec.membership.submit.txTemplate: {0}")]
     Template(#[from] TemplateError),
+    /// One key for two nodes, or two for one.
+    #[error(
+        "spec.nodeSets: keys name {what} twice; give each node one Secret of its own: two nodes with one key sign twice"
+    )]
+    KeysTwice {
+        /// A node, or a Secret.
+        what: String,
+    },
+    /// The operator's own copy of a node's keys.
+    #[error(
+        "spec.nodeSets: keys name the Secret {0}, but under that name the operator keeps its own copy; give yours another \
+         name"
+    )]
+    OwnKeys(String),
+    /// Not a range of addresses.
+    #[error(
+        "spec.networkPolicy.outsideAddresses: {0:?} is no range of addresses; write it as 192.168.7.0/24 or fd00:7::/48"
+    )]
+    Range(String),
+    /// Nodes of other clusters would be shut out.
+    #[error(
+        "spec.networkPolicy.outsideAddresses is empty, but nodes in other clusters come from outside addresses; put \
+         their ranges into it, or leave it out to admit them from anywhere"
+    )]
+    ShutOut,
 }
 
 /// Checks a description.
@@ -225,6 +255,7 @@ pub fn validate_network(
     let mut storage = BTreeMap::new();
     let mut resources = BTreeMap::new();
     let mut exposure = BTreeMap::new();
+    let mut keys = BTreeMap::new();
     for set in &spec.node_sets {
         let desired = DesiredSet {
             name: SetName::parse(&set.name)?,
@@ -245,6 +276,7 @@ pub fn validate_network(
             return Err(InvalidSpec::DuplicateSet(set.name.clone()));
         }
         resources.insert(set.name.clone(), set.resources.clone());
+        validate_keys(&name, set, &desired, &mut keys)?;
         holds.extend(validate_names("hold", &name, &desired.name, &set.hold)?);
         membership.sets.push(validate_membership(&name, set, &desired)?);
         sets.push(desired);
@@ -279,7 +311,9 @@ pub fn validate_network(
         resources,
         storage,
         exposure,
+        keys,
         leaf,
+        access: validate_access(spec)?,
         paused: spec.paused,
         consent: network.annotations().get(CONSENT_ANNOTATION).cloned(),
     })
@@ -299,6 +333,55 @@ fn validate_membership(
         retire: validate_names("retire", network, &desired.name, &set.retire)?,
         cluster: desired.cluster.clone(),
     })
+}
+
+/// Takes in the keys that an owner brings for nodes of a set.
+fn validate_keys(
+    network: &NetworkName,
+    set: &NodeSet,
+    desired: &DesiredSet,
+    keys: &mut BTreeMap<NodeName, String>,
+) -> Result<(), InvalidSpec> {
+    for brought in &set.keys {
+        let node = NodeName::from_object(&brought.node);
+        validate_names("keys", network, &desired.name, std::slice::from_ref(&brought.node))?;
+        if brought.secret_name == node.keys() {
+            return Err(InvalidSpec::OwnKeys(brought.secret_name.clone()));
+        }
+        let same = |name: &&String| **name == brought.secret_name;
+        if let Some(secret) = keys.values().find(same) {
+            return Err(InvalidSpec::KeysTwice { what: format!("the Secret {secret}") });
+        }
+        if keys.insert(node, brought.secret_name.clone()).is_some() {
+            return Err(InvalidSpec::KeysTwice { what: format!("the node {}", brought.node) });
+        }
+    }
+    Ok(())
+}
+
+fn validate_access(spec: &BsnNetworkSpec) -> Result<NodeAccess, InvalidSpec> {
+    let access = spec.network_policy.clone().unwrap_or_default();
+    if let Some(ranges) = &access.outside_addresses {
+        if let Some(bad) = ranges.iter().find(|range| !is_range(range)) {
+            return Err(InvalidSpec::Range(bad.clone()));
+        }
+        let elsewhere = spec.node_sets.iter().any(|set| set.cluster.is_some());
+        if ranges.is_empty() && elsewhere {
+            return Err(InvalidSpec::ShutOut);
+        }
+    }
+    Ok(access)
+}
+
+/// Whether a text is an address and the length of a prefix of it.
+fn is_range(text: &str) -> bool {
+    let Some((address, bits)) = text.split_once('/') else { return false };
+    let most = match address.parse() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    bits.parse::<u8>().is_ok_and(|bits| bits <= most)
 }
 
 fn validate_upgrade(spec: &BsnNetworkSpec, app: &App) -> Result<Option<AtHeight>, InvalidSpec> {
@@ -601,6 +684,57 @@ mod tests {
         // Who votes is wanted all the same.
         let governed = validated(with(&json!({"membership": {"authority": "External"}}))).unwrap();
         assert!(governed.membership.sets[0].votes_on.contains(LEDGER));
+    }
+
+    #[test]
+    fn each_node_brings_keys_of_its_own() {
+        let keys = |keys: Value| {
+            let mut set = json!({"name": "v", "role": "Validator", "replicas": 1});
+            set["keys"] = keys;
+            validated(with_sets(&json!([set])))
+        };
+        let one = |node: &str, secret: &str| json!({"node": node, "secretName": secret});
+        let network = keys(json!([one("net-v-0", "a"), one("net-v-7", "b")])).unwrap();
+        let found: Vec<_> =
+            network.keys.iter().map(|(node, name)| (node.as_str(), name.as_str())).collect();
+        assert_eq!(found, [("net-v-0", "a"), ("net-v-7", "b")]);
+        // Nobody restarts because of it.
+        let plain =
+            validated(with_sets(&json!([{"name": "v", "role": "Validator", "replicas": 1}])));
+        assert_eq!(network.inputs_hash("v"), plain.unwrap().inputs_hash("v"));
+        for (wrong, instruction) in [
+            (json!([one("net-v-0", "a"), one("net-v-1", "a")]), "the Secret a twice"),
+            (json!([one("net-v-0", "a"), one("net-v-0", "b")]), "the node net-v-0 twice"),
+            (json!([one("net-w-0", "a")]), "for example net-v-0"),
+            (json!([one("net-v-0", "net-v-0-keys")]), "give yours another name"),
+        ] {
+            let error = keys(wrong).unwrap_err().to_string();
+            assert!(error.contains(instruction), "{error}");
+        }
+    }
+
+    #[test]
+    fn nodes_admit_what_is_described_and_never_shut_out_their_peers() {
+        let access = |policy: Value| {
+            validated(with(&json!({"networkPolicy": policy}))).map(|network| network.access)
+        };
+        assert_eq!(validated(with(&json!({}))).unwrap().access, NodeAccess::default());
+        assert!(!access(json!({"enabled": false})).unwrap().enabled);
+        let ranges = |ranges: Value| access(json!({"outsideAddresses": ranges}));
+        assert!(ranges(json!(["192.168.7.0/24", "10.0.0.7/32", "fd00:7::/48"])).is_ok());
+        for bad in ["192.168.7.1", "192.168.7.0/33", "fd00::/129", "hangzhou/8", "10.0.0.0/-1", ""]
+        {
+            assert_eq!(ranges(json!([bad])), Err(InvalidSpec::Range(bad.to_owned())));
+        }
+        assert!(ranges(json!([])).is_ok(), "all of its nodes are in one cluster");
+        let mut spec = with(&json!({"networkPolicy": {"outsideAddresses": []}}));
+        spec["nodeSets"][0]["cluster"] = json!("hangzhou");
+        assert_eq!(validated(spec), Err(InvalidSpec::ShutOut));
+        // Nobody restarts because of it.
+        let hash = |policy: Value| {
+            validated(with(&json!({"networkPolicy": policy}))).unwrap().inputs_hash("v")
+        };
+        assert_eq!(hash(Value::Null), hash(json!({"enabled": false, "outsideAddresses": []})));
     }
 
     #[test]

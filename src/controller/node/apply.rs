@@ -1,7 +1,7 @@
 //! The effects of a node's pass, in their order: Service, keys and disk; their record in the anchor;
 //! certificate; and last, once the chain is formed, the workload.
 
-use bsn_core::anchor::{ANCHOR_KEY, Anchor, Identity, IdentityKeys, ObjectUids};
+use bsn_core::anchor::{Anchor, Brought, Identity, ObjectUids};
 use bsn_core::evidence::GuardState;
 use bsn_core::first_start::FirstStart;
 use bsn_core::names::NodeName;
@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::ResourceExt;
 
-use super::keys::{ReadKeys, build_new_keys, parse_keys};
+use super::brought::FoundKeys;
+use super::keys::{BroughtKeys, ReadKeys, build_new_keys, parse_keys};
 use crate::agent::paths;
 use crate::anchor::Expected;
 use crate::api::BsnNode;
@@ -76,6 +77,8 @@ impl Pass<'_> {
         let owner = self.place.owner(self.node);
         let anchor = applied.anchor.clone();
         or_refuse!(self.check_image_before_first_object(identity));
+        // Before anything of it is made: a key that is not taken leaves nothing behind.
+        let brought = or_refuse!(self.read_brought(identity, &anchor).await?);
         or_refuse!(self.ensure_copy(&anchor).await?);
         let parts = NodeParts {
             network: NetworkParts::new(
@@ -89,22 +92,23 @@ impl Pass<'_> {
             owner: owner.as_ref(),
         };
         let service = or_refuse!(self.ensure_service(&parts, &anchor).await?);
-        let (keys, keys_uid) = or_refuse!(self.ensure_keys(&parts).await?);
+        let (keys, keys_uid) =
+            or_refuse!(self.ensure_keys(&parts, &anchor, brought.as_ref()).await?);
         let disk = or_refuse!(self.ensure_disk(&parts).await?);
         let uids = ObjectUids { keys: Some(keys_uid), disk: Some(disk), service: Some(service) };
         let anchor = or_refuse!(
-            self.record(identity, &keys.public, &uids)
+            self.record(identity, &keys, &uids)
                 .await?
                 .map(|recorded| { recorded.unwrap_or(anchor.clone()) })
         );
         applied.anchor = anchor.clone();
-        applied.leaf = or_refuse!(self.ensure_certificate(&parts, &keys, &anchor).await?);
+        applied.leaf = or_refuse!(self.ensure_certificate(&parts, &keys.read, &anchor).await?);
         applied.renew_at =
             applied.leaf.as_ref().map(|leaf| leaf.not_after - self.validated.leaf.renew_before);
         if !anchor.formed || applied.leaf.is_none() || !self.is_published(&anchor, identity) {
             return Ok(Ok(()));
         }
-        let Some(pod) = self.pod_identity(&anchor, &keys.public) else { return Ok(Ok(())) };
+        let Some(pod) = self.pod_identity(&anchor, &keys.read.public) else { return Ok(Ok(())) };
         // Before the pod: it mounts the token if it is there when it starts.
         let anchor = or_refuse!(self.ensure_token(&parts, anchor, &pod).await?);
         applied.anchor = anchor.clone();
@@ -126,20 +130,31 @@ impl Pass<'_> {
     }
 
     /// The keys: made if none were ever recorded, else read and compared with the record.
-    async fn ensure_keys(&self, parts: &NodeParts<'_>) -> Step<(ReadKeys, String)> {
+    async fn ensure_keys(
+        &self,
+        parts: &NodeParts<'_>,
+        anchor: &Anchor,
+        brought: Option<&BroughtKeys>,
+    ) -> Step<(FoundKeys, String)> {
         let (namespace, name) = (&self.key.namespace, self.name.keys());
         if let (Some(public), Some(uid)) = (&parts.identity.keys, &parts.identity.uids.keys)
             && self.ctx.recent.holds(namespace, &name)
         {
-            let keys = ReadKeys { public: public.clone(), tls_key_pem: None };
+            let read = ReadKeys { public: public.clone(), tls_key_pem: None, from: None };
+            let keys = FoundKeys { read, brought: parts.identity.brought.clone() };
             return Ok(Ok((keys, uid.clone())));
         }
-        let keys = or_refuse!(self.read_keys(parts).await?);
+        let keys = or_refuse!(self.read_keys(parts, anchor, brought).await?);
         self.ctx.recent.note(namespace, &name);
         Ok(Ok(keys))
     }
 
-    async fn read_keys(&self, parts: &NodeParts<'_>) -> Step<(ReadKeys, String)> {
+    async fn read_keys(
+        &self,
+        parts: &NodeParts<'_>,
+        anchor: &Anchor,
+        brought: Option<&BroughtKeys>,
+    ) -> Step<(FoundKeys, String)> {
         let name = self.name.keys();
         let id = parts.network.network_id;
         let found = read::<Secret>(&self.place.client, &self.key.namespace, &name).await?;
@@ -156,7 +171,7 @@ impl Pass<'_> {
                     );
                     return Ok(Err(Refusal::new(Reason::KeyLost, message)));
                 }
-                let wish = build_new_keys(parts)?;
+                let wish = build_new_keys(parts, brought)?;
                 let made = ensure_exists(&self.place.client, None, wish, None, id).await;
                 or_refuse!(refused(made)?).0
             }
@@ -188,34 +203,26 @@ impl Pass<'_> {
                 // Its keys prove it: one that was restored from a backup has other marks, or none.
                 let marks = parts.held(name);
                 restore_marks(&self.place.client, &secret, &marks).await?;
-                Ok(Ok((keys, uid)))
+                Ok(Ok((FoundKeys { read: keys, brought: identity.brought.clone() }, uid)))
             }
-            None => Ok(match self.other_user(&keys) {
-                None => Ok((keys, uid)),
-                Some(other) => {
+            // Whoever made it may have crashed before this was checked, or before it was recorded.
+            None => {
+                let not_up_to = match &keys.from {
+                    Some(_) => or_refuse!(self.check_brought(&keys.public.consensus, anchor)),
+                    None => 0,
+                };
+                if let Err(other) = self.reserve(&keys.public.consensus, Some(&keys.public.p2p)) {
                     let message = format!(
-                        "Secret {}/{name} holds the consensus key of {other}; two nodes with one key sign twice. \
-                         Delete the Secret, the operator makes a new key",
+                        "Secret {}/{name} holds a key of {other}; two nodes with one key sign twice. Delete the Secret, \
+                         the operator makes a new key",
                         self.key.namespace
                     );
-                    Err(Refusal::new(Reason::KeyUsedTwice, message))
+                    return Ok(Err(Refusal::new(Reason::KeyUsedTwice, message)));
                 }
-            }),
+                let brought = keys.from.clone().map(|secret| Brought { secret, not_up_to });
+                Ok(Ok((FoundKeys { read: keys, brought }, uid)))
+            }
         }
-    }
-
-    /// Another node on this hub that has this consensus key already.
-    fn other_user(&self, keys: &ReadKeys) -> Option<String> {
-        self.ctx.caches.objects.config_maps.state().iter().find_map(|map| {
-            let anchor: Anchor = serde_json::from_str(map.data.as_ref()?.get(ANCHOR_KEY)?).ok()?;
-            let namespace = map.namespace()?;
-            let user = anchor.identities.iter().find(|(name, identity)| {
-                let here = namespace == self.key.namespace && *name == self.name.as_str();
-                let same = |known: &IdentityKeys| known.consensus == keys.public.consensus;
-                !here && identity.keys.as_ref().is_some_and(same)
-            });
-            user.map(|(name, _)| format!("node {namespace}/{name}"))
-        })
     }
 
     /// This node's identity as it is stored now.
@@ -300,16 +307,21 @@ impl Pass<'_> {
     async fn record(
         &self,
         identity: &Identity,
-        keys: &IdentityKeys,
+        keys: &FoundKeys,
         uids: &ObjectUids,
     ) -> Step<Option<Anchor>> {
-        if identity.keys.as_ref() == Some(keys) && identity.uids == *uids {
+        let FoundKeys { read: ReadKeys { public, .. }, brought } = keys;
+        if identity.keys.as_ref() == Some(public) && identity.uids == *uids {
             return Ok(Ok(None));
         }
         let stored = self
             .update(|anchor| {
                 if let Some(identity) = anchor.identities.get_mut(self.name.as_str()) {
-                    identity.keys.get_or_insert_with(|| keys.clone());
+                    // Together and once: where keys came from is known with the keys, or never.
+                    if identity.keys.is_none() {
+                        identity.keys = Some(public.clone());
+                        identity.brought.clone_from(brought);
+                    }
                     identity.uids.clone_from(uids);
                 }
             })
@@ -384,8 +396,8 @@ impl Pass<'_> {
         let key_pem = match &keys.tls_key_pem {
             Some(pem) => pem.clone(),
             None => {
-                let (read, _) = or_refuse!(self.read_keys(parts).await?);
-                read.tls_key_pem.unwrap_or_default()
+                let (keys, _) = or_refuse!(self.read_keys(parts, anchor, None).await?);
+                keys.read.tls_key_pem.unwrap_or_default()
             }
         };
         let leaf = authority.issue(&names, &key_pem, policy.validity, now, true)?;

@@ -1,5 +1,6 @@
 //! A person's consent that a node whose disk is gone for good starts on an empty one.
 
+use bsn_core::brought::AHEAD;
 use bsn_core::consent::{CONSENT_ANNOTATION, Consent};
 use bsn_core::engine::cometbft::signing::SignedAt;
 use bsn_core::first_start::Issued;
@@ -11,10 +12,6 @@ use crate::build::NodeParts;
 use crate::controller::context::RandomIds;
 use crate::controller::{Refusal, Step};
 use crate::view::Liveness;
-
-/// Blocks above the newest one that the new signing state lies: what the key may have signed at heights
-/// nobody has stored yet stays below it.
-const AHEAD: u64 = 10;
 
 impl Pass<'_> {
     /// Takes the consent for the empty disk `disk_uid`, or refuses with `lost` and the way to consent.

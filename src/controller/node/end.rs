@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
@@ -63,6 +64,11 @@ pub async fn end_in_member(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> S
         take_away::<ConfigMap>(&place, node, &network.peers(), &marks).await?;
         take_away::<PodDisruptionBudget>(&place, node, &network.disruption_budget(), &marks)
             .await?;
+        match take_away::<NetworkPolicy>(&place, node, &network.network_policy(), &marks).await {
+            // Who has no right to them has made none; and a policy without pods harms nobody.
+            Err(Error::Api(error)) if error.code() == Some(403) => {}
+            taken => taken?,
+        }
         if let Some(id) = node.labels().get(labels::NETWORK_ID) {
             delete_mirrors(&place, &key.namespace, id, |_, _| false).await?;
         }

@@ -1,6 +1,7 @@
 //! The node controller: one node's keys, disk, Service, certificate and workload.
 
 pub(super) mod apply;
+pub(super) mod brought;
 mod consent;
 pub(super) mod end;
 pub(super) mod image;

@@ -1,6 +1,7 @@
 //! The first-start token's Secret: published while it may be used, withdrawn when it was.
 
 use bsn_core::anchor::{Anchor, IdentityKeys};
+use bsn_core::brought::signing_state;
 use bsn_core::first_start::{FirstStart, Issued, TokenStep};
 use bsn_core::guard::{PodIdentity, Token};
 use k8s_openapi::api::core::v1::Secret;
@@ -64,7 +65,9 @@ impl Pass<'_> {
             let issued = Issued {
                 nonce: &nonce,
                 disk_uid: &pod.disk_uid,
-                signing_state: bsn_core::engine::cometbft::signing::SignedAt::default(),
+                signing_state: signing_state(
+                    identity.brought.as_ref().map_or(0, |one| one.not_up_to),
+                ),
             };
             let recorded = self
                 .update(|stored| {

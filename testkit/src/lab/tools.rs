@@ -35,7 +35,7 @@ struct Module {
     tools: &'static [(&'static str, &'static str)],
 }
 
-const MODULES: [Module; 8] = [
+const MODULES: [Module; 9] = [
     Module {
         name: "kubernetes",
         ldflags: KUBERNETES_LDFLAGS,
@@ -78,6 +78,7 @@ const MODULES: [Module; 8] = [
         ldflags: "-s -w -X main.version=2",
         tools: &[("ledgerapp-v2", ".")],
     },
+    Module { name: "netpol", ldflags: "-s -w", tools: &[("netpol", ".")] },
     Module { name: "helm", ldflags: HELM_LDFLAGS, tools: &[("helm", "helm.sh/helm/v3/cmd/helm")] },
 ];
 

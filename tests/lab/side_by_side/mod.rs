@@ -5,6 +5,7 @@
 
 mod admission;
 mod at_height;
+mod brought_keys;
 mod certificates;
 mod changes;
 mod deletion;

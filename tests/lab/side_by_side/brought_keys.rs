@@ -1,0 +1,138 @@
+//! Keys that an owner brings: what cannot be used is refused with a word of what to do, nothing is made of it, and a
+//! correction heals.
+
+use std::time::Duration;
+
+use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE, PrivateKey};
+use bsn_operator::api::conditions::{Reason, STALLED, find};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret, Service};
+use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
+use crate::support::{World, eventually};
+
+const LONG: Duration = Duration::from_mins(3);
+
+fn spec(network: &str, keys: &str) -> String {
+    format!(
+        r"chainId: {network}-1
+engine:
+  cometbft:
+    version: 0.38.25
+    app:
+      persistentKvstore: {{}}
+nodeSets:
+  - name: a
+    role: Validator
+    replicas: 2
+    keys: {keys}
+    storage: {{size: 1Gi}}
+"
+    )
+}
+
+/// Writes a Secret with these entries, over the one there is.
+async fn put(world: &World, name: &str, entries: &[(&str, &str)]) {
+    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+    let entries = entries.iter().map(|(key, text)| ((*key).to_owned(), bytes(text)));
+    let mut secret = Secret { data: Some(entries.collect()), ..Secret::default() };
+    secret.metadata.name = Some(name.to_owned());
+    let params = PatchParams::apply("story").force();
+    world.api::<Secret>().patch(name, &params, &Patch::Apply(&secret)).await.unwrap();
+}
+
+async fn await_node(world: &World, node: &str, reason: Reason, words: &str) {
+    eventually(&format!("{node}: {reason}: {words}"), LONG, async || {
+        let nodes = world.nodes().await;
+        let found = nodes.iter().find(|found| found.name_any() == node).ok_or("no such node")?;
+        let conditions = found.status.clone().unwrap_or_default().conditions;
+        match find(&conditions, STALLED) {
+            Some(stalled)
+                if stalled.reason == reason.as_str() && stalled.message.contains(words) =>
+            {
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+/// Nothing of a node was made.
+async fn assert_nothing_made(world: &World, node: &str) {
+    let keys = world.api::<Secret>().get_opt(&format!("{node}-keys")).await.unwrap();
+    assert!(keys.is_none(), "keys were made");
+    let disk = world.api::<PersistentVolumeClaim>().get_opt(&format!("{node}-data")).await.unwrap();
+    assert!(disk.is_none(), "a disk was made");
+    assert!(world.api::<Service>().get_opt(node).await.unwrap().is_none(), "a Service was made");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_brought_are_checked_first_and_then_never_change() {
+    let world = World::new("brought").await;
+    let node = "brought-a-0";
+    let seed: [u8; 32] = std::array::from_fn(|i| u8::try_from(i).unwrap() ^ 0x5a);
+    let (key, p2p) = (PrivateKey::from_random(seed), PrivateKey::from_random([9; 32]));
+    let described =
+        |secret: &str| spec("brought", &format!("[{{node: {node}, secretName: {secret}}}]"));
+    let apply = |secret: &str| world.apply(&world.yaml(&described(secret)));
+
+    // Missing, then something else, then parts that do not belong together.
+    apply("mine");
+    await_node(&world, node, Reason::KeysMissing, "story-brought/mine").await;
+    put(&world, "mine", &[("password", "hunter2")]).await;
+    await_node(&world, node, Reason::KeysRefused, CONSENSUS_KEY_FILE).await;
+    let other = PrivateKey::from_random([7; 32]);
+    let file = key.consensus_key_file();
+    let mixed = file.replace(key.public().base64(), other.public().base64());
+    put(&world, "mine", &[(CONSENSUS_KEY_FILE, &mixed)]).await;
+    await_node(&world, node, Reason::KeysRefused, "does not match the private key").await;
+    assert_nothing_made(&world, node).await;
+
+    // Corrected: its key is a founder's, in the genesis.
+    put(&world, "mine", &[(CONSENSUS_KEY_FILE, &file), (NODE_KEY_FILE, &p2p.node_key_file())])
+        .await;
+    world.await_ready().await;
+    let found = world.nodes().await.into_iter().find(|found| found.name_any() == node).unwrap();
+    let status = found.status.unwrap();
+    assert_eq!(status.address, Some(key.public().validator_address()));
+    assert_eq!(status.node_id, Some(p2p.public().node_id()));
+    let own = world.api::<Secret>().get(&format!("{node}-keys")).await.unwrap();
+    assert_eq!(own.immutable, Some(true));
+
+    // The owner's Secret is not needed any more.
+    let namespace = world.namespace.as_str();
+    world.kubectl_ok(&["delete", "secret", "mine", "-n", namespace]);
+    world.kubectl_ok(&["delete", "pod", &format!("{node}-0"), "-n", namespace]);
+    world.await_height_above(world.head().await + 3, LONG).await;
+
+    // In another namespace the same key is refused, and a new one heals it.
+    let thief = World::new("brought-thief").await;
+    let target = "brought-thief-a-1";
+    put(&thief, "stolen", &[(CONSENSUS_KEY_FILE, &file)]).await;
+    let named = format!("[{{node: {target}, secretName: stolen}}]");
+    thief.apply(&thief.yaml(&spec("brought-thief", &named)));
+    await_node(&thief, target, Reason::KeyUsedTwice, "story-brought/brought-a-0").await;
+    assert_nothing_made(&thief, target).await;
+    put(&thief, "stolen", &[(CONSENSUS_KEY_FILE, &other.consensus_key_file())]).await;
+    thief.await_ready().await;
+
+    // Another Secret for a node that has its keys: told, and the node stays as it is.
+    let (before, pods) = (world.fingerprint().await, world.pod_uids().await);
+    apply("another");
+    let said = world.await_condition(STALLED, "True", LONG).await;
+    assert!(said.contains("has the keys of Secret mine, not another"), "{said}");
+    world.await_height_above(world.head().await + 3, LONG).await;
+    apply("mine");
+    world.await_converged(LONG).await;
+    assert_eq!((world.fingerprint().await, world.pod_uids().await), (before, pods));
+
+    // Names that no node of the set can have are refused before they are an object.
+    let keys = json!([{"node": "brought-b-0", "secretName": "mine"}]).to_string();
+    let error = world.try_apply(&world.yaml(&spec("brought", &keys))).unwrap_err();
+    assert!(error.contains("keys take names of this set's nodes"), "{error}");
+    thief.remove();
+    world.remove();
+}
