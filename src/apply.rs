@@ -11,7 +11,7 @@ use bsn_core::hash::short_hash;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::DeserializeGuard;
+use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -136,6 +136,19 @@ pub async fn read<K: Object>(
 ) -> Result<Option<K>, ApiError> {
     let api = Api::<K>::namespaced(client.clone(), namespace);
     bounded(|| describe::<K>("get", namespace, name), api.get_opt(name)).await
+}
+
+/// The status of an object that need not parse itself. `None` = it is gone, or its status is not one either.
+pub async fn read_status<K: Object, S: DeserializeOwned>(
+    client: &kube::Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<S>, ApiError> {
+    let kind = ApiResource::erase::<K>(&());
+    let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &kind);
+    let found = bounded(|| describe::<K>("get", namespace, name), api.get_opt(name)).await?;
+    let status = found.and_then(|mut object| Some(object.data.get_mut("status")?.take()));
+    Ok(status.and_then(|status| serde_json::from_value(status).ok()))
 }
 
 /// What became of a wish.
@@ -274,6 +287,15 @@ pub async fn restore_marks<K: Object>(
     let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(None) };
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it has lost marks of ours; they are put back");
+    patch_marks(client, object, &marks).await.map(Some)
+}
+
+async fn patch_marks<K: Object>(
+    client: &kube::Client,
+    object: &K,
+    marks: &Value,
+) -> Result<K, ApiError> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let api = Api::<K>::namespaced(client.clone(), &namespace);
     let params = PatchParams {
         field_manager: Some(labels::FIELD_MANAGER.to_owned()),
@@ -284,7 +306,6 @@ pub async fn restore_marks<K: Object>(
         api.patch(&name, &params, &Patch::Merge(&json!({ "metadata": marks }))),
     )
     .await
-    .map(Some)
 }
 
 /// Deletes an object as it was seen. One that is gone already, or that another has replaced, is not the one that was
@@ -322,6 +343,17 @@ where
         Err(error) if error.code() == Some(404) => Ok(false),
         written => written.map(|_| true),
     }
+}
+
+/// Adds a finalizer to an object; others stay.
+pub async fn add_finalizer<K: Object>(
+    client: &kube::Client,
+    object: &K,
+    finalizer: &str,
+) -> Result<(), ApiError> {
+    let wish = ObjectMeta { finalizers: Some(vec![finalizer.to_owned()]), ..ObjectMeta::default() };
+    let Some(marks) = missing_marks(object.meta(), &wish) else { return Ok(()) };
+    patch_marks(client, object, &marks).await.map(|_| ())
 }
 
 /// Takes a finalizer from an object; others stay.

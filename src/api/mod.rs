@@ -5,11 +5,13 @@
 
 mod cluster;
 pub mod conditions;
+mod deletion;
 mod membership;
 mod network;
 mod node;
 
 pub use cluster::*;
+pub use deletion::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;

@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Disruption, Exposure, Membership, Repair};
+use super::{DeletionPolicy, Disruption, Exposure, Membership, Repair};
 
 /// A permissioned blockchain network: one chain and the nodes that run it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +83,10 @@ pub struct BsnNetworkSpec {
     /// Certificates.
     #[serde(default)]
     pub pki: Pki,
+
+    /// What goes with a node that was removed, or with the network.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
 
     /// Leave everything as it is: the operator neither makes nor changes anything of this network
     /// while this is true. Nodes run on; certificates are not renewed.

@@ -18,8 +18,8 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
 use crate::api::{
-    App, BsnNetwork, BsnNetworkSpec, Exposure, ExternalAddress, MembershipAuthority, NodeRole,
-    NodeSet, RepairMode, Storage, UpgradeStrategy,
+    App, BsnNetwork, BsnNetworkSpec, DeletionPolicy, Exposure, ExternalAddress,
+    MembershipAuthority, NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
 };
 use crate::build::stateful_set::AppWorkload;
 
@@ -54,6 +54,8 @@ pub struct ValidatedNetwork {
     pub exposure: BTreeMap<String, SetExposure>,
     /// How long certificates last.
     pub leaf: LeafPolicy,
+    /// What goes with nodes that were removed, and with the network.
+    pub deletion: DeletionPolicy,
     /// Leave everything as it is.
     pub paused: bool,
     /// Consents, as annotated.
@@ -280,6 +282,7 @@ pub fn validate_network(
         storage,
         exposure,
         leaf,
+        deletion: spec.deletion_policy,
         paused: spec.paused,
         consent: network.annotations().get(CONSENT_ANNOTATION).cloned(),
     })
