@@ -232,6 +232,9 @@ pub async fn change_as_read<K: Object>(
     apply_over(client, known, desired).await
 }
 
+/// What others added to a list whose elements have keys stays through an apply, and can even make it fail: a Service with
+/// a port that has no name takes no second one. So what an apply does not achieve is merged over it, which replaces lists as
+/// a whole.
 async fn apply_over<K: Object>(
     client: &kube::Client,
     existing: &K,
@@ -242,11 +245,25 @@ async fn apply_over<K: Object>(
     desired.meta_mut().uid = existing.uid();
     let api = Api::<K>::namespaced(client.clone(), &namespace);
     let params = PatchParams::apply(labels::FIELD_MANAGER).force();
-    bounded(
-        || describe::<K>("apply", &namespace, &name),
-        api.patch(&name, &params, &Patch::Apply(&desired)),
-    )
-    .await
+    let what = || describe::<K>("apply", &namespace, &name);
+    match bounded(what, api.patch(&name, &params, &Patch::Apply(&desired))).await {
+        Ok(applied) if holds(&desired, &applied) => return Ok(applied),
+        Ok(applied) => {
+            // The version that was read, if one was asked for, is that of our own write now.
+            if desired.meta().resource_version.is_some() {
+                desired.meta_mut().resource_version = applied.resource_version();
+            }
+        }
+        Err(error) if error.code() == Some(422) => {}
+        Err(error) => return Err(error),
+    }
+    tracing::warn!(kind = %K::kind(&()), %namespace, %name, "others added to it; its lists are put back");
+    let params = PatchParams {
+        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let what = || describe::<K>("patch", &namespace, &name);
+    bounded(what, api.patch(&name, &params, &Patch::Merge(&desired))).await
 }
 
 /// Makes an object whose content is never changed afterwards, or takes the one that is there. Marks that
@@ -459,11 +476,21 @@ fn wish_hash(desired: &impl Serialize) -> String {
 fn satisfied<K: Object>(desired: &K, existing: &K) -> bool {
     let same_hash = desired.annotations().get(labels::APPLIED_HASH)
         == existing.annotations().get(labels::APPLIED_HASH);
-    same_hash
-        && match (serde_json::to_value(desired), serde_json::to_value(existing)) {
-            (Ok(desired), Ok(existing)) => contains(&existing, &desired),
-            _ => false,
+    same_hash && holds(desired, existing)
+}
+
+/// Every field of the wish is there.
+fn holds<K: Object>(desired: &K, existing: &K) -> bool {
+    match (serde_json::to_value(desired), serde_json::to_value(existing)) {
+        (Ok(mut desired), Ok(existing)) => {
+            // That of an earlier state of it.
+            if let Some(meta) = desired.get_mut("metadata").and_then(Value::as_object_mut) {
+                meta.remove("resourceVersion");
+            }
+            contains(&existing, &desired)
         }
+        _ => false,
+    }
 }
 
 /// Whether `existing` has every field of `desired` with the same value. Lists are compared element by

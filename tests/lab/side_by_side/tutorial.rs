@@ -19,7 +19,7 @@ fn script() -> String {
     assert!(blocks.len() > 8, "{} blocks are found", blocks.len());
     // What it started ends with it, also after a failure.
     let end = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT";
-    format!("set -euo pipefail; set -x\n{end}\n{}\n", blocks.join("\n"))
+    format!("set -eu; set -x\n{end}\n{}\n", blocks.join("\n"))
 }
 
 /// A clone of the repository, as far as the commands use it.
