@@ -6,12 +6,14 @@
 mod access;
 mod cluster;
 pub mod conditions;
+mod deletion;
 mod membership;
 mod network;
 mod node;
 
 pub use access::*;
 pub use cluster::*;
+pub use deletion::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;

@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Disruption, Exposure, Membership, NodeAccess, Repair};
+use super::{DeletionPolicy, Disruption, Exposure, Membership, NodeAccess, Repair};
 
 /// A permissioned blockchain network: one chain and the nodes that run it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +90,10 @@ pub struct BsnNetworkSpec {
     /// any time and restarts nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NodeAccess>,
+
+    /// What goes with a node that was removed, or with the network.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
 
     /// Leave everything as it is: the operator neither makes nor changes anything of this network
     /// while this is true. Nodes run on; certificates are not renewed.

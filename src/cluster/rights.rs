@@ -53,8 +53,9 @@ pub const IN_NAMESPACE: &[Right] = &[
     Right {
         group: "",
         resource: "persistentvolumeclaims",
-        verbs: &["get", "list", "watch", "create", "patch"],
-        why: "disks, made once and never deleted; patched to put back their marks and to let go of a released one",
+        verbs: &["get", "list", "watch", "create", "patch", "delete"],
+        why: "disks, made once; patched to put back their marks and to let go of a released one, and deleted only where the \
+              network's `deletionPolicy` names them",
     },
     Right {
         group: "",
@@ -119,14 +120,14 @@ pub const ON_MACHINES: Right = Right {
 /// What the operator needs in every namespace of the hub in which networks are: by a Role in each that the installation
 /// lists, or by a `ClusterRole` for all. The chart gives these; a test holds the two together.
 pub const ON_HUB: &[(&str, &str, &[&str])] = &[
-    (GROUP, "bsnnetworks", &["get", "list", "watch"]),
+    (GROUP, "bsnnetworks", &["get", "list", "watch", "patch"]),
     (GROUP, "bsnnetworks/status", &["patch"]),
     (GROUP, "bsnnodes", &["get", "list", "watch", "create", "patch", "delete"]),
     (GROUP, "bsnnodes/status", &["patch"]),
     ("", "configmaps", &["get", "list", "watch", "create", "patch", "update", "delete"]),
     ("", "services", &["get", "list", "watch", "create", "patch", "delete"]),
     ("discovery.k8s.io", "endpointslices", &["get", "list", "watch", "create", "patch", "delete"]),
-    ("", "persistentvolumeclaims", &["get", "list", "watch", "create", "patch"]),
+    ("", "persistentvolumeclaims", &["get", "list", "watch", "create", "patch", "delete"]),
     ("apps", "statefulsets", &["get", "list", "watch", "create", "patch", "delete"]),
     ("", "pods", &["get", "list", "watch", "delete"]),
     ("", "secrets", &["get", "create", "patch", "delete"]),

@@ -1,9 +1,10 @@
 {{/* What the operator needs in each namespace with networks: in all by a ClusterRole, or in those listed by Roles. */}}
 {{- define "bsn-operator.networkRules" -}}
-# What users describe. Read only: the operator never writes a network's spec.
+# What users describe. The operator never writes a network's spec; it puts a finalizer on a network whose
+# deletionPolicy names something, and takes it away (patch).
 - apiGroups: ["bsn-operator.io"]
   resources: ["bsnnetworks"]
-  verbs: ["get", "list", "watch"]
+  verbs: ["get", "list", "watch", "patch"]
 # Conditions, on transitions only.
 - apiGroups: ["bsn-operator.io"]
   resources: ["bsnnetworks/status"]
@@ -30,11 +31,11 @@
 - apiGroups: ["discovery.k8s.io"]
   resources: ["endpointslices"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]
-# Disks are made once and never deleted; patched only to take the finalizer from a released one and to put
-# back marks that were taken away.
+# Disks are made once. They are patched only to take the finalizer from a released one and to put back marks that
+# were taken away, and deleted only where the network's deletionPolicy names them.
 - apiGroups: [""]
   resources: ["persistentvolumeclaims"]
-  verbs: ["get", "list", "watch", "create", "patch"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
 # The workload of each node: put back when edited, changed in the node's own restart (patch), and deleted with the
 # node (delete).
 - apiGroups: ["apps"]
@@ -46,7 +47,7 @@
   verbs: ["get", "list", "watch", "delete"]
 # Keys of nodes and of the network's authority (get, create; patch: their marks), the certificate for clients (patch),
 # first-start tokens (delete, once used). No list and no watch: the operator reads only Secrets whose names
-# it knows. It deletes nothing but tokens.
+# it knows. It deletes nothing but tokens, and keys where the network's deletionPolicy names them.
 - apiGroups: [""]
   resources: ["secrets"]
   verbs: ["get", "create", "patch", "delete"]

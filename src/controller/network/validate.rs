@@ -19,8 +19,8 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
 use crate::api::{
-    App, BsnNetwork, BsnNetworkSpec, Exposure, ExternalAddress, MembershipAuthority, NodeAccess,
-    NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
+    App, BsnNetwork, BsnNetworkSpec, DeletionPolicy, Exposure, ExternalAddress,
+    MembershipAuthority, NodeAccess, NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
 };
 use crate::build::stateful_set::AppWorkload;
 
@@ -59,6 +59,8 @@ pub struct ValidatedNetwork {
     pub leaf: LeafPolicy,
     /// Who may connect to its nodes.
     pub access: NodeAccess,
+    /// What goes with nodes that were removed, and with the network.
+    pub deletion: DeletionPolicy,
     /// Leave everything as it is.
     pub paused: bool,
     /// Consents, as annotated.
@@ -314,6 +316,7 @@ pub fn validate_network(
         keys,
         leaf,
         access: validate_access(spec)?,
+        deletion: spec.deletion_policy,
         paused: spec.paused,
         consent: network.annotations().get(CONSENT_ANNOTATION).cloned(),
     })

@@ -97,16 +97,16 @@ async fn policy(world: &World) -> Option<NetworkPolicy> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_reach_nothing_but_what_is_described() {
-    let world = World::new("policies").await;
-    let stranger = World::new("policies-stranger").await;
+    let world = World::new("netpol").await;
+    let stranger = World::new("netpol-stranger").await;
     let enforcers = Enforcers::start(&world);
-    let described = |policy| world.yaml(&spec("policies", 2, &policy));
+    let described = |policy| world.yaml(&spec("netpol", 2, &policy));
     world.apply(&described(json!({})));
-    stranger.apply(&stranger.yaml(&spec("policies-stranger", 1, &json!({}))));
+    stranger.apply(&stranger.yaml(&spec("netpol-stranger", 1, &json!({}))));
     world.await_ready().await;
     stranger.await_ready().await;
-    let (node, other) = ((&world, "policies-a-0"), "policies-a-1");
-    let outsider = "policies-stranger-a-0";
+    let (node, other) = ((&world, "netpol-a-0"), "netpol-a-1");
+    let outsider = "netpol-stranger-a-0";
 
     // Guards ask their peers' gateways, the operator asks all: the chain was formed under the policy, and is seen to go on.
     world.await_height_above(world.head().await + 2, READY_WITHIN).await;
@@ -125,14 +125,14 @@ async fn strangers_reach_nothing_but_what_is_described() {
     let first = policy(&world).await.unwrap();
     let open = r#"{"spec":{"ingress":[{}]}}"#;
     let namespace = world.namespace.as_str();
-    let patch = ["patch", "networkpolicy", "policies-nodes", "-n", namespace, "--type=merge", "-p"];
+    let patch = ["patch", "networkpolicy", "netpol-nodes", "-n", namespace, "--type=merge", "-p"];
     world.kubectl_ok(&[&patch[..], &[open]].concat());
     let as_made = async || match policy(&world).await {
         Some(found) if found.spec == first.spec => Ok(()),
         other => Err(format!("{other:?}")),
     };
     eventually("the policy is put back", SOON, as_made).await;
-    world.kubectl_ok(&["delete", "networkpolicy", "policies-nodes", "-n", namespace]);
+    world.kubectl_ok(&["delete", "networkpolicy", "netpol-nodes", "-n", namespace]);
     eventually("the policy is made again", SOON, as_made).await;
     await_reach(outsider, node, GATEWAY, false).await;
 
