@@ -131,6 +131,15 @@ async fn wrong_input_is_refused_with_an_instruction() {
             (with("/disruption", json!({"reserve": 31})), "reserve"),
             (with("/repair", json!({"mode": "Never"})), "mode"),
             (with("/repair", json!({"cureAfter": "0s"})), "cureAfter must be at least 1s"),
+            (with("/networkPolicy", json!({"gatewayFrom": [{}]})), "give it a podSelector"),
+            (
+                with("/networkPolicy", json!({"outsideAddresses": ["192.168.7.1"]})),
+                "outsideAddresses holds ranges of addresses",
+            ),
+            (
+                with("/nodeSets/0/keys", json!([{"node": "admission-w-0", "secretName": "k"}])),
+                "keys take names of this set's nodes",
+            ),
             (with("/repair", json!({"gracePeriod": "1m"})), "make gracePeriod longer"),
             (
                 own_application("{power} {serial}"),
