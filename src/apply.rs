@@ -287,6 +287,25 @@ pub async fn restore_marks<K: Object>(
     .map(Some)
 }
 
+/// Changes these fields of an object that is still as it was read, and no others. If it was changed or replaced since,
+/// the API server refuses.
+pub async fn merge_as_read<K: Object>(
+    client: &kube::Client,
+    object: &K,
+    mut fields: Value,
+) -> Result<K, ApiError> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    fields["metadata"]["uid"] = json!(object.uid());
+    fields["metadata"]["resourceVersion"] = json!(object.resource_version());
+    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    let params = PatchParams {
+        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let what = || describe::<K>("patch", &namespace, &name);
+    bounded(what, api.patch(&name, &params, &Patch::Merge(&fields))).await
+}
+
 /// Deletes an object as it was seen. One that is gone already, or that another has replaced, is not the one that was
 /// meant.
 pub async fn delete<K: Object>(client: &kube::Client, object: &K) -> Result<(), ApiError> {

@@ -8,11 +8,13 @@ pub mod conditions;
 mod membership;
 mod network;
 mod node;
+mod pod;
 
 pub use cluster::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;
+pub use pod::*;
 
 /// API group of all kinds.
 pub const GROUP: &str = "bsn-operator.io";

@@ -52,7 +52,7 @@ pub const IN_NAMESPACE: &[Right] = &[
         group: "",
         resource: "persistentvolumeclaims",
         verbs: &["get", "list", "watch", "create", "patch"],
-        why: "disks, made once and never deleted; patched to put back their marks and to let go of a released one",
+        why: "disks, made once and never deleted; patched to grow, to put back their marks and to let go of a released one",
     },
     Right {
         group: "",
