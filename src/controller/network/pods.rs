@@ -174,16 +174,13 @@ fn is_key(key: &str) -> bool {
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && is_label_value(name)
+    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let ends = |c: char| c.is_ascii_alphanumeric();
+    name.len() <= 63 && name.chars().all(inner) && name.starts_with(ends) && name.ends_with(ends)
 }
 
 fn is_label_value(value: &str) -> bool {
-    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let ends = |c: char| c.is_ascii_alphanumeric();
-    value.len() <= 63
-        && value.chars().all(inner)
-        && value.starts_with(ends) == !value.is_empty()
-        && value.ends_with(ends) == !value.is_empty()
+    value.is_empty() || is_name(value)
 }
 
 fn is_domain(domain: &str) -> bool {
