@@ -5,12 +5,14 @@
 
 mod cluster;
 pub mod conditions;
+mod deletion;
 mod membership;
 mod network;
 mod node;
 mod pod;
 
 pub use cluster::*;
+pub use deletion::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;

@@ -4,7 +4,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{AppMount, AppVariable, Disruption, Exposure, Membership, NodePod, Repair};
+use super::{
+    AppMount, AppVariable, DeletionPolicy, Disruption, Exposure, Membership, NodePod, Repair,
+};
 
 /// A permissioned blockchain network: one chain and the nodes that run it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +89,10 @@ pub struct BsnNetworkSpec {
     /// Certificates.
     #[serde(default)]
     pub pki: Pki,
+
+    /// What goes with a node that was removed, or with the network.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
 
     /// Leave everything as it is: the operator neither makes nor changes anything of this network
     /// while this is true. Nodes run on; certificates are not renewed.

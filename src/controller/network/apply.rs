@@ -20,6 +20,7 @@ use kube::{Resource, ResourceExt};
 
 use super::addresses::{Unreached, spans_clusters};
 use super::credentials;
+use super::deletion;
 use super::members;
 use super::mirrors::{Addresses, ensure_mirrors, observe_addresses};
 use super::observe::ObservedNetwork;
@@ -81,6 +82,7 @@ pub async fn apply_network(
     validated: &ValidatedNetwork,
     observed: &ObservedNetwork,
 ) -> Result<Applied, Error> {
+    deletion::ensure_finalizer(ctx, network, validated.deletion).await?;
     let owner = network.controller_owner_ref(&());
     let meta = &network.metadata;
     let pass = Pass { ctx, key, meta, validated, observed, owner: owner.as_ref() };
@@ -166,9 +168,9 @@ impl Pass<'_> {
         members::tend(self, &anchor, &leaf.ca_pem, &reached);
         or_refuse!(self.watch_nodes(&anchor, &leaf)?);
         let (anchor, steps) = or_refuse!(self.take_step(anchor).boxed().await?);
-        applied.anchor = Some(anchor);
         applied.steps = steps;
-        Ok(Ok(()))
+        let applied_anchor = applied.anchor.insert(anchor);
+        deletion::delete_of_retired(self, applied_anchor).await
     }
 
     pub(super) async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {

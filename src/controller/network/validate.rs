@@ -17,8 +17,8 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
 use crate::api::{
-    App, BsnNetwork, BsnNetworkSpec, Exposure, ExternalAddress, MembershipAuthority, NodePod,
-    NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
+    App, BsnNetwork, BsnNetworkSpec, DeletionPolicy, Exposure, ExternalAddress,
+    MembershipAuthority, NodePod, NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
 };
 use crate::build::application::AppWorkload;
 use crate::controller::network::pods::{InvalidPod, validate_app, validate_pod};
@@ -56,6 +56,8 @@ pub struct ValidatedNetwork {
     pub exposure: BTreeMap<String, SetExposure>,
     /// How long certificates last.
     pub leaf: LeafPolicy,
+    /// What goes with nodes that were removed, and with the network.
+    pub deletion: DeletionPolicy,
     /// Leave everything as it is.
     pub paused: bool,
     /// Consents, as annotated.
@@ -265,6 +267,7 @@ pub fn validate_network(
         storage,
         exposure,
         leaf,
+        deletion: spec.deletion_policy,
         paused: spec.paused,
         consent: network.annotations().get(CONSENT_ANNOTATION).cloned(),
     })

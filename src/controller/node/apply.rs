@@ -256,7 +256,13 @@ impl Pass<'_> {
         let uid = known.as_ref().and_then(ResourceExt::uid).unwrap_or_default();
         match (&known, recorded) {
             (Some(disk), _) if disk.metadata.deletion_timestamp.is_some() => {
-                return lost("is being deleted");
+                // Kubernetes has no way to take that back.
+                let message = format!(
+                    "PersistentVolumeClaim {}/{name} is being deleted: it stays as long as its finalizer does, and its node runs \
+                     on as long as its pod does. Replace the node while it runs: kubectl delete bsnnode {} -n {}",
+                    self.key.namespace, self.name, self.key.namespace
+                );
+                return Ok(Err(Refusal::new(Reason::DiskLost, message)));
             }
             (Some(_), Some(recorded)) if uid != recorded => {
                 let words = words("is not the one this node was made with");

@@ -168,6 +168,8 @@ async fn wrong_input_is_refused_with_an_instruction() {
                 "name one application",
             ),
             (with("/nodeSets", json!([])), "nodeSets"),
+            (with("/deletionPolicy", json!({"keys": "Delete"})), "needs data: Delete"),
+            (with("/deletionPolicy", json!({"data": "Keep"})), "deletionPolicy.data"),
             (
                 with("/nodeSets", json!([{"name": "r", "role": "FullNode", "replicas": 1}])),
                 "add a node set with role: Validator",
