@@ -123,13 +123,7 @@ impl Pass<'_> {
     }
 
     fn described(&self, set: &str) -> Workload {
-        Workload {
-            engine_image: self.validated.engine_image.clone(),
-            agent_image: self.place.agent_image.clone(),
-            app: self.validated.app.clone(),
-            resources: self.validated.resources.get(set).cloned().flatten(),
-            extras: self.validated.pods.get(set).cloned().unwrap_or_default(),
-        }
+        self.validated.workload(set, self.place.agent_image.clone())
     }
 
     /// What is described now, with the configuration it mounts.
