@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bsn_core::hash::short_hash;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
 use kube::{Resource, ResourceExt};
@@ -192,7 +192,17 @@ pub async fn ensure<K: Object>(
     recorded_uid: Option<&str>,
     network_id: &str,
 ) -> Result<(K, Outcome), ApiError> {
-    ensure_if(client, cached, desired, |object| is_ours(object, recorded_uid, network_id)).await
+    let owners = desired.meta().owner_references.clone().unwrap_or_default();
+    let may =
+        |object: &K| is_ours(object, recorded_uid, network_id) || is_owned_by(object, &owners);
+    ensure_if(client, cached, desired, may).await
+}
+
+/// One of these owns the object: that names it as ours, too, when somebody took its labels away.
+fn is_owned_by(object: &impl Resource, owners: &[OwnerReference]) -> bool {
+    let named = object.meta().owner_references.iter().flatten();
+    let mut named = named.map(|owner| &owner.uid);
+    named.any(|uid| owners.iter().any(|owner| owner.uid == *uid))
 }
 
 /// The same as [`ensure`], where `may` tells whether an object of that name may be changed.
@@ -258,12 +268,7 @@ async fn apply_over<K: Object>(
         Err(error) => return Err(error),
     }
     tracing::warn!(kind = %K::kind(&()), %namespace, %name, "others added to it; its lists are put back");
-    let params = PatchParams {
-        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    let what = || describe::<K>("patch", &namespace, &name);
-    bounded(what, api.patch(&name, &params, &Patch::Merge(&desired))).await
+    merge(&api, &name, &desired).await
 }
 
 /// Makes an object whose content is never changed afterwards, or takes the one that is there. Marks that
@@ -304,25 +309,33 @@ pub async fn restore_marks<K: Object>(
     let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(None) };
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it has lost marks of ours; they are put back");
-    patch_marks(client, object, &marks).await.map(Some)
+    merge_as_read(client, object, json!({ "metadata": marks })).await.map(Some)
 }
 
-async fn patch_marks<K: Object>(
+/// Changes these fields of an object that is still as it was read, and no others. If it was changed or replaced since,
+/// the API server refuses: so somebody else's finalizer is not lost.
+pub async fn merge_as_read<K: Object>(
     client: &kube::Client,
     object: &K,
-    marks: &Value,
+    mut fields: Value,
 ) -> Result<K, ApiError> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    fields["metadata"]["uid"] = json!(object.uid());
+    fields["metadata"]["resourceVersion"] = json!(object.resource_version());
+    merge(&Api::namespaced(client.clone(), &namespace), &name, &fields).await
+}
+
+async fn merge<K: Object>(
+    api: &Api<K>,
+    name: &str,
+    fields: &(impl Serialize + std::fmt::Debug),
+) -> Result<K, ApiError> {
     let params = PatchParams {
         field_manager: Some(labels::FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    bounded(
-        || describe::<K>("patch", &namespace, &name),
-        api.patch(&name, &params, &Patch::Merge(&json!({ "metadata": marks }))),
-    )
-    .await
+    let what = || describe::<K>("patch", api.namespace().unwrap_or_default(), name);
+    bounded(what, api.patch(name, &params, &Patch::Merge(fields))).await
 }
 
 /// Deletes an object as it was seen. One that is gone already, or that another has replaced, is not the one that was
@@ -370,7 +383,7 @@ pub async fn add_finalizer<K: Object>(
 ) -> Result<(), ApiError> {
     let wish = ObjectMeta { finalizers: Some(vec![finalizer.to_owned()]), ..ObjectMeta::default() };
     let Some(marks) = missing_marks(object.meta(), &wish) else { return Ok(()) };
-    patch_marks(client, object, &marks).await.map(|_| ())
+    merge_as_read(client, object, json!({ "metadata": marks })).await.map(|_| ())
 }
 
 /// Takes a finalizer from an object; others stay.
@@ -383,16 +396,7 @@ pub async fn drop_finalizer<K: Object>(
         return Ok(());
     }
     let others: Vec<_> = object.finalizers().iter().filter(|one| *one != finalizer).collect();
-    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    // The version it was read at: somebody else's finalizer is not lost.
-    let patch = json!({"metadata": {
-        "finalizers": others,
-        "uid": object.uid(),
-        "resourceVersion": object.resource_version(),
-    }});
-    let api = Api::<K>::namespaced(client.clone(), &namespace);
-    let what = || describe::<K>("patch", &namespace, &name);
-    match bounded(what, api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await {
+    match merge_as_read(client, object, json!({"metadata": {"finalizers": others}})).await {
         // Gone meanwhile.
         Err(error) if error.code() == Some(404) => Ok(()),
         result => result.map(|_| ()),
@@ -422,13 +426,7 @@ fn missing_marks(object: &ObjectMeta, desired: &ObjectMeta) -> Option<Value> {
         return None;
     }
     let finalizers: Vec<_> = has.clone().chain(lacks).collect();
-    // The version it was read at: somebody else's finalizer is not lost.
-    Some(json!({
-        "labels": labels,
-        "finalizers": finalizers,
-        "uid": object.uid,
-        "resourceVersion": object.resource_version,
-    }))
+    Some(json!({"labels": labels, "finalizers": finalizers}))
 }
 
 enum Created<K> {
@@ -552,6 +550,17 @@ mod tests {
         labels.insert(labels::NETWORK_ID.into(), "n1".into());
         assert!(is_ours(&object, None, "n1"));
         assert!(!is_ours(&object, None, "n2"));
+    }
+
+    #[test]
+    fn what_our_objects_own_is_ours_without_labels() {
+        use k8s_openapi::api::core::v1::ConfigMap;
+        let owner = |uid: &str| OwnerReference { uid: uid.into(), ..OwnerReference::default() };
+        let mut object = ConfigMap::default();
+        assert!(!is_owned_by(&object, &[owner("node")]));
+        object.metadata.owner_references = Some(vec![owner("node")]);
+        assert!(is_owned_by(&object, &[owner("node")]));
+        assert!(!is_owned_by(&object, &[owner("other")]) && !is_owned_by(&object, &[]));
     }
 
     #[test]

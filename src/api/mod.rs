@@ -10,6 +10,7 @@ mod deletion;
 mod membership;
 mod network;
 mod node;
+mod pod;
 
 pub use access::*;
 pub use cluster::*;
@@ -17,6 +18,7 @@ pub use deletion::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;
+pub use pod::*;
 
 /// API group of all kinds.
 pub const GROUP: &str = "bsn-operator.io";

@@ -3,6 +3,7 @@
 //! A builder takes typed input and returns an object; it reads nothing and fails never. The same
 //! input gives the same bytes, so that a changed wish is seen by its hash.
 
+pub mod application;
 pub mod bsn_node;
 pub mod config_map;
 pub mod disk;
@@ -10,6 +11,7 @@ pub mod disruption_budget;
 pub mod endpoint_slice;
 pub mod image_proof;
 pub mod network_policy;
+pub mod pod_extras;
 pub mod secret;
 pub mod service;
 pub mod stateful_set;

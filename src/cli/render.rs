@@ -34,9 +34,7 @@ use crate::build::secret::{
     build_ca_secret, build_client_secret, build_keys_secret, build_token_secret,
 };
 use crate::build::service::build_service;
-use crate::build::stateful_set::{
-    Mounts, Workload, build_stateful_set, build_template, with_template_hash,
-};
+use crate::build::stateful_set::{Mounts, build_stateful_set, build_template, with_template_hash};
 use crate::build::{NetworkParts, NodeParts};
 use crate::controller::network::addresses::{exposure_of, spans_clusters};
 use crate::controller::network::validate::{ValidatedNetwork, validate_network};
@@ -150,17 +148,9 @@ fn render_network(
         push(out, &build_network_policy(&parts, &admitted));
     }
 
-    let workload = Workload {
-        engine_image: validated.engine_image.clone(),
-        agent_image: ClusterImage { reference: args.agent_image.clone(), pull_secret_name: None },
-        app: validated.app.clone(),
-        resources: None,
-    };
+    let agents = ClusterImage { reference: agent_image.to_owned(), pull_secret_name: None };
     for (name, identity) in anchor.members() {
-        let workload = Workload {
-            resources: validated.resources.get(&identity.set).cloned().flatten(),
-            ..workload.clone()
-        };
+        let workload = validated.workload(&identity.set, agents.clone());
         let node = NodeParts { network: parts, name: &name, identity, owner: None };
         let storage = validated.storage.get(&identity.set).cloned().unwrap_or_default();
         let placeholder = stand_in_key(name.as_str());
@@ -169,7 +159,7 @@ fn render_network(
         push(out, &build_service(&node, exposure));
         let from = validated.keys.get(&name).map(String::as_str);
         push(out, &redacted(build_keys_secret(&node, &placeholder, &placeholder, NOT_MADE, from)));
-        push(out, &build_disk(&node, &storage));
+        push(out, &build_disk(&node, &storage, None));
         push(out, &build_certificate_map(&node, NOT_MADE, NOT_MADE));
         let config =
             build_config_map(&node, workload.application(), validated.timeout_commit.as_deref());

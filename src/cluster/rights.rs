@@ -54,8 +54,8 @@ pub const IN_NAMESPACE: &[Right] = &[
         group: "",
         resource: "persistentvolumeclaims",
         verbs: &["get", "list", "watch", "create", "patch", "delete"],
-        why: "disks, made once; patched to put back their marks and to let go of a released one, and deleted only where the \
-              network's `deletionPolicy` names them",
+        why: "disks, made once; patched to grow, to put back their marks and to let go of a released one, and deleted only \
+              where the network's `deletionPolicy` names them",
     },
     Right {
         group: "",

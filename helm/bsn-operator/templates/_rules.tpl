@@ -31,8 +31,8 @@
 - apiGroups: ["discovery.k8s.io"]
   resources: ["endpointslices"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]
-# Disks are made once. They are patched only to take the finalizer from a released one and to put back marks that
-# were taken away, and deleted only where the network's deletionPolicy names them.
+# Disks are made once. They are patched only to grow, to take the finalizer from a released one and to put back marks
+# that were taken away, and deleted only where the network's deletionPolicy names them.
 - apiGroups: [""]
   resources: ["persistentvolumeclaims"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]

@@ -251,9 +251,12 @@ impl Pass<'_> {
         for (name, identity) in anchor.members() {
             let network = self.parts(anchor);
             let node = NodeParts { network, name: &name, identity, owner: None };
-            let storage = self.validated.storage.get(&identity.set).cloned().unwrap_or_default();
             let cached = cached(&self.ctx.caches.nodes, &self.key.namespace, name.as_str())
                 .and_then(|guarded| guarded.0.as_ref().ok().cloned());
+            // Of a set that is no longer described the disk stays as it was.
+            let storage = self.validated.storage.get(&identity.set).cloned();
+            let storage = storage.or_else(|| cached.as_ref().map(|node| node.spec.storage.clone()));
+            let storage = storage.unwrap_or_default();
             let wish = build_bsn_node(&node, &storage);
             let id = &anchor.network_id;
             let made = ensure(&self.ctx.client, cached.as_ref(), wish, None, id).await;

@@ -15,7 +15,7 @@ use super::keys::{BroughtKeys, ReadKeys, build_new_keys, parse_keys};
 use crate::agent::paths;
 use crate::anchor::Expected;
 use crate::api::BsnNode;
-use crate::api::conditions::Reason;
+use crate::api::conditions::{Reason, State};
 use crate::apply::{ensure, ensure_exists, is_ours, read, restore_marks};
 use crate::build::config_map::build_certificate_map;
 use crate::build::disk::build_disk;
@@ -42,12 +42,14 @@ pub struct Applied {
     pub leaf: Option<ObservedLeaf>,
     /// When that certificate is due for renewal.
     pub renew_at: Option<Timestamp>,
+    /// Where the disk is on its way to the size described; `None` = it was not looked.
+    pub disk: Option<State>,
 }
 
 impl Applied {
     /// A pass that did nothing.
     pub fn untouched(anchor: Anchor) -> Self {
-        Self { anchor, refusal: None, leaf: None, renew_at: None }
+        Self { anchor, refusal: None, leaf: None, renew_at: None, disk: None }
     }
 }
 
@@ -70,6 +72,7 @@ impl Pass<'_> {
         if let Err(refusal) = self.steps(identity, &mut applied).await? {
             applied.refusal = Some(refusal);
         }
+        applied.disk = self.grow_disk(&applied.anchor).await;
         Ok(applied)
     }
 
@@ -291,7 +294,8 @@ impl Pass<'_> {
                 }
             }
         }
-        let wish = build_disk(parts, &self.node.spec.storage);
+        let class = self.place.defaults.storage_class_name.as_deref();
+        let wish = build_disk(parts, &self.node.spec.storage, class);
         let id = parts.network.network_id;
         let made = ensure_exists(&self.place.client, known.as_ref(), wish, recorded, id).await;
         Ok(refused(made)?.map(|(disk, _)| disk.uid().unwrap_or_default()))

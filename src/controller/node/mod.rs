@@ -4,6 +4,7 @@ pub(super) mod apply;
 pub(super) mod brought;
 mod consent;
 pub(super) mod end;
+mod growth;
 pub(super) mod image;
 mod keys;
 pub(super) mod report;
