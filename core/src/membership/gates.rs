@@ -50,6 +50,11 @@ impl<'a> Planner<'a> {
                 }
                 0 if !ledger.followers.is_empty() => "none of its nodes answers".to_owned(),
                 1 if ledger.followers.len() > 1 => "only one of its nodes answers".to_owned(),
+                _ if !ledger.followers.is_empty()
+                    && !ledger.followers.values().any(|one| one.connected) =>
+                {
+                    "none of its nodes has caught up with it yet".to_owned()
+                }
                 _ => "its nodes do not give the same members".to_owned(),
             };
             Closed::wait(g, format!("ledger {name}: {why}"))
