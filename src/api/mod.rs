@@ -5,11 +5,13 @@
 
 mod cluster;
 pub mod conditions;
+mod joining;
 mod membership;
 mod network;
 mod node;
 
 pub use cluster::*;
+pub use joining::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;

@@ -4,6 +4,7 @@ pub mod addresses;
 mod apply;
 pub mod budgets;
 pub mod credentials;
+mod joining;
 pub mod members;
 pub mod mirrors;
 mod observe;

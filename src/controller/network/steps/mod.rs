@@ -62,6 +62,8 @@ pub struct Steps {
     pub pending: usize,
     /// Powers of the voters, by the chain.
     pub powers: Vec<u64>,
+    /// How many of the voters are other owners'.
+    pub foreign: usize,
     /// Drains of machines that cannot go on yet, in a network that spans clusters; `None` = it was not looked.
     pub drains: Option<Vec<DrainWaits>>,
 }
@@ -487,6 +489,7 @@ fn steps(
         restarts: intent.is_some_and(is_restart),
         pending,
         powers: sight.ledger.members.values().map(|member| member.power).collect(),
+        foreign: sight.ledger.members.values().filter(|member| member.node.is_none()).count(),
         drains: None,
     }
 }
