@@ -140,6 +140,35 @@ async fn wrong_input_is_refused_with_an_instruction() {
             ),
         ],
     );
+    let from = json!({"from": {"configMapRef": {"name": "theirs"}, "sha256": "ab".repeat(32)}});
+    let peer = |id: &str, port: u32| json!({"nodeId": id, "host": "a.example", "port": port});
+    let (id, other) = ("cd".repeat(20), "ef".repeat(20));
+    let joining = |genesis: &Value, peers: Value| {
+        let mut spec = with("/nodeSets/0/replicas", json!(0));
+        spec["genesis"] = genesis.clone();
+        spec["externalPeers"] = peers;
+        spec
+    };
+    let peers = || json!([peer(&id, 7000), peer(&other, 7000)]);
+    assert_refused(
+        &world,
+        &[
+            (with("/genesis", json!({})), "name one origin of the chain"),
+            (joining(&from, json!([])), "needs externalPeers"),
+            (joining(&json!({"create": {}}), peers()), "a chain needs a validator that votes"),
+            (joining(&json!({"from": {"sha256": "ab".repeat(32)}}), peers()), "configMapRef"),
+            (
+                joining(&json!({"from": {"configMapRef": {"name": "x"}, "sha256": "AB"}}), peers()),
+                "sha256",
+            ),
+            (with("/externalPeers", json!([peer("ab", 1)])), "nodeId"),
+            (with("/externalPeers", json!([peer(&id.to_uppercase(), 1)])), "nodeId"),
+            (with("/externalPeers", json!([peer(&id, 1), peer(&id, 2)])), "Duplicate"),
+            (with("/externalPeers", json!([peer(&id, 0)])), "port"),
+            (with("/externalPeers", json!([{"nodeId": id, "host": "a,b"}])), "host"),
+        ],
+    );
+    answer(&world, "admission", &joining(&from, peers()), true).unwrap();
     let template = r#"{"key":"{pubKeyBase64}","power":{power},"serial":{serial}}"#;
     answer(&world, "admission", &own_application(template), true).unwrap();
     let long = "n".repeat(31);
@@ -158,6 +187,7 @@ async fn wrong_input_is_refused_with_an_instruction() {
             ),
             (with(&format!("{cometbft}/timeoutCommit"), json!("fast")), "timeoutCommit"),
             (with("/nodeSets/1/role", json!("Validator")), "role of a node set is immutable"),
+            (joining(&from, peers()), "whether a network forms a chain or joins one is immutable"),
             (
                 with("/nodeSets/0/storage", json!({"size": "1Gi"})),
                 "does not change the disks of existing nodes",
@@ -174,6 +204,8 @@ async fn wrong_input_is_refused_with_an_instruction() {
         with("/nodeSets/0/hold", json!(["admission-voter-0"])),
         with("/nodeSets/0/name", json!("other")),
         with("/nodeSets/1", second),
+        with("/externalPeers", peers()),
+        with("/genesis", json!({"create": {}})),
         with("/membership", json!({"authority": "External"})),
         with("/disruption", json!({"reserve": 1, "allowDowntime": true})),
         with("/repair", json!({"mode": "Automatic", "gracePeriod": "1h", "cureAfter": "1m"})),

@@ -13,6 +13,7 @@ mod gitops;
 mod heals;
 mod keys;
 mod own_application;
+mod owners;
 mod refusals;
 mod silent_gateway;
 mod steps;
