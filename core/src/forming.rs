@@ -373,7 +373,7 @@ mod tests {
         anchor.genesis_hash = Some(genesis.hash.clone());
         assert_eq!(next(&anchor, Some(&genesis)), FormingStep::PublishGenesis(genesis.clone()));
         anchor.formed = true;
-        assert_eq!(next(&anchor, Some(&genesis)), FormingStep::Formed(genesis));
+        assert_eq!(next(&anchor, Some(&genesis)), FormingStep::Formed(genesis.clone()));
         // Lost, and not given again: that makes no other chain of it.
         assert_eq!(next(&anchor, None), FormingStep::AwaitGenesis);
         let other = next_forming_step(&anchor, Some(&theirs("[]")));
