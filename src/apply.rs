@@ -11,7 +11,7 @@ use bsn_core::hash::short_hash;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::core::DeserializeGuard;
+use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -138,6 +138,19 @@ pub async fn read<K: Object>(
     bounded(|| describe::<K>("get", namespace, name), api.get_opt(name)).await
 }
 
+/// The status of an object that need not parse itself. `None` = it is gone, or its status is not one either.
+pub async fn read_status<K: Object, S: DeserializeOwned>(
+    client: &kube::Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<S>, ApiError> {
+    let kind = ApiResource::erase::<K>(&());
+    let api = Api::<DynamicObject>::namespaced_with(client.clone(), namespace, &kind);
+    let found = bounded(|| describe::<K>("get", namespace, name), api.get_opt(name)).await?;
+    let status = found.and_then(|mut object| Some(object.data.get_mut("status")?.take()));
+    Ok(status.and_then(|status| serde_json::from_value(status).ok()))
+}
+
 /// What became of a wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -219,6 +232,9 @@ pub async fn change_as_read<K: Object>(
     apply_over(client, known, desired).await
 }
 
+/// What others added to a list whose elements have keys stays through an apply, and can even make it fail: a Service with
+/// a port that has no name takes no second one. So what an apply does not achieve is merged over it, which replaces lists as
+/// a whole.
 async fn apply_over<K: Object>(
     client: &kube::Client,
     existing: &K,
@@ -229,11 +245,25 @@ async fn apply_over<K: Object>(
     desired.meta_mut().uid = existing.uid();
     let api = Api::<K>::namespaced(client.clone(), &namespace);
     let params = PatchParams::apply(labels::FIELD_MANAGER).force();
-    bounded(
-        || describe::<K>("apply", &namespace, &name),
-        api.patch(&name, &params, &Patch::Apply(&desired)),
-    )
-    .await
+    let what = || describe::<K>("apply", &namespace, &name);
+    match bounded(what, api.patch(&name, &params, &Patch::Apply(&desired))).await {
+        Ok(applied) if holds(&desired, &applied) => return Ok(applied),
+        Ok(applied) => {
+            // The version that was read, if one was asked for, is that of our own write now.
+            if desired.meta().resource_version.is_some() {
+                desired.meta_mut().resource_version = applied.resource_version();
+            }
+        }
+        Err(error) if error.code() == Some(422) => {}
+        Err(error) => return Err(error),
+    }
+    tracing::warn!(kind = %K::kind(&()), %namespace, %name, "others added to it; its lists are put back");
+    let params = PatchParams {
+        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let what = || describe::<K>("patch", &namespace, &name);
+    bounded(what, api.patch(&name, &params, &Patch::Merge(&desired))).await
 }
 
 /// Makes an object whose content is never changed afterwards, or takes the one that is there. Marks that
@@ -274,6 +304,15 @@ pub async fn restore_marks<K: Object>(
     let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(None) };
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it has lost marks of ours; they are put back");
+    patch_marks(client, object, &marks).await.map(Some)
+}
+
+async fn patch_marks<K: Object>(
+    client: &kube::Client,
+    object: &K,
+    marks: &Value,
+) -> Result<K, ApiError> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let api = Api::<K>::namespaced(client.clone(), &namespace);
     let params = PatchParams {
         field_manager: Some(labels::FIELD_MANAGER.to_owned()),
@@ -284,7 +323,25 @@ pub async fn restore_marks<K: Object>(
         api.patch(&name, &params, &Patch::Merge(&json!({ "metadata": marks }))),
     )
     .await
-    .map(Some)
+}
+
+/// Changes these fields of an object that is still as it was read, and no others. If it was changed or replaced since,
+/// the API server refuses.
+pub async fn merge_as_read<K: Object>(
+    client: &kube::Client,
+    object: &K,
+    mut fields: Value,
+) -> Result<K, ApiError> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    fields["metadata"]["uid"] = json!(object.uid());
+    fields["metadata"]["resourceVersion"] = json!(object.resource_version());
+    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    let params = PatchParams {
+        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let what = || describe::<K>("patch", &namespace, &name);
+    bounded(what, api.patch(&name, &params, &Patch::Merge(&fields))).await
 }
 
 /// Deletes an object as it was seen. One that is gone already, or that another has replaced, is not the one that was
@@ -322,6 +379,17 @@ where
         Err(error) if error.code() == Some(404) => Ok(false),
         written => written.map(|_| true),
     }
+}
+
+/// Adds a finalizer to an object; others stay.
+pub async fn add_finalizer<K: Object>(
+    client: &kube::Client,
+    object: &K,
+    finalizer: &str,
+) -> Result<(), ApiError> {
+    let wish = ObjectMeta { finalizers: Some(vec![finalizer.to_owned()]), ..ObjectMeta::default() };
+    let Some(marks) = missing_marks(object.meta(), &wish) else { return Ok(()) };
+    patch_marks(client, object, &marks).await.map(|_| ())
 }
 
 /// Takes a finalizer from an object; others stay.
@@ -427,11 +495,21 @@ fn wish_hash(desired: &impl Serialize) -> String {
 fn satisfied<K: Object>(desired: &K, existing: &K) -> bool {
     let same_hash = desired.annotations().get(labels::APPLIED_HASH)
         == existing.annotations().get(labels::APPLIED_HASH);
-    same_hash
-        && match (serde_json::to_value(desired), serde_json::to_value(existing)) {
-            (Ok(desired), Ok(existing)) => contains(&existing, &desired),
-            _ => false,
+    same_hash && holds(desired, existing)
+}
+
+/// Every field of the wish is there.
+fn holds<K: Object>(desired: &K, existing: &K) -> bool {
+    match (serde_json::to_value(desired), serde_json::to_value(existing)) {
+        (Ok(mut desired), Ok(existing)) => {
+            // That of an earlier state of it.
+            if let Some(meta) = desired.get_mut("metadata").and_then(Value::as_object_mut) {
+                meta.remove("resourceVersion");
+            }
+            contains(&existing, &desired)
         }
+        _ => false,
+    }
 }
 
 /// Whether `existing` has every field of `desired` with the same value. Lists are compared element by

@@ -153,6 +153,9 @@ pub struct MembershipView {
     pub image_prefix: String,
     /// Index of each set's next node.
     pub next_index: BTreeMap<String, u32>,
+    /// Sizes of the disks described, by set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub disks: BTreeMap<String, String>,
     /// What drains may take of it; `None` = it is on the hub alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disruption: Option<DisruptionView>,

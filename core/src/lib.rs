@@ -9,6 +9,7 @@ pub mod budget;
 pub mod consent;
 #[cfg(test)]
 mod counterexample;
+pub mod disk;
 pub mod engine;
 pub mod evidence;
 pub mod first_start;
@@ -19,6 +20,7 @@ pub mod intent;
 pub mod membership;
 pub mod names;
 pub mod pki;
+pub mod quantity;
 pub mod quorum;
 pub mod retention;
 pub mod steps;

@@ -11,6 +11,8 @@ use crate::names::NodeName;
 pub const KEEP_FINALIZER: &str = "bsn-operator.io/keep";
 /// Finalizer of a `BsnNode`: one that a user deletes is replaced first, and goes when no ledger counts it.
 pub const NODE_FINALIZER: &str = "bsn-operator.io/replaced-first";
+/// Finalizer of a `BsnNetwork` whose deletion policy names something: that goes before the network does.
+pub const POLICY_FINALIZER: &str = "bsn-operator.io/deletion-policy";
 /// Annotation of the anchor: ids of identities, or the network's id; separated by commas.
 pub const RELEASE_ANNOTATION: &str = "bsn-operator.io/release";
 

@@ -27,6 +27,9 @@ pub const CLUSTERS_REACHABLE: &str = "ClustersReachable";
 /// Drains of machines wait until the chain can miss the voters there. It says nothing about the network, so `Ready` does
 /// not follow from it. Only there if the network spans clusters.
 pub const DRAINS_WAITING: &str = "DrainsWaiting";
+/// A node's disk has the size described. It says nothing about the node, which runs on whatever it says. Only there once
+/// the disk was to grow.
+pub const DISK_AS_DESCRIBED: &str = "DiskAsDescribed";
 /// The cluster's API server answers, and is the one it should be.
 pub const REACHABLE: &str = "Reachable";
 /// The operator has all rights it needs in the cluster.
@@ -135,6 +138,12 @@ reasons! {
     StepRefused,
     /// The engine may not start on the disk it was given.
     DiskRefused,
+    /// A disk grows to the size described; the node runs on.
+    DiskGrowing,
+    /// A volume has grown, the file system on it not yet.
+    FileSystemPending,
+    /// A disk cannot grow to the size described.
+    DiskGrowthRefused,
     /// The network a node belongs to does not exist.
     NetworkMissing,
     /// A container of a pod cannot be started, or ends again and again.

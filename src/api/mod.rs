@@ -5,16 +5,20 @@
 
 mod cluster;
 pub mod conditions;
+mod deletion;
 mod joining;
 mod membership;
 mod network;
 mod node;
+mod pod;
 
 pub use cluster::*;
+pub use deletion::*;
 pub use joining::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;
+pub use pod::*;
 
 /// API group of all kinds.
 pub const GROUP: &str = "bsn-operator.io";

@@ -4,7 +4,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Disruption, Exposure, ExternalPeer, Genesis, Membership, Repair};
+use super::{
+    AppMount, AppVariable, DeletionPolicy, Disruption, Exposure, ExternalPeer, Genesis, Membership,
+    NodePod, Repair,
+};
 
 /// A permissioned blockchain network: one chain and the nodes that run it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,7 +47,7 @@ use super::{Disruption, Exposure, ExternalPeer, Genesis, Membership, Repair};
         .message("membership.submit is for an application of your own: remove it, the operator knows the transactions of the built-in store"),
     validation = Rule::new("!has(self.upgrade) || self.upgrade.strategy != 'AtHeight' || (has(self.engine.cometbft.app.container) && has(self.engine.cometbft.app.container.halt))")
         .message("upgrade.strategy: AtHeight needs app.container.halt: name the environment variable by which your application is told to stop at a height"),
-    validation = Rule::new("!has(self.engine.cometbft.app.container) || !has(oldSelf.engine.cometbft.app.container) || has(self.upgrade) || (self.engine.cometbft.app.container.image == oldSelf.engine.cometbft.app.container.image && (has(self.engine.cometbft.app.container.command) ? self.engine.cometbft.app.container.command : []) == (has(oldSelf.engine.cometbft.app.container.command) ? oldSelf.engine.cometbft.app.container.command : []) && (has(self.engine.cometbft.app.container.args) ? self.engine.cometbft.app.container.args : []) == (has(oldSelf.engine.cometbft.app.container.args) ? oldSelf.engine.cometbft.app.container.args : []))")
+    validation = Rule::new("!has(self.engine.cometbft.app.container) || !has(oldSelf.engine.cometbft.app.container) || has(self.upgrade) || (self.engine.cometbft.app.container.image == oldSelf.engine.cometbft.app.container.image && (has(self.engine.cometbft.app.container.command) ? self.engine.cometbft.app.container.command : []) == (has(oldSelf.engine.cometbft.app.container.command) ? oldSelf.engine.cometbft.app.container.command : []) && (has(self.engine.cometbft.app.container.args) ? self.engine.cometbft.app.container.args : []) == (has(oldSelf.engine.cometbft.app.container.args) ? oldSelf.engine.cometbft.app.container.args : []) && (has(self.engine.cometbft.app.container.env) ? self.engine.cometbft.app.container.env : []) == (has(oldSelf.engine.cometbft.app.container.env) ? oldSelf.engine.cometbft.app.container.env : []) && (has(self.engine.cometbft.app.container.mounts) ? self.engine.cometbft.app.container.mounts : []) == (has(oldSelf.engine.cometbft.app.container.mounts) ? oldSelf.engine.cometbft.app.container.mounts : []))")
         .message("say how the application's new version reaches the nodes: upgrade: {strategy: Rolling} one by one, if it makes the same blocks as the old one; upgrade: {strategy: AtHeight} all together after one block, if not"),
     validation = Rule::new("!has(self.upgrade) || self.upgrade.strategy != 'AtHeight' || !has(oldSelf.engine.cometbft.app.container) || self.engine.cometbft.app.container.image == oldSelf.engine.cometbft.app.container.image || (has(oldSelf.engine.cometbft.app.container.halt) && self.engine.cometbft.app.container.halt == oldSelf.engine.cometbft.app.container.halt)")
         .message("the version that runs is told to stop by app.container.halt: add that first, and change the image afterwards"),
@@ -84,6 +87,10 @@ pub struct BsnNetworkSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub node_sets: Vec<NodeSet>,
 
+    /// What the pods of all nodes have besides what the operator gives them; a node set may say otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<NodePod>,
+
     /// Who changes the members of the chain, and how.
     #[serde(default)]
     pub membership: Membership,
@@ -103,6 +110,10 @@ pub struct BsnNetworkSpec {
     /// Certificates.
     #[serde(default)]
     pub pki: Pki,
+
+    /// What goes with a node that was removed, or with the network.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
 
     /// Leave everything as it is: the operator neither makes nor changes anything of this network
     /// while this is true. Nodes run on; certificates are not renewed.
@@ -168,6 +179,8 @@ pub struct PersistentKvstore {}
 /// state under the directory in `APP_DATA`, on the node's disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.halt) || !has(self.env) || self.env.all(e, e.name != self.halt.env)")
+    .message("halt.env names a variable that the operator sets: remove it from env, or use another name"))]
 pub struct AppContainer {
     /// Image of the application.
     #[schemars(length(min = 1, max = 512))]
@@ -182,6 +195,23 @@ pub struct AppContainer {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub args: Vec<String>,
+
+    /// Environment variables besides `ABCI_ADDRESS` and `APP_DATA`; at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub env: Vec<AppVariable>,
+
+    /// Secrets and `ConfigMap`s that it sees as files; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["path".to_owned()]))]
+    pub mounts: Vec<AppMount>,
+
+    /// Resources of its container, as in a pod. Left out: requests of 100m and 128Mi, and no limit. A change restarts
+    /// the nodes one by one, whatever `upgrade` says: it makes no other blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
 
     /// How it is told to stop at a height. Needed for `upgrade.strategy: AtHeight`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -249,8 +279,10 @@ pub enum UpgradeStrategy {
         .message("externalAddresses are for exposure: External; remove them, or set that"),
     validation = Rule::new("!has(self.externalAddresses) || self.externalAddresses.all(a, a.node.contains('-' + self.name + '-'))")
         .message("externalAddresses take names of this set's nodes, <network>-<set>-<index>: correct the names"),
-    validation = Rule::new("self.storage == oldSelf.storage")
-        .message("this version does not change the disks of existing nodes: keep storage as it was, or add another set"),
+    validation = Rule::new("has(self.storage.storageClassName) == has(oldSelf.storage.storageClassName) && (!has(self.storage.storageClassName) || self.storage.storageClassName == oldSelf.storage.storageClassName)")
+        .message("the storage class of a node set is immutable: a disk does not move. Add another set, and lower the replicas of this one once its nodes vote"),
+    validation = Rule::new("quantity(self.storage.size).compareTo(quantity(oldSelf.storage.size)) >= 0")
+        .message("a disk can grow and never shrink: keep storage.size as it was or make it larger; for smaller disks add another set"),
 )]
 pub struct NodeSet {
     /// Name of the set, at most 15 characters; nodes are named `<network>-<set>-<index>`.
@@ -315,6 +347,10 @@ pub struct NodeSet {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 
+    /// What the pods of these nodes have besides what the operator gives them. What is left out is as `spec.pod` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<NodePod>,
+
     /// The nodes' disks.
     #[serde(default)]
     pub storage: Storage,
@@ -364,12 +400,13 @@ pub enum NodeRole {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Storage {
-    /// Size, as a Kubernetes quantity.
+    /// Size, as a Kubernetes quantity. It may grow, if the storage class allows expansion: the disks of existing nodes
+    /// follow without a restart. It never shrinks.
     #[serde(default = "default_storage_size")]
     #[schemars(length(max = 20), regex(pattern = r"^[1-9][0-9]*(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"))]
     pub size: String,
 
-    /// Storage class; left out: the cluster's default.
+    /// Storage class. Left out: as the cluster's `defaults` say, else the default class there. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,

@@ -83,7 +83,7 @@ pub struct BsnNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// `Ready`, `Reconciling`, `Stalled`, `CertificatesValid`.
+    /// `Ready`, `Reconciling`, `Stalled`, `CertificatesValid`; and `DiskAsDescribed` once its disk was to grow.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,

@@ -3,12 +3,14 @@
 //! A builder takes typed input and returns an object; it reads nothing and fails never. The same
 //! input gives the same bytes, so that a changed wish is seen by its hash.
 
+pub mod application;
 pub mod bsn_node;
 pub mod config_map;
 pub mod disk;
 pub mod disruption_budget;
 pub mod endpoint_slice;
 pub mod image_proof;
+pub mod pod_extras;
 pub mod secret;
 pub mod service;
 pub mod stateful_set;

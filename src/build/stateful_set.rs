@@ -3,26 +3,27 @@
 
 use std::collections::BTreeMap;
 
+use bsn_core::engine::cometbft::P2P_PORT;
 use bsn_core::engine::cometbft::config::Application;
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
 use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE};
-use bsn_core::engine::cometbft::{ABCI_PORT, P2P_PORT};
 use bsn_core::guard::PodIdentity;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
-    EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector,
-    PersistentVolumeClaimVolumeSource, PodAffinityTerm, PodAntiAffinity, PodSecurityContext,
-    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretVolumeSource,
-    SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
+    EnvVarSource, HTTPGetAction, KeyToPath, LocalObjectReference, ObjectFieldSelector,
+    PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::NodeParts;
+use super::application::{AppWorkload, build_application, build_application_volumes};
+use super::pod_extras::{build_spread, put_extras};
 use crate::agent::paths;
-use crate::api::ClusterImage;
+use crate::api::{ClusterImage, NodePod};
 use crate::labels::{self, GATEWAY_PORT, PROBE_PORT};
 
 /// User and group of every container in a node's pod; any id but root would do.
@@ -30,7 +31,7 @@ pub(super) const POD_USER: i64 = 65532;
 
 /// Time between SIGTERM and SIGKILL, in seconds. The engine stops within one; a user's application may
 /// have to finish a block.
-const GRACE_SECONDS: i64 = 60;
+pub const GRACE_SECONDS: u32 = 60;
 
 /// What a node runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,17 +44,8 @@ pub struct Workload {
     pub app: Option<AppWorkload>,
     /// Resources of the engine; `None` = modest requests and no limit.
     pub resources: Option<ResourceRequirements>,
-}
-
-/// A user's application.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AppWorkload {
-    /// Its image.
-    pub image: String,
-    /// Replaces the entry point, unless empty.
-    pub command: Vec<String>,
-    /// Arguments.
-    pub args: Vec<String>,
+    /// What its pod has besides.
+    pub extras: NodePod,
 }
 
 impl Workload {
@@ -65,8 +57,6 @@ impl Workload {
 
 /// Name of the guard's container.
 const GUARD: &str = "guard";
-/// Name of the container of a user's application.
-const APP: &str = "app";
 
 /// Names of the objects a pod mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,10 +98,17 @@ pub fn build_template(
     mounts: &Mounts,
     identity: &PodIdentity,
 ) -> PodTemplateSpec {
-    let mut pod_labels = node.labels();
+    let NodePod { labels: added, annotations, .. } = &workload.extras;
+    let mut pod_labels = added.clone();
+    // Over those that were added: pods are found by them.
+    pod_labels.extend(node.labels());
     pod_labels.insert(labels::APP_NAME.to_owned(), "cometbft".to_owned());
     PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(pod_labels),
+            annotations: (!annotations.is_empty()).then(|| annotations.clone()),
+            ..ObjectMeta::default()
+        }),
         spec: Some(pod(node, workload, mounts, identity)),
     }
 }
@@ -129,46 +126,15 @@ pub fn template_hash_of(annotations: Option<&BTreeMap<String, String>>) -> Optio
     annotations?.get(labels::TEMPLATE_HASH).cloned()
 }
 
-/// The block after which the application of a pod or template halts.
-pub fn halts_at_of(annotations: Option<&BTreeMap<String, String>>) -> Option<u64> {
-    annotations?.get(labels::HALTS_AT)?.parse().ok()
-}
-
-/// Has the application of a template halt after a block, by this environment variable; `None` = at none.
-pub fn put_halt(template: &mut PodTemplateSpec, halt: Option<(&str, u64)>) {
-    let metadata = template.metadata.get_or_insert_default();
-    let annotations = metadata.annotations.get_or_insert_default();
-    let old = annotations.remove(labels::HALT_ENV);
-    annotations.remove(labels::HALTS_AT);
-    let apps = template.spec.iter_mut().flat_map(|spec| &mut spec.containers);
-    for app in apps.filter(|container| container.name == APP) {
-        let env = app.env.get_or_insert_default();
-        env.retain(|variable| Some(&variable.name) != old.as_ref());
-        env.extend(halt.map(|(name, height)| value_env(name, height.to_string())));
-    }
-    if let Some((name, height)) = halt {
-        annotations.insert(labels::HALT_ENV.to_owned(), name.to_owned());
-        annotations.insert(labels::HALTS_AT.to_owned(), height.to_string());
-    }
-}
-
-/// Gives a template the application of another one.
-pub fn put_app_of(template: &mut PodTemplateSpec, other: &PodTemplateSpec) {
-    let is_app = |container: &&Container| container.name == APP;
-    let app = other.spec.iter().flat_map(|spec| &spec.containers).find(is_app);
-    let Some(spec) = &mut template.spec else { return };
-    spec.containers.retain(|container| container.name != APP);
-    spec.containers.extend(app.cloned());
-}
-
-/// The agents' image in a pod, and how it is pulled.
-pub fn agent_image_of(pod: &PodSpec) -> Option<ClusterImage> {
-    let guard = pod.init_containers.iter().flatten().find(|container| container.name == GUARD)?;
-    let secret = pod.image_pull_secrets.iter().flatten().next();
-    Some(ClusterImage {
-        reference: guard.image.clone()?,
-        pull_secret_name: secret.map(|secret| secret.name.clone()),
-    })
+/// Whether the agents in a pod are this image, pulled with its credentials. Other credentials may be named besides: for
+/// the images of the engine and of an application, or by a service account.
+pub fn runs_agents(pod: &PodSpec, image: &ClusterImage) -> bool {
+    let guard = pod.init_containers.iter().flatten().find(|container| container.name == GUARD);
+    let named = |secret: &String| {
+        pod.image_pull_secrets.iter().flatten().any(|known| known.name == *secret)
+    };
+    guard.and_then(|guard| guard.image.as_ref()) == Some(&image.reference)
+        && image.pull_secret_name.iter().all(named)
 }
 
 /// Name of the configuration that a pod mounts.
@@ -185,18 +151,20 @@ fn pod(
 ) -> PodSpec {
     let mut containers = vec![engine(workload, identity)];
     if let Some(app) = &workload.app {
-        containers.push(application(app));
+        containers.push(build_application(app));
     }
-    PodSpec {
+    let mut volumes = volumes(node, mounts);
+    volumes.extend(workload.app.iter().flat_map(build_application_volumes));
+    let mut pod = PodSpec {
         // The gateway first: it answers while the next step works, and goes last.
         init_containers: Some(vec![gateway(workload, identity), guard(workload, identity)]),
         containers,
-        volumes: Some(volumes(node, mounts)),
+        volumes: Some(volumes),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         image_pull_secrets: pull_secrets(&workload.agent_image),
-        termination_grace_period_seconds: Some(GRACE_SECONDS),
-        affinity: Some(spread(node)),
+        termination_grace_period_seconds: Some(i64::from(GRACE_SECONDS)),
+        affinity: build_spread(node, workload.extras.spread.unwrap_or_default()),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: Some(POD_USER),
@@ -208,7 +176,9 @@ fn pod(
             ..PodSecurityContext::default()
         }),
         ..PodSpec::default()
-    }
+    };
+    put_extras(&mut pod, &workload.extras);
+    pod
 }
 
 /// What the kubelet needs to pull an image, in a pod; nothing where it needs nothing, so that such a template stays
@@ -216,37 +186,6 @@ fn pod(
 pub fn pull_secrets(image: &ClusterImage) -> Option<Vec<LocalObjectReference>> {
     let name = image.pull_secret_name.clone()?;
     Some(vec![LocalObjectReference { name }])
-}
-
-/// Nodes of one network and role avoid each other: first machines, then zones. A preference, so that
-/// a small cluster can still hold a network.
-fn spread(node: &NodeParts<'_>) -> Affinity {
-    let others: BTreeMap<String, String> = [
-        (labels::NETWORK_ID.to_owned(), node.network.network_id.to_owned()),
-        (labels::ROLE.to_owned(), super::role_text(node.identity.role).to_owned()),
-    ]
-    .into();
-    let apart = |weight: i32, topology: &str| WeightedPodAffinityTerm {
-        weight,
-        pod_affinity_term: PodAffinityTerm {
-            topology_key: topology.to_owned(),
-            label_selector: Some(LabelSelector {
-                match_labels: Some(others.clone()),
-                ..LabelSelector::default()
-            }),
-            ..PodAffinityTerm::default()
-        },
-    };
-    Affinity {
-        pod_anti_affinity: Some(PodAntiAffinity {
-            preferred_during_scheduling_ignored_during_execution: Some(vec![
-                apart(100, "kubernetes.io/hostname"),
-                apart(50, "topology.kubernetes.io/zone"),
-            ]),
-            ..PodAntiAffinity::default()
-        }),
-        ..Affinity::default()
-    }
 }
 
 pub(super) fn runtime_default() -> SeccompProfile {
@@ -279,7 +218,7 @@ pub(super) fn resources(
     }
 }
 
-fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+pub(super) fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount {
         name: name.to_owned(),
         mount_path: path.to_owned(),
@@ -295,7 +234,7 @@ fn identity_env(identity: &PodIdentity) -> Vec<EnvVar> {
     vec![value_env(IDENTITY_ENV, identity_json(identity))]
 }
 
-fn value_env(name: &str, value: String) -> EnvVar {
+pub(super) fn value_env(name: &str, value: String) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value), ..EnvVar::default() }
 }
 
@@ -454,31 +393,6 @@ fn engine(workload: &Workload, identity: &PodIdentity) -> Container {
     }
 }
 
-fn application(app: &AppWorkload) -> Container {
-    let given = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
-    Container {
-        name: APP.to_owned(),
-        image: Some(app.image.clone()),
-        command: given(&app.command),
-        args: given(&app.args),
-        env: Some(vec![
-            value_env("ABCI_ADDRESS", format!("tcp://127.0.0.1:{ABCI_PORT}")),
-            value_env("APP_DATA", paths::APP_DATA.to_owned()),
-        ]),
-        resources: Some(resources("100m", "128Mi", None)),
-        security_context: Some(restricted()),
-        volume_mounts: Some(vec![
-            VolumeMount {
-                // Its own directory only: blocks and signing state are none of its business.
-                sub_path: Some("app".to_owned()),
-                ..mount("disk", paths::APP_DATA, false)
-            },
-            mount("tmp", "/tmp", false),
-        ]),
-        ..Container::default()
-    }
-}
-
 fn volumes(node: &NodeParts<'_>, mounts: &Mounts) -> Vec<Volume> {
     let named = |name: &str| Volume { name: name.to_owned(), ..Volume::default() };
     let config_map = |name: &str, object: &str| Volume {
@@ -556,11 +470,16 @@ mod tests {
     use super::*;
 
     fn template(agent_image: ClusterImage) -> PodTemplateSpec {
+        template_with(agent_image, NodePod::default())
+    }
+
+    fn template_with(agent_image: ClusterImage, extras: NodePod) -> PodTemplateSpec {
         let workload = Workload {
             engine_image: "engine:1".to_owned(),
             agent_image,
             app: None,
             resources: None,
+            extras,
         };
         let mounts = Mounts {
             config: "config".to_owned(),
@@ -597,51 +516,40 @@ mod tests {
 
     #[test]
     fn a_template_says_which_agents_it_brings() {
-        for image in [agent("operator:1", None), agent("mirror/operator:1", Some("registry"))] {
-            assert_eq!(agent_image_of(&template(image.clone()).spec.unwrap()), Some(image));
+        let plain = agent("operator:1", None);
+        let private = agent("mirror/operator:1", Some("registry"));
+        for image in [&plain, &private] {
+            let spec = template(image.clone()).spec.unwrap();
+            assert!(runs_agents(&spec, image));
+            assert_eq!(
+                [&plain, &private].map(|one| runs_agents(&spec, one)),
+                [&plain, &private].map(|one| one == image)
+            );
         }
-        assert_eq!(agent_image_of(&with_app("ledger:1").spec.unwrap()), None);
-    }
-
-    fn with_app(image: &str) -> PodTemplateSpec {
-        let app = AppWorkload { image: image.to_owned(), command: vec![], args: vec![] };
-        let engine = Container { name: "cometbft".to_owned(), ..Container::default() };
-        let containers = vec![engine, application(&app)];
-        PodTemplateSpec { metadata: None, spec: Some(PodSpec { containers, ..PodSpec::default() }) }
-    }
-
-    fn app_of(template: &PodTemplateSpec) -> &Container {
-        &template.spec.as_ref().unwrap().containers[1]
-    }
-
-    fn halt_of(template: &PodTemplateSpec) -> (Option<u64>, Vec<(&str, &str)>) {
-        let annotations = template.metadata.as_ref().and_then(|meta| meta.annotations.as_ref());
-        let env = app_of(template).env.iter().flatten().skip(2);
-        let env = env.map(|one| (one.name.as_str(), one.value.as_deref().unwrap())).collect();
-        (halts_at_of(annotations), env)
+        let mut with_others = template(plain.clone()).spec.unwrap();
+        with_others.image_pull_secrets =
+            Some(vec![LocalObjectReference { name: "mine".to_owned() }]);
+        assert!(runs_agents(&with_others, &plain));
+        assert!(!runs_agents(&with_others, &agent("operator:1", Some("registry"))));
     }
 
     #[test]
-    fn an_application_is_told_one_height_at_most_and_it_is_taken_back() {
-        let mut template = with_app("ledger:1");
-        put_halt(&mut template, Some(("STOP_AT", 90)));
-        assert_eq!(halt_of(&template), (Some(90), vec![("STOP_AT", "90")]));
-        // By another name: the user corrected it.
-        put_halt(&mut template, Some(("HALT_HEIGHT", 120)));
-        assert_eq!(halt_of(&template), (Some(120), vec![("HALT_HEIGHT", "120")]));
-        put_halt(&mut template, None);
-        assert_eq!(halt_of(&template), (None, vec![]));
-        assert_eq!(template.spec, with_app("ledger:1").spec);
+    fn labels_and_annotations_are_added_and_take_no_place_of_ours() {
+        let plain = template(agent("operator:1", None)).metadata.unwrap();
+        assert_eq!(plain.annotations, None);
+        let extras = NodePod {
+            labels: [("team", "ledger"), (labels::NODE, "another")].map(text).into(),
+            annotations: [("restarted-at", "noon")].map(text).into(),
+            ..NodePod::default()
+        };
+        let meta = template_with(agent("operator:1", None), extras).metadata.unwrap();
+        let mut expected = plain.labels.unwrap();
+        expected.insert("team".to_owned(), "ledger".to_owned());
+        assert_eq!(meta.labels, Some(expected));
+        assert_eq!(meta.annotations, Some([text(("restarted-at", "noon"))].into()));
     }
 
-    #[test]
-    fn only_the_application_is_taken_from_another_node() {
-        let mut template = with_app("ledger:1");
-        template.spec.as_mut().unwrap().containers[0].image = Some("engine:1".to_owned());
-        put_app_of(&mut template, &with_app("ledger:2"));
-        assert_eq!(app_of(&template).image.as_deref(), Some("ledger:2"));
-        let engine = &template.spec.as_ref().unwrap().containers[0];
-        assert_eq!(engine.image.as_deref(), Some("engine:1"));
-        assert_eq!(template.spec.as_ref().unwrap().containers.len(), 2);
+    fn text((key, value): (&str, &str)) -> (String, String) {
+        (key.to_owned(), value.to_owned())
     }
 }

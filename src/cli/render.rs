@@ -22,7 +22,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::RenderArgs;
-use crate::api::{BsnNetwork, ClusterImage, Exposure};
+use crate::api::{BsnNetwork, ClusterImage, Exposure, NodePod};
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_certificate_map, build_config_map, build_genesis_map,
@@ -148,10 +148,12 @@ fn render_network(
         agent_image: ClusterImage { reference: agent_image.to_owned(), pull_secret_name: None },
         app: validated.app.clone(),
         resources: None,
+        extras: NodePod::default(),
     };
     for (name, identity) in anchor.members() {
         let workload = Workload {
             resources: validated.resources.get(&identity.set).cloned().flatten(),
+            extras: validated.pods.get(&identity.set).cloned().unwrap_or_default(),
             ..workload.clone()
         };
         let node = NodeParts { network: parts, name: &name, identity, owner: None };
@@ -161,7 +163,7 @@ fn render_network(
         let exposure = exposure_of(&validated, &anchor, identity, Exposure::default());
         push(out, &build_service(&node, exposure));
         push(out, &redacted(build_keys_secret(&node, &placeholder, &placeholder, NOT_MADE)));
-        push(out, &build_disk(&node, &storage));
+        push(out, &build_disk(&node, &storage, None));
         push(out, &build_certificate_map(&node, NOT_MADE, NOT_MADE));
         let config =
             build_config_map(&node, workload.application(), validated.timeout_commit.as_deref());

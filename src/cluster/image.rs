@@ -9,7 +9,7 @@ use kube::ResourceExt;
 
 use crate::api::ClusterImage;
 use crate::api::conditions::{AGENT_IMAGE_AVAILABLE, Reason, State};
-use crate::build::stateful_set::agent_image_of;
+use crate::build::stateful_set::runs_agents;
 use crate::labels;
 
 /// Why a container waits, where the kubelet has no image to make it from, or cannot make it from the one it has.
@@ -158,14 +158,11 @@ pub fn runs(pod: &Pod, image: &ClusterImage) -> bool {
     let Some(spec) = pod.spec.as_ref().filter(|_| pod.labels().contains_key(labels::NODE)) else {
         return false;
     };
-    let secrets = || spec.image_pull_secrets.iter().flatten().map(|secret| &secret.name);
-    let same = agent_image_of(spec).is_some_and(|agent| agent.reference == image.reference)
-        // A service account may have given it others besides.
-        && image.pull_secret_name.iter().all(|name| secrets().any(|one| one == name));
     let statuses =
         pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
     let mut states = statuses.filter_map(|container| container.state.as_ref());
-    same && states.any(|state| state.running.is_some() || state.terminated.is_some())
+    runs_agents(spec, image)
+        && states.any(|state| state.running.is_some() || state.terminated.is_some())
 }
 
 /// The condition of a cluster, by what is known of its namespaces; `None` = nothing is.

@@ -51,8 +51,9 @@ pub const IN_NAMESPACE: &[Right] = &[
     Right {
         group: "",
         resource: "persistentvolumeclaims",
-        verbs: &["get", "list", "watch", "create", "patch"],
-        why: "disks, made once and never deleted; patched to put back their marks and to let go of a released one",
+        verbs: &["get", "list", "watch", "create", "patch", "delete"],
+        why: "disks, made once; patched to grow, to put back their marks and to let go of a released one, and deleted only \
+              where the network's `deletionPolicy` names them",
     },
     Right {
         group: "",

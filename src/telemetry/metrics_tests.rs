@@ -66,6 +66,7 @@ fn membership() -> MembershipView {
         in_force: [].into(),
         image_prefix: String::new(),
         next_index: [].into(),
+        disks: [].into(),
         disruption: Some(DisruptionView {
             shares: [(HUB.to_owned(), 1)].into(),
             ..DisruptionView::default()

@@ -201,6 +201,7 @@ mod tests {
             in_force: [].into(),
             image_prefix: String::new(),
             next_index: [].into(),
+            disks: [].into(),
             disruption: None,
             warnings: Vec::new(),
         };

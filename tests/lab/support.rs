@@ -87,6 +87,13 @@ impl World {
 
     /// Removes the namespace and everything in it. Stories that fail leave it, to be looked at.
     pub fn remove(&self) {
+        self.release();
+        let args = ["delete", "namespace", &self.namespace, "--ignore-not-found", "--timeout=120s"];
+        self.kubectl_ok(&args);
+    }
+
+    /// Lets go of what is kept of the network, once that is deleted.
+    pub fn release(&self) {
         let anchor = format!("configmap/{}-anchor", self.network);
         let id = r"-o=jsonpath={.metadata.labels.bsn-operator\.io/network-id}";
         let found = self.kubectl(&["get", &anchor, "-n", &self.namespace, id], "");
@@ -95,8 +102,6 @@ impl World {
             let release = format!("bsn-operator.io/release={}", id.trim());
             self.kubectl_ok(&["annotate", &anchor, "-n", &self.namespace, "--overwrite", &release]);
         }
-        let args = ["delete", "namespace", &self.namespace, "--ignore-not-found", "--timeout=120s"];
-        self.kubectl_ok(&args);
     }
 
     pub fn api<K>(&self) -> Api<K>

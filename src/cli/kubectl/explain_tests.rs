@@ -68,6 +68,7 @@ fn view(decision: Decision) -> MembershipView {
         in_force: BTreeMap::new(),
         image_prefix: String::new(),
         next_index: BTreeMap::new(),
+        disks: BTreeMap::new(),
         disruption: None,
         warnings: Vec::new(),
     }

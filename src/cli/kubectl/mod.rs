@@ -6,6 +6,7 @@ mod explain;
 mod history;
 mod live;
 mod plan;
+mod plan_disks;
 mod status;
 mod steps;
 mod table;

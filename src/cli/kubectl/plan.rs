@@ -18,6 +18,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::live::{LiveError, fetch_membership};
+use super::plan_disks::{ShownDisks, Shrinks, disks_that_grow as compare_disks};
 use super::status::{StatusError, connect};
 use super::steps::{
     Names, advice, before, begun_words, consent_command, names_of, refusal_of, spare_words,
@@ -60,6 +61,15 @@ pub enum PlanError {
         #[source]
         why: InvalidSpec,
     },
+    /// A disk that gets smaller.
+    #[error("{file}: {why}")]
+    Shrinks {
+        /// The file.
+        file: String,
+        /// Which.
+        #[source]
+        why: Shrinks,
+    },
     /// Another chain.
     #[error(
         "{0} describes another chain id or genesis; that is another network, and not a change of this one"
@@ -88,6 +98,9 @@ pub struct ShownPlan {
     pub network: NetworkKey,
     /// The steps, in their order.
     pub steps: Vec<ShownStep>,
+    /// Disks that grow meanwhile.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<ShownDisks>,
     /// `converged`, `waits`, `needs a consent` or `is stuck`.
     pub end: &'static str,
     /// Why it does not go on, if it does not.
@@ -157,7 +170,8 @@ pub async fn run(args: &PlanArgs) -> Result<ExitCode, PlanError> {
             let mut next = view.next_index;
             let name = |set: &str| next_name(&new.desired, set, &mut next);
             let played = plan(&new.membership, &observed, &policy, name);
-            show(key, &observed, &played)
+            let disks = disks_that_grow(&view.disks, &new.disks().collect(), &observed, &file)?;
+            ShownPlan { disks, ..show(key, &observed, &played) }
         }
     };
     match args.output {
@@ -169,7 +183,7 @@ pub async fn run(args: &PlanArgs) -> Result<ExitCode, PlanError> {
 }
 
 fn exit_code(plan: &ShownPlan) -> u8 {
-    match (&plan.refusal, plan.steps.is_empty()) {
+    match (&plan.refusal, plan.steps.is_empty() && plan.disks.is_empty()) {
         (Some(_), _) => REFUSED,
         (None, false) => STEPS,
         (None, true) => 0,
@@ -222,7 +236,9 @@ fn plan_offline(
     let played = plan(&new.membership, &observed, &policy, name);
     let namespace = new_network.namespace().unwrap_or_else(|| "default".to_owned());
     let key = NetworkKey { namespace, name: new_network.name_any() };
-    Ok(show(key, &observed, &played))
+    let sizes = [&old, &new].map(|network| network.disks().collect());
+    let disks = disks_that_grow(&sizes[0], &sizes[1], &observed, &new_file)?;
+    Ok(ShownPlan { disks, ..show(key, &observed, &played) })
 }
 
 /// A node as it stands to the new description. One of a set that is no longer described only goes.
@@ -301,6 +317,17 @@ fn others_voters(network: &ValidatedNetwork) -> impl Iterator<Item = (String, Me
     })
 }
 
+/// The disks that grow with the new description, or why it would be refused.
+fn disks_that_grow(
+    old: &BTreeMap<String, String>,
+    new: &BTreeMap<String, String>,
+    observed: &Observed,
+    file: &str,
+) -> Result<Vec<ShownDisks>, PlanError> {
+    compare_disks(old, new, observed)
+        .map_err(|why| PlanError::Shrinks { file: file.to_owned(), why })
+}
+
 /// The name of a set's next node.
 fn next_name(desired: &DesiredNetwork, set: &str, next: &mut BTreeMap<String, u32>) -> NodeName {
     let index = next.entry(set.to_owned()).or_insert(0);
@@ -364,15 +391,16 @@ fn show(network: NetworkKey, observed: &Observed, plan: &Plan) -> ShownPlan {
         consent: refusal.consent.clone(),
     });
     let warnings = plan.warnings.iter().map(|(_, warning)| text(warning, &Names::new())).collect();
-    ShownPlan { network, steps, end, refusal, warnings }
+    ShownPlan { network, steps, disks: Vec::new(), end, refusal, warnings }
 }
 
 fn summary(plan: &ShownPlan) -> String {
     let least = plan.steps.iter().map(|step| step.spare_voters).min();
     match (plan.steps.len(), least) {
-        (0, _) | (_, None) if plan.refusal.is_none() => {
+        (0, _) | (_, None) if plan.refusal.is_none() && plan.disks.is_empty() => {
             "Nothing to do: all is as described.".to_owned()
         }
+        (0, _) | (_, None) if plan.refusal.is_none() => "No step is needed.".to_owned(),
         (0, _) | (_, None) => "No step can be taken.".to_owned(),
         (1, Some(least)) => format!("1 step; during it {}.", spare_words(least)),
         (count, Some(least)) => {
@@ -398,6 +426,9 @@ fn render_table(plan: &ShownPlan) -> String {
         let _ = writeln!(out, "{}\n", trimmed(&table));
     }
     let _ = writeln!(out, "{}", summary(plan));
+    for disks in &plan.disks {
+        let _ = writeln!(out, "{disks}.");
+    }
     if let Some(refusal) = &plan.refusal {
         let _ = writeln!(
             out,
@@ -434,6 +465,9 @@ fn render_markdown(plan: &ShownPlan) -> String {
                 consents.join(", ")
             );
         }
+    }
+    for disks in &plan.disks {
+        let _ = writeln!(out, "\n{disks}.");
     }
     if let Some(refusal) = &plan.refusal {
         let _ = writeln!(

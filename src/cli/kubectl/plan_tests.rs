@@ -142,3 +142,33 @@ fn voters_come_and_go_beside_those_of_other_owners() {
     let other = plan_offline(&network(1, "1s"), &joined(1), files);
     assert!(matches!(other, Err(PlanError::AnotherChain(_))));
 }
+
+#[test]
+fn disks_grow_beside_the_steps_and_never_shrink() {
+    let with_disks = |replicas, size: &str| {
+        let mut network = network(replicas, "1s");
+        network.spec.node_sets[0].storage.size = size.to_owned();
+        network
+    };
+    let plan = planned(&with_disks(4, "20Gi"), &with_disks(4, "40Gi"));
+    assert_eq!((plan.steps.len(), plan.end, exit_code(&plan)), (0, "converged", STEPS));
+    let expected = "No step is needed.\nSet a: 4 disks grow from 20Gi to 40Gi, without a restart.";
+    assert!(render_table(&plan).ends_with(expected), "{}", render_table(&plan));
+    let plan = planned(&with_disks(4, "20Gi"), &with_disks(5, "40Gi"));
+    insta::assert_snapshot!(render_markdown(&plan));
+    // The same size, written in another way.
+    assert_eq!(exit_code(&planned(&with_disks(4, "1Gi"), &with_disks(4, "1024Mi"))), 0);
+    let files = ["old.yaml".to_owned(), "new.yaml".to_owned()];
+    let error = plan_offline(&with_disks(4, "40Gi"), &with_disks(4, "20Gi"), files).unwrap_err();
+    assert!(error.to_string().starts_with("new.yaml: the disks of set a would shrink"), "{error}");
+}
+
+#[test]
+fn what_pods_have_besides_restarts_the_nodes_of_its_set() {
+    let mut new = network(4, "1s");
+    let pod = json!({"annotations": {"restarted-at": "noon"}});
+    new.spec.node_sets[1].pod = Some(serde_json::from_value(pod).unwrap());
+    let plan = planned(&network(4, "1s"), &new);
+    let steps: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
+    assert_eq!(steps, ["restart city-ledger-readers-0"]);
+}

@@ -1,16 +1,19 @@
 //! What the conditions say in the states that are easily mistaken for each other.
 
+use std::collections::BTreeMap;
+
 use bsn_core::membership::Decision;
 use bsn_core::membership::model::Gate;
 
 use super::networks::{World, consent_needed, decided, network_cases, refused, restarting, stuck};
-use super::nodes::node_cases;
-use super::now;
-use crate::api::BsnNetworkStatus;
+use super::nodes::{NodeWorld, disk_that_cannot_grow, disk_that_grows, first, node, node_cases};
+use super::{anchor, now};
 use crate::api::conditions::{
     MEMBERSHIP_CONVERGED, NETWORK_TYPES, READY, RECONCILING, Reason, STALLED, find,
 };
+use crate::api::{BsnNetworkStatus, BsnNode, Storage};
 use crate::controller::Refusal;
+use crate::controller::network::disks::observe_disks;
 use crate::controller::network::report::refused_status;
 use crate::controller::network::steps::Steps;
 
@@ -108,4 +111,40 @@ fn a_network_has_no_condition_that_is_not_listed() {
             assert!(NETWORK_TYPES.contains(&kind), "{kind} of {}", case.name);
         }
     }
+}
+
+#[test]
+fn a_disk_waits_until_its_node_has_told_of_the_newest_description() {
+    let anchor = anchor(true);
+    let sizes = |hangzhou: &str| {
+        let storage = |size: &str| Storage { size: size.to_owned(), storage_class_name: None };
+        let sets = [("hangzhou", hangzhou), ("nanjing", "20Gi")];
+        sets.map(|(set, size)| (set.to_owned(), storage(size))).into()
+    };
+    let waits = |sizes: &BTreeMap<String, Storage>, node: &BsnNode| {
+        let waits = observe_disks(Some(&anchor), sizes, std::slice::from_ref(node));
+        waits.into_iter().map(|disk| disk.refused).collect::<Vec<_>>()
+    };
+    let well = node(&first(), &NodeWorld::default());
+    assert!(waits(&sizes("20Gi"), &well).is_empty());
+    // The node's description is still the old one.
+    assert_eq!(waits(&sizes("40Gi"), &well), [false]);
+    let mut stamped = well.clone();
+    stamped.spec.storage.size = "40Gi".to_owned();
+    stamped.metadata.generation = Some(2);
+    assert_eq!(waits(&sizes("40Gi"), &stamped), [false], "nobody has looked at it");
+    stamped.status.as_mut().unwrap().observed_generation = Some(2);
+    assert!(waits(&sizes("40Gi"), &stamped).is_empty());
+    let mut told = |disk| {
+        let world = NodeWorld { disk: Some(disk), ..NodeWorld::default() };
+        stamped.status.as_mut().unwrap().conditions =
+            node(&first(), &world).status.unwrap().conditions;
+        waits(&sizes("40Gi"), &stamped)
+    };
+    assert_eq!(told(disk_that_grows()), [false]);
+    assert_eq!(told(disk_that_cannot_grow()), [true]);
+    // Of a set that is no longer described nothing is wanted.
+    let mut others: BTreeMap<String, Storage> = sizes("40Gi");
+    others.remove("hangzhou");
+    assert!(waits(&others, &well).is_empty());
 }

@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 
 use super::Health::{Degraded, Healthy, Progressing, Suspended};
 use super::Kstatus::{Current, Failed, InProgress, Terminating};
-use super::nodes::{NodeWorld, first, node};
+use super::nodes::{NodeWorld, disk_that_cannot_grow, disk_that_grows, first, node};
 use super::{Case, anchor, as_json, at, case, network_object, now, spec, view};
-use crate::api::conditions::{Reason, STALLED, find};
-use crate::api::{BsnNetworkStatus, BsnNode};
+use crate::api::conditions::{Reason, STALLED, State, find};
+use crate::api::{BsnNetworkStatus, BsnNode, Storage};
 use crate::controller::Refusal;
 use crate::controller::network::addresses::Unreached;
+use crate::controller::network::disks::observe_disks;
 use crate::controller::network::report::{Input, compute_status, refused_status};
 use crate::controller::network::steps::Steps;
 use crate::view::Liveness;
@@ -61,6 +62,7 @@ impl World {
     pub(super) fn status(&self) -> BsnNetworkStatus {
         let (anchor, view) = (anchor(self.formed), view(self.liveness));
         let input = Input {
+            disks: &observe_disks(Some(&anchor), &storage(), &self.nodes),
             clusters: &self.clusters,
             unreached: &self.unreached,
             paused: self.paused,
@@ -79,6 +81,11 @@ impl World {
         network.status = Some(self.status());
         as_json(&network)
     }
+}
+
+/// The disks described.
+fn storage() -> BTreeMap<String, Storage> {
+    ["hangzhou", "nanjing"].map(|set| (set.to_owned(), Storage::default())).into()
 }
 
 /// The four nodes; the one named is as it is in `world`, the others follow.
@@ -231,6 +238,14 @@ fn cases_of_changes() -> Vec<Case> {
                 ..World::changed()
             }),
         ),
+        case("a_disk_grows", InProgress, Progressing, of(&with_disk(disk_that_grows()))),
+        case("a_disk_cannot_grow", Failed, Degraded, of(&with_disk(disk_that_cannot_grow()))),
+        case(
+            "a_disk_is_to_grow_once_it_is_not_paused",
+            Failed,
+            Suspended,
+            of(&World { paused: true, ..with_disk(disk_that_grows()) }),
+        ),
         case("a_restart_comes_next", InProgress, Progressing, changed(decided(step(restart())))),
         case(
             "a_restart_is_under_way",
@@ -278,6 +293,12 @@ fn cases_of_changes() -> Vec<Case> {
             changed(decided(waits(Gate::NotHeld, "it is held; take the hold from it to go on"))),
         ),
     ]
+}
+
+/// A node tells this of its disk.
+fn with_disk(disk: State) -> World {
+    let world = NodeWorld { disk: Some(disk), ..NodeWorld::default() };
+    World { nodes: nodes(&first(), &world), ..World::changed() }
 }
 
 fn lost_disk() -> NodeWorld {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Health::{Degraded, Healthy, Progressing};
 use super::Kstatus::{Current, Failed, InProgress, Terminating};
 use super::{Case, anchor, as_json, at, case, now, unseen};
-use crate::api::conditions::{Reason, merge};
+use crate::api::conditions::{DISK_AS_DESCRIBED, Reason, State, merge};
 use crate::api::{BsnNode, BsnNodeSpec, BsnNodeStatus, NetworkRef, NodeRole, Storage};
 use crate::cluster::registry::HUB;
 use crate::controller::Refusal;
@@ -24,12 +24,13 @@ pub(super) struct NodeWorld {
     pub(super) pod: Option<Value>,
     pub(super) seen: Option<NodeView>,
     pub(super) refusal: Option<Refusal>,
+    pub(super) disk: Option<State>,
 }
 
 impl Default for NodeWorld {
     fn default() -> Self {
         let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
-        Self { formed: true, pod: Some(ready), seen: Some(seen()), refusal: None }
+        Self { formed: true, pod: Some(ready), seen: Some(seen()), refusal: None, disk: None }
     }
 }
 
@@ -77,6 +78,7 @@ pub(super) fn node_object(
 pub(super) fn node(name: &NodeName, world: &NodeWorld) -> BsnNode {
     let mut applied = Applied::untouched(anchor(world.formed));
     applied.refusal.clone_from(&world.refusal);
+    applied.disk.clone_from(&world.disk);
     applied.leaf = Some(ObservedLeaf {
         spki_sha256: "5eed".to_owned(),
         signed_by_ca: true,
@@ -97,6 +99,16 @@ pub(super) fn node(name: &NodeName, world: &NodeWorld) -> BsnNode {
         ..old
     };
     node_object(name, 1, Some(status))
+}
+
+pub(super) fn disk_that_grows() -> State {
+    let message = "city-ledger-hangzhou-0-data: the volume grows from 20Gi to 40Gi";
+    State::new(DISK_AS_DESCRIBED, false, Reason::DiskGrowing, message)
+}
+
+pub(super) fn disk_that_cannot_grow() -> State {
+    let message = "city-ledger-hangzhou-0-data: 40Gi are described, and the API server refuses";
+    State::new(DISK_AS_DESCRIBED, false, Reason::DiskGrowthRefused, message)
 }
 
 pub(super) fn first() -> NodeName {
@@ -138,7 +150,7 @@ pub(super) fn node_cases() -> Vec<Case> {
             "a_node_that_waits_for_the_genesis",
             InProgress,
             Progressing,
-            of(NodeWorld { formed: false, pod: None, seen: None, refusal: None }),
+            of(NodeWorld { formed: false, pod: None, seen: None, ..NodeWorld::default() }),
         ),
         case(
             "a_node_without_a_pod",
@@ -185,6 +197,13 @@ pub(super) fn node_cases() -> Vec<Case> {
                 seen: Some(NodeView { guard: Some(refused), ..seen() }),
                 ..NodeWorld::default()
             }),
+        ),
+        // The node works; its network tells of the disk.
+        case(
+            "a_node_whose_disk_grows",
+            Current,
+            Healthy,
+            of(NodeWorld { disk: Some(disk_that_grows()), ..NodeWorld::default() }),
         ),
         case("a_node_that_is_being_deleted", Terminating, Progressing, as_json(&going)),
     ]

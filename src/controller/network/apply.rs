@@ -20,6 +20,7 @@ use kube::{Resource, ResourceExt};
 
 use super::addresses::{Unreached, spans_clusters};
 use super::credentials;
+use super::deletion;
 use super::members;
 use super::mirrors::{Addresses, ensure_mirrors, observe_addresses};
 use super::observe::ObservedNetwork;
@@ -81,6 +82,7 @@ pub async fn apply_network(
     validated: &ValidatedNetwork,
     observed: &ObservedNetwork,
 ) -> Result<Applied, Error> {
+    deletion::ensure_finalizer(ctx, network, validated.deletion).await?;
     let owner = network.controller_owner_ref(&());
     let meta = &network.metadata;
     let pass = Pass { ctx, key, meta, validated, observed, owner: owner.as_ref() };
@@ -167,9 +169,9 @@ impl Pass<'_> {
         members::tend(self, &anchor, genesis.as_ref(), &leaf.ca_pem, &reached);
         or_refuse!(self.watch_nodes(&anchor, &leaf)?);
         let (anchor, steps) = or_refuse!(self.take_step(anchor).boxed().await?);
-        applied.anchor = Some(anchor);
         applied.steps = steps;
-        Ok(Ok(()))
+        let applied_anchor = applied.anchor.insert(anchor);
+        deletion::delete_of_retired(self, applied_anchor).await
     }
 
     pub(super) async fn update(&self, change: impl FnMut(&mut Anchor)) -> Step<Anchor> {
@@ -242,9 +244,12 @@ impl Pass<'_> {
         for (name, identity) in anchor.members() {
             let network = self.parts(anchor);
             let node = NodeParts { network, name: &name, identity, owner: None };
-            let storage = self.validated.storage.get(&identity.set).cloned().unwrap_or_default();
             let cached = cached(&self.ctx.caches.nodes, &self.key.namespace, name.as_str())
                 .and_then(|guarded| guarded.0.as_ref().ok().cloned());
+            // Of a set that is no longer described the disk stays as it was.
+            let storage = self.validated.storage.get(&identity.set).cloned();
+            let storage = storage.or_else(|| cached.as_ref().map(|node| node.spec.storage.clone()));
+            let storage = storage.unwrap_or_default();
             let wish = build_bsn_node(&node, &storage);
             let id = &anchor.network_id;
             let made = ensure(&self.ctx.client, cached.as_ref(), wish, None, id).await;

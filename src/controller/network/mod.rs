@@ -4,10 +4,14 @@ pub mod addresses;
 mod apply;
 pub mod budgets;
 pub mod credentials;
+mod deletion;
+pub mod disks;
+mod inputs;
 mod joining;
 pub mod members;
 pub mod mirrors;
 mod observe;
+pub mod pods;
 pub mod report;
 pub mod steps;
 pub mod validate;
@@ -20,7 +24,9 @@ use kube::runtime::controller::Action;
 
 use super::context::Context;
 use super::{Error, Refusal};
+use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
+use crate::apply::read_status;
 use crate::cluster::watches::GuardedNetwork;
 use crate::view::NetworkKey;
 
@@ -39,7 +45,9 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
                 invalid.error
             );
             let refusal = Refusal::new(Reason::Unparsable, message);
-            report::report_refusal(&ctx, &key, &invalid.metadata, None, refusal).await?;
+            // What was said of its chain and its nodes stays; of the status at least, the form is known.
+            let old = read_status::<BsnNetwork, _>(&ctx.client, &key.namespace, &key.name).await?;
+            report::report_refusal(&ctx, &key, &invalid.metadata, old.as_ref(), refusal).await?;
             return Ok(Action::await_change());
         }
     };
@@ -52,7 +60,7 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
         ctx.budgets.remove(&key);
         ctx.machines.forget(&key);
         ctx.slots.release(&key);
-        return Ok(Action::await_change());
+        return deletion::end_network(&ctx, &key, network).await;
     }
     let status = network.status.as_ref();
     let validated = match validate::validate_network(network, &ctx.settings.image_prefix) {

@@ -18,6 +18,7 @@ use kube::api::Api;
 use super::SLOW_LOOK;
 use super::addresses::{Unreached, spans_clusters};
 use super::apply::Applied;
+use super::disks::{DiskWaits, observe_disks};
 use super::observe::ObservedNetwork;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
@@ -92,6 +93,7 @@ pub async fn report_network(
         steps: &applied.steps,
         clusters: &clusters,
         unreached: &applied.unreached,
+        disks: &observe_disks(applied.anchor.as_ref(), &validated.storage, &nodes),
         nodes: &nodes,
         view: view.as_ref(),
     };
@@ -126,6 +128,8 @@ pub struct Input<'a> {
     pub clusters: &'a BTreeMap<String, Option<Refusal>>,
     /// Nodes that nodes in other clusters do not reach, and why.
     pub unreached: &'a BTreeMap<NodeName, Unreached>,
+    /// Nodes whose disks are not as described yet.
+    pub disks: &'a [DiskWaits],
     /// The `BsnNode`s.
     pub nodes: &'a [BsnNode],
     /// Live numbers.
@@ -200,13 +204,16 @@ pub fn compute_status(
         State::new(STALLED, true, membership.reason, membership.message.clone())
     } else if live.reason == Reason::ChainFrozen {
         State::new(STALLED, true, live.reason, live.message.clone())
-    } else if input.paused && membership.status == Some(false) {
+    } else if let Some(waits) = waits_for_the_pause(input, &membership) {
         let message = if membership.reason == Reason::PausedByUser {
-            membership.message.clone()
+            waits
         } else {
-            format!("{}; spec.paused is set: set it to false to go on", membership.message)
+            format!("{waits}; spec.paused is set: set it to false to go on")
         };
         State::new(STALLED, true, Reason::PausedByUser, message)
+    } else if let Some(message) = told_of_disks(input.disks, true) {
+        // Last: all else is more urgent, and goes on.
+        State::new(STALLED, true, Reason::DiskGrowthRefused, message)
     } else {
         State::new(STALLED, false, Reason::AsDescribed, "")
     };
@@ -240,11 +247,15 @@ pub fn compute_status(
     let working = ready.status != Some(true) && !is_stalled && !input.paused;
     let pending = input.unreached.iter().filter(|(_, unreached)| unreached.is_pending());
     let pending: Vec<String> = pending.map(|(name, why)| format!("{name}: {why}")).collect();
-    let reconciling = if working || pending.is_empty() || is_stalled || input.paused {
+    let reconciling = if working || is_stalled || input.paused {
         State::new(RECONCILING, working, ready.reason, ready.message.clone())
-    } else {
+    } else if !pending.is_empty() {
         let message = format!("{}; others use the last address they know", pending.join(", "));
         State::new(RECONCILING, true, Reason::AddressPending, message)
+    } else if let Some(message) = told_of_disks(input.disks, false) {
+        State::new(RECONCILING, true, Reason::DiskGrowing, message)
+    } else {
+        State::new(RECONCILING, false, ready.reason, ready.message.clone())
     };
     let paused = if input.paused {
         State::new(PAUSED, true, Reason::PausedByUser, "set spec.paused to false to go on")
@@ -277,6 +288,24 @@ pub fn compute_status(
             .filter_map(|name| node(name)?.status.as_ref()?.certificate_ends.clone())
             .min(),
     }
+}
+
+/// What a paused network is not yet; `None` = it is not paused, or all is as described.
+fn waits_for_the_pause(input: &Input<'_>, membership: &State) -> Option<String> {
+    if !input.paused {
+        None
+    } else if membership.status == Some(false) {
+        Some(membership.message.clone())
+    } else {
+        told_of_disks(input.disks, false)
+    }
+}
+
+/// What nodes say of disks that are not as described, of those that need a person or of the others; `None` = nothing.
+fn told_of_disks(disks: &[DiskWaits], refused: bool) -> Option<String> {
+    let told = disks.iter().filter(|disk| disk.refused == refused);
+    let told: Vec<String> = told.map(|disk| format!("{}: {}", disk.node, disk.message)).collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 /// Whether all member clusters can be used. It says nothing about the nodes there.

@@ -10,7 +10,6 @@ use bsn_core::engine::cometbft::config::ExternalPeer;
 use bsn_core::engine::cometbft::transaction::{TemplateError, check_template};
 use bsn_core::engine::cometbft::{DEFAULT_POWER, LEDGER, MAX_CHAIN_ID, Version, VersionError};
 use bsn_core::forming::{DesiredNetwork, DesiredSet};
-use bsn_core::hash::short_hash;
 use bsn_core::membership;
 use bsn_core::names::{NameError, NetworkName, NodeName, SetName};
 use bsn_core::pki::LeafPolicy;
@@ -20,10 +19,11 @@ use kube::ResourceExt;
 
 use super::joining::{validate_external_peers, validate_genesis};
 use crate::api::{
-    App, BsnNetwork, BsnNetworkSpec, ConfigMapKeyRef, Exposure, ExternalAddress,
-    MembershipAuthority, NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
+    App, BsnNetwork, BsnNetworkSpec, ConfigMapKeyRef, DeletionPolicy, Exposure, ExternalAddress,
+    MembershipAuthority, NodePod, NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
 };
-use crate::build::stateful_set::AppWorkload;
+use crate::build::application::AppWorkload;
+use crate::controller::network::pods::{InvalidPod, validate_app, validate_pod};
 
 /// A description that makes sense.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,12 +54,16 @@ pub struct ValidatedNetwork {
     pub timeout_commit: Option<String>,
     /// Resources of engines, by node set.
     pub resources: BTreeMap<String, Option<ResourceRequirements>>,
+    /// What pods have besides, by node set.
+    pub pods: BTreeMap<String, NodePod>,
     /// Disks, by node set.
     pub storage: BTreeMap<String, Storage>,
     /// How nodes are reached from other clusters, by node set.
     pub exposure: BTreeMap<String, SetExposure>,
     /// How long certificates last.
     pub leaf: LeafPolicy,
+    /// What goes with nodes that were removed, and with the network.
+    pub deletion: DeletionPolicy,
     /// Leave everything as it is.
     pub paused: bool,
     /// Consents, as annotated.
@@ -97,31 +101,10 @@ pub enum Authority {
 }
 
 impl ValidatedNetwork {
-    /// Hash of what the user described of how a node of `set` runs. A change of it, and nothing else, makes
-    /// a node restart.
-    pub fn inputs_hash(&self, set: &str) -> String {
-        let app = self.app.as_ref().map(app_inputs);
-        let resources = self.resources.get(set);
-        let inputs = (&self.engine_image, app, &self.timeout_commit, resources);
-        // Strings and lists of them: serialising them cannot fail.
-        short_hash(&serde_json::to_vec(&inputs).unwrap_or_default())
+    /// Sizes of disks, by node set.
+    pub fn disks(&self) -> impl Iterator<Item = (String, String)> {
+        self.storage.iter().map(|(set, storage)| (set.clone(), storage.size.clone()))
     }
-
-    /// Hash of the user's own application; `None` = it is the engine's.
-    pub fn app_hash(&self) -> Option<String> {
-        let inputs = app_inputs(self.app.as_ref()?);
-        Some(short_hash(&serde_json::to_vec(&inputs).unwrap_or_default()))
-    }
-
-    /// The same, if it may change at one height only.
-    pub fn switches(&self) -> Option<String> {
-        self.app_hash().filter(|_| self.at_height.is_some())
-    }
-}
-
-/// What of an application makes a node restart when it changes.
-fn app_inputs(app: &AppWorkload) -> (&String, &Vec<String>, &Vec<String>) {
-    (&app.image, &app.command, &app.args)
 }
 
 /// Why a description makes no sense; the message says what to do.
@@ -218,6 +201,9 @@ pub enum InvalidSpec {
     /// A template from which no transaction can be made.
     #[error("spec.membership.submit.txTemplate: {0}")]
     Template(#[from] TemplateError),
+    /// Pods.
+    #[error(transparent)]
+    Pod(#[from] InvalidPod),
 }
 
 /// Checks a description.
@@ -230,11 +216,9 @@ pub fn validate_network(
     let version = Version::parse(&cometbft.version)?;
     let app = match &cometbft.app {
         App { persistent_kvstore: Some(_), container: None } => None,
-        App { persistent_kvstore: None, container: Some(container) } => Some(AppWorkload {
-            image: container.image.clone(),
-            command: container.command.clone(),
-            args: container.args.clone(),
-        }),
+        App { persistent_kvstore: None, container: Some(container) } => {
+            Some(validate_app(container)?)
+        }
         _ => return Err(InvalidSpec::OneApp),
     };
     let id_length = spec.chain_id.chars().count();
@@ -248,6 +232,7 @@ pub fn validate_network(
     let mut storage = BTreeMap::new();
     let mut resources = BTreeMap::new();
     let mut exposure = BTreeMap::new();
+    let mut pods = BTreeMap::new();
     for set in &spec.node_sets {
         let desired = DesiredSet {
             name: SetName::parse(&set.name)?,
@@ -268,6 +253,7 @@ pub fn validate_network(
             return Err(InvalidSpec::DuplicateSet(set.name.clone()));
         }
         resources.insert(set.name.clone(), set.resources.clone());
+        pods.insert(set.name.clone(), validate_pod(spec.pod.as_ref(), set)?);
         holds.extend(validate_names("hold", &name, &desired.name, &set.hold)?);
         membership.sets.push(validate_membership(&name, set, &desired)?);
         sets.push(desired);
@@ -308,9 +294,11 @@ pub fn validate_network(
         at_height: validate_upgrade(spec, &cometbft.app)?,
         timeout_commit: cometbft.timeout_commit.clone(),
         resources,
+        pods,
         storage,
         exposure,
         leaf,
+        deletion: spec.deletion_policy,
         paused: spec.paused,
         consent: network.annotations().get(CONSENT_ANNOTATION).cloned(),
     })
@@ -515,14 +503,6 @@ mod tests {
         let plain = with(json!({"image": "x"}), Value::Null).unwrap();
         assert_eq!(plain.inputs_hash("v"), network.inputs_hash("v"));
         assert_eq!(with(json!({"image": "x"}), at_height), Err(InvalidSpec::NoHalt));
-    }
-
-    /// It is in the anchor of every network: were it computed otherwise, every node would restart. The agents' image
-    /// is no part of it, nor is anything else of the operator's.
-    #[test]
-    fn what_was_described_has_the_hash_it_always_had() {
-        let sets = json!([{"name": "v", "role": "Validator", "replicas": 1}]);
-        assert_eq!(validated(with_sets(&sets)).unwrap().inputs_hash("v"), "db5b52286d");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::keys::{ReadKeys, build_new_keys, parse_keys};
 use crate::agent::paths;
 use crate::anchor::Expected;
 use crate::api::BsnNode;
-use crate::api::conditions::Reason;
+use crate::api::conditions::{Reason, State};
 use crate::apply::{ensure, ensure_exists, is_ours, read, restore_marks};
 use crate::build::config_map::build_certificate_map;
 use crate::build::disk::build_disk;
@@ -41,12 +41,14 @@ pub struct Applied {
     pub leaf: Option<ObservedLeaf>,
     /// When that certificate is due for renewal.
     pub renew_at: Option<Timestamp>,
+    /// Where the disk is on its way to the size described; `None` = it was not looked.
+    pub disk: Option<State>,
 }
 
 impl Applied {
     /// A pass that did nothing.
     pub fn untouched(anchor: Anchor) -> Self {
-        Self { anchor, refusal: None, leaf: None, renew_at: None }
+        Self { anchor, refusal: None, leaf: None, renew_at: None, disk: None }
     }
 }
 
@@ -69,6 +71,7 @@ impl Pass<'_> {
         if let Err(refusal) = self.steps(identity, &mut applied).await? {
             applied.refusal = Some(refusal);
         }
+        applied.disk = self.grow_disk(&applied.anchor).await;
         Ok(applied)
     }
 
@@ -253,7 +256,13 @@ impl Pass<'_> {
         let uid = known.as_ref().and_then(ResourceExt::uid).unwrap_or_default();
         match (&known, recorded) {
             (Some(disk), _) if disk.metadata.deletion_timestamp.is_some() => {
-                return lost("is being deleted");
+                // Kubernetes has no way to take that back.
+                let message = format!(
+                    "PersistentVolumeClaim {}/{name} is being deleted: it stays as long as its finalizer does, and its node runs \
+                     on as long as its pod does. Replace the node while it runs: kubectl delete bsnnode {} -n {}",
+                    self.key.namespace, self.name, self.key.namespace
+                );
+                return Ok(Err(Refusal::new(Reason::DiskLost, message)));
             }
             (Some(_), Some(recorded)) if uid != recorded => {
                 let words = words("is not the one this node was made with");
@@ -278,7 +287,8 @@ impl Pass<'_> {
                 }
             }
         }
-        let wish = build_disk(parts, &self.node.spec.storage);
+        let class = self.place.defaults.storage_class_name.as_deref();
+        let wish = build_disk(parts, &self.node.spec.storage, class);
         let id = parts.network.network_id;
         let made = ensure_exists(&self.place.client, known.as_ref(), wish, recorded, id).await;
         Ok(refused(made)?.map(|(disk, _)| disk.uid().unwrap_or_default()))

@@ -5,7 +5,7 @@ use bsn_core::names::NodeName;
 
 use super::apply::Pass;
 use crate::api::conditions::Reason;
-use crate::build::stateful_set::agent_image_of;
+use crate::build::stateful_set::runs_agents;
 use crate::cluster::Proofs;
 use crate::cluster::registry::Place;
 use crate::cluster::watches::cached;
@@ -21,7 +21,7 @@ pub fn obstacle(
 ) -> Option<(Reason, String)> {
     let set = cached(&place.objects.stateful_sets, namespace, name.as_str());
     let template = set.as_ref().and_then(|set| set.spec.as_ref()?.template.spec.as_ref());
-    if template.and_then(agent_image_of).as_ref() == Some(&place.agent_image) {
+    if template.is_some_and(|template| runs_agents(template, &place.agent_image)) {
         return None;
     }
     let proof = proofs.ask(place, namespace);

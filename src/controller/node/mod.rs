@@ -3,6 +3,7 @@
 pub(super) mod apply;
 mod consent;
 pub(super) mod end;
+mod growth;
 pub(super) mod image;
 mod keys;
 pub(super) mod report;

@@ -11,7 +11,7 @@ use kube::api::Api;
 use super::SLOW_LOOK;
 use super::apply::{Applied, Pass};
 use crate::api::conditions::{
-    CERTIFICATES_VALID, READY, RECONCILING, Reason, STALLED, State, find, merge,
+    CERTIFICATES_VALID, DISK_AS_DESCRIBED, READY, RECONCILING, Reason, STALLED, State, find, merge,
 };
 use crate::api::{BsnNode, BsnNodeStatus};
 use crate::apply::{ApiError, write_status};
@@ -25,6 +25,9 @@ use crate::view::NodeView;
 
 /// Time between two looks at a node that is refused.
 const REFUSED_LOOK: Duration = Duration::from_secs(15);
+
+/// Time between two tries of a disk that cannot grow: what a person changes for it, no watch shows.
+const DISK_LOOK: Duration = Duration::from_mins(1);
 
 /// Reports a node that can't be looked at any further.
 pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) -> Result<(), Error> {
@@ -101,7 +104,12 @@ pub async fn report_node(pass: &Pass<'_>, applied: &Applied) -> Result<Duration,
     let due =
         applied.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     // What a person mends by hand is often something no watch shows.
-    let look = if applied.refusal.is_some() { REFUSED_LOOK } else { SLOW_LOOK };
+    let disk_waits = applied.disk.as_ref().is_some_and(|disk| disk.status != Some(true));
+    let look = match &applied.refusal {
+        Some(_) => REFUSED_LOOK,
+        None if disk_waits => DISK_LOOK,
+        None => SLOW_LOOK,
+    };
     Ok(due.unwrap_or(look).clamp(Duration::from_secs(1), look))
 }
 
@@ -114,16 +122,20 @@ pub(in crate::controller) fn compute_states(
     now: Timestamp,
 ) -> Vec<State> {
     let certificates = certificates(old, applied, now);
+    // A disk that never had to grow needs no word.
+    let is_told = |disk: &&State| {
+        disk.status != Some(true) || find(&old.conditions, DISK_AS_DESCRIBED).is_some()
+    };
+    let others = [certificates].into_iter().chain(applied.disk.as_ref().filter(is_told).cloned());
     let refusal = applied.refusal.clone().or_else(|| guard_refusal(old, seen));
     if let Some(refusal) = refusal {
-        let [ready, stalled, reconciling] = refusal.states();
-        return vec![ready, stalled, reconciling, certificates];
+        return refusal.states().into_iter().chain(others).collect();
     }
     let ready = ready(old, applied, pod, &judge(seen));
     let working = ready.status != Some(true);
     let reconciling = State::new(RECONCILING, working, ready.reason, ready.message.clone());
     let stalled = State::new(STALLED, false, Reason::AsDescribed, "");
-    vec![ready, stalled, reconciling, certificates]
+    [ready, stalled, reconciling].into_iter().chain(others).collect()
 }
 
 fn ready(
@@ -249,7 +261,9 @@ async fn write(
     let api = Api::<GuardedNode>::namespaced(ctx.client.clone(), &namespace);
     if write_status(&api, &node.metadata, status).await? {
         let (before, now) = (&old.conditions, &status.conditions);
-        ctx.events.changes::<BsnNode>(&node.metadata, before, now, &[READY, STALLED]).await;
+        ctx.events
+            .changes::<BsnNode>(&node.metadata, before, now, &[READY, STALLED, DISK_AS_DESCRIBED])
+            .await;
     }
     Ok(())
 }

@@ -109,6 +109,7 @@ impl Pass<'_> {
             agent_image: self.place.agent_image.clone(),
             app: self.validated.app.clone(),
             resources: self.validated.resources.get(&identity.set).cloned().flatten(),
+            extras: self.validated.pods.get(&identity.set).cloned().unwrap_or_default(),
         };
         let timeout = self.validated.timeout_commit.as_deref();
         let config = build_config_map(parts, workload.application(), timeout);

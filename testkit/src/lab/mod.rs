@@ -32,7 +32,6 @@ pub mod pki;
 pub mod pod_cut;
 pub mod process;
 pub mod provisioner;
-mod quantity;
 mod redirect;
 mod roles;
 mod status;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bsn_core::quantity::parse_bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -21,7 +22,6 @@ use serde_json::json;
 
 use super::addons::STORAGE_CLASS;
 use super::folders::Layout;
-use super::quantity;
 
 /// Name of the provisioner in the class and on its volumes.
 pub const PROVISIONER: &str = "lab.bsn-operator.io/directory";
@@ -215,6 +215,6 @@ fn phase(claim: &PersistentVolumeClaim) -> Option<&str> {
 
 /// Whether more is wanted than there is; not before a bound claim shows its capacity.
 fn is_larger(wanted: &Quantity, current: Option<&Quantity>) -> bool {
-    let bytes = |quantity: &Quantity| quantity::parse_bytes(&quantity.0);
+    let bytes = |quantity: &Quantity| parse_bytes(&quantity.0);
     current.is_some_and(|current| bytes(wanted) > bytes(current))
 }

@@ -27,6 +27,23 @@ fn with(pointer: &str, value: Value) -> Value {
     spec
 }
 
+/// An application of the user's own, with this besides its image.
+fn application(extra: Value) -> Value {
+    let mut container = json!({"image": "x", "halt": {"env": "STOP_AT"}});
+    for (field, value) in extra.as_object().unwrap() {
+        container[field] = value.clone();
+    }
+    with("/engine/cometbft/app", json!({"container": container}))
+}
+
+fn variable(name: &str) -> Value {
+    application(json!({"env": [{"name": name, "value": "1"}]}))
+}
+
+fn mounted(path: &str) -> Value {
+    application(json!({"mounts": [{"path": path, "secret": {"name": "tls"}}]}))
+}
+
 fn submit(template: &str) -> Value {
     json!({"submit": {"txTemplate": template}})
 }
@@ -69,6 +86,69 @@ fn assert_refused(world: &World, cases: &[(Value, &str)]) {
     }
 }
 
+/// What no pod may have.
+fn wrong_pods() -> Vec<(Value, &'static str)> {
+    let pod = |extra: Value| with("/pod", extra);
+    let of_set = |extra: Value| with("/nodeSets/0/pod", extra);
+    let tolerates = |toleration: Value| pod(json!({"tolerations": [toleration]}));
+    let from = |source: Value| application(json!({"env": [{"name": "A", "valueFrom": source}]}));
+    let entry = json!({"name": "n", "key": "k"});
+    vec![
+        (of_set(json!({"labels": {"bsn-operator.io/node": "x"}})), "this label is taken"),
+        (pod(json!({"labels": {"app.kubernetes.io/name": "x"}})), "this label is taken"),
+        (pod(json!({"annotations": {"bsn-operator.io/x": "y"}})), "use a prefix of your own"),
+        (tolerates(json!({"operator": "Exists", "value": "x"})), "has no value"),
+        (tolerates(json!({"value": "x"})), "has a key"),
+        (tolerates(json!({"key": "a", "effect": "Never"})), "effect"),
+        (
+            tolerates(json!({"key": "a", "effect": "NoSchedule", "tolerationSeconds": 5})),
+            "tolerationSeconds is for effect: NoExecute",
+        ),
+        (pod(json!({"priorityClassName": "High"})), "priorityClassName"),
+        (pod(json!({"imagePullSecrets": [{"name": "a"}, {"name": "a"}]})), "Duplicate"),
+        (pod(json!({"terminationGracePeriodSeconds": 5})), "terminationGracePeriodSeconds"),
+        (pod(json!({"spread": {"machines": "Sometimes"}})), "machines"),
+        (pod(json!({"serviceAccountName": "x"})), "unknown field"),
+        (variable("APP_DATA"), "this variable is the operator's"),
+        (variable("BSN_IDENTITY"), "this variable is the operator's"),
+        (variable("STOP_AT"), "halt.env names a variable that the operator sets"),
+        (variable("1A"), "name"),
+        (application(json!({"env": [{"name": "A"}]})), "either value or valueFrom"),
+        (from(json!({})), "name one source"),
+        (from(json!({"secretKeyRef": entry, "configMapKeyRef": entry})), "name one source"),
+        (mounted("/bsn/disk"), "mount it elsewhere"),
+        (mounted("/tmp"), "mount it elsewhere"),
+        (mounted("/etc/../bsn"), "mount it elsewhere"),
+        (mounted("etc"), "path"),
+        (application(json!({"mounts": [{"path": "/etc/x"}]})), "name one source"),
+    ]
+}
+
+/// What pods may have.
+fn good_pods() -> Vec<Value> {
+    let secret = json!({"secretKeyRef": {"name": "n", "key": "k", "optional": true}});
+    vec![
+        with(
+            "/pod",
+            json!({
+                "labels": {"app.kubernetes.io/part-of": "ledger", "team": "a"},
+                "annotations": {"note": "any text"},
+                "nodeSelector": {"disk": "fast"},
+                "tolerations": [{"operator": "Exists"}, {"key": "a", "value": "b"}],
+                "spread": {"machines": "Required", "zones": "Ignored"},
+                "priorityClassName": "system-cluster-critical",
+                "imagePullSecrets": [{"name": "a"}, {"name": "b"}],
+                "terminationGracePeriodSeconds": 600,
+            }),
+        ),
+        application(json!({
+            "env": [{"name": "A", "value": ""}, {"name": "B", "valueFrom": secret}],
+            "mounts": [{"path": "/etc/tmp/.x", "configMap": {"name": "x"}}],
+            "resources": {"limits": {"memory": "1Gi"}},
+        })),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_input_is_refused_with_an_instruction() {
     let world = World::new("admission").await;
@@ -88,6 +168,8 @@ async fn wrong_input_is_refused_with_an_instruction() {
                 "name one application",
             ),
             (with("/nodeSets", json!([])), "nodeSets"),
+            (with("/deletionPolicy", json!({"keys": "Delete"})), "needs data: Delete"),
+            (with("/deletionPolicy", json!({"data": "Keep"})), "deletionPolicy.data"),
             (
                 with("/nodeSets", json!([{"name": "r", "role": "FullNode", "replicas": 1}])),
                 "add a node set with role: Validator",
@@ -169,6 +251,10 @@ async fn wrong_input_is_refused_with_an_instruction() {
         ],
     );
     answer(&world, "admission", &joining(&from, peers()), true).unwrap();
+    assert_refused(&world, &wrong_pods());
+    for spec in good_pods() {
+        answer(&world, "admission", &spec, true).unwrap_or_else(|error| panic!("{error}: {spec}"));
+    }
     let template = r#"{"key":"{pubKeyBase64}","power":{power},"serial":{serial}}"#;
     answer(&world, "admission", &own_application(template), true).unwrap();
     let long = "n".repeat(31);
@@ -189,8 +275,16 @@ async fn wrong_input_is_refused_with_an_instruction() {
             (with("/nodeSets/1/role", json!("Validator")), "role of a node set is immutable"),
             (joining(&from, peers()), "whether a network forms a chain or joins one is immutable"),
             (
-                with("/nodeSets/0/storage", json!({"size": "1Gi"})),
-                "does not change the disks of existing nodes",
+                with("/nodeSets/0/storage", json!({"size": "19Gi"})),
+                "a disk can grow and never shrink",
+            ),
+            (
+                with("/nodeSets/0/storage", json!({"size": "20G"})),
+                "a disk can grow and never shrink",
+            ),
+            (
+                with("/nodeSets/0/storage", json!({"storageClassName": "fast"})),
+                "the storage class of a node set is immutable",
             ),
         ],
     );
@@ -206,6 +300,9 @@ async fn wrong_input_is_refused_with_an_instruction() {
         with("/nodeSets/1", second),
         with("/externalPeers", peers()),
         with("/genesis", json!({"create": {}})),
+        with("/nodeSets/0/storage", json!({"size": "1Ti"})),
+        with("/nodeSets/0/storage", json!({"size": "20480Mi"})),
+        with("/nodeSets/0/pod", json!({"labels": {"team": "ledger"}})),
         with("/membership", json!({"authority": "External"})),
         with("/disruption", json!({"reserve": 1, "allowDowntime": true})),
         with("/repair", json!({"mode": "Automatic", "gracePeriod": "1h", "cureAfter": "1m"})),

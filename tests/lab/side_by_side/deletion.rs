@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_core::retention::KEEP_FINALIZER;
+use bsn_operator::api::conditions::find;
 use bsn_operator::labels;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
@@ -28,19 +29,8 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     let head = world.await_height_above(5, Duration::from_mins(1)).await;
     let before = world.fingerprint().await;
 
-    world.kubectl_ok(&[
-        "delete",
-        "bsnnetwork",
-        &world.network,
-        "-n",
-        &world.namespace,
-        "--timeout=120s",
-    ]);
-    eventually("no pods", Duration::from_mins(2), async || {
-        let pods = world.pods().await;
-        if pods.is_empty() { Ok(()) } else { Err(format!("{} pods are left", pods.len())) }
-    })
-    .await;
+    delete(&world, "--timeout=120s");
+    await_no_pods(&world).await;
     assert_eq!(world.fingerprint().await, before);
     let disks = world.api::<PersistentVolumeClaim>().list(&ListParams::default()).await.unwrap();
     assert_eq!(disks.items.len(), 4);
@@ -58,7 +48,64 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     world.await_ready().await;
     world.await_height_above(head, Duration::from_mins(2)).await;
     assert_eq!(world.fingerprint().await, before);
+
+    // Applied again at once, while its nodes still end.
+    let head = world.head().await;
+    delete(&world, "--wait=false");
+    world.apply(&yaml);
+    world.await_ready().await;
+    world.await_height_above(head, Duration::from_mins(2)).await;
+    assert_eq!(world.fingerprint().await, before);
+
+    another_chain_is_refused(&world, &yaml).await;
+    assert_eq!(world.fingerprint().await, before);
+
+    // A deletion of the whole namespace takes neither keys nor disks, until a person releases them.
+    world.kubectl_ok(&["delete", "namespace", namespace, "--wait=false"]);
+    await_no_pods(&world).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let private = |prints: BTreeMap<String, String>| {
+        let genesis = |name: &String| name.contains("-genesis-");
+        prints.into_iter().filter(|(name, _)| !genesis(name)).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(private(world.fingerprint().await), private(before));
+    let disks = world.api::<PersistentVolumeClaim>().list(&ListParams::default()).await.unwrap();
+    assert_eq!(disks.items.len(), 4);
     world.remove();
+}
+
+fn delete(world: &World, how: &str) {
+    let (network, namespace) = (world.network.as_str(), world.namespace.as_str());
+    world.kubectl_ok(&["delete", "bsnnetwork", network, "-n", namespace, how]);
+}
+
+async fn await_no_pods(world: &World) {
+    eventually("no pods", Duration::from_mins(2), async || {
+        let pods = world.pods().await;
+        if pods.is_empty() { Ok(()) } else { Err(format!("{} pods are left", pods.len())) }
+    })
+    .await;
+}
+
+/// What is kept of a network is not taken for another chain's, and goes on when it is described again.
+async fn another_chain_is_refused(world: &World, yaml: &str) {
+    delete(world, "--timeout=120s");
+    await_no_pods(world).await;
+    world.apply(&yaml.replace("chainId: city-ledger-1", "chainId: another-1"));
+    eventually("the refusal of another chain", MINUTE, async || {
+        let conditions = world.get().await?.status.unwrap_or_default().conditions;
+        match find(&conditions, "Stalled") {
+            Some(found) if found.message.contains("here before with chain id city-ledger-1") => {
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert!(world.pods().await.is_empty());
+    delete(world, "--timeout=120s");
+    world.apply(yaml);
+    world.await_ready().await;
 }
 
 /// Ids of the nodes' identities.

@@ -394,6 +394,7 @@ impl Pass<'_> {
             in_force,
             image_prefix: self.ctx.settings.image_prefix.clone(),
             next_index: anchor.next_index.clone(),
+            disks: self.validated.disks().collect(),
             disruption,
             warnings: warnings(observed, policy).into_iter().map(|(_, text)| text).collect(),
         };

@@ -22,7 +22,8 @@ use kube::ResourceExt;
 
 use super::memory::Memory;
 use crate::api::conditions::{READY, Reason, STALLED, find};
-use crate::build::stateful_set::{halts_at_of, template_hash_of};
+use crate::build::application::halts_at_of;
+use crate::build::stateful_set::template_hash_of;
 use crate::cluster::watches::cached;
 use crate::controller::context::Context;
 use crate::controller::network::validate::ValidatedNetwork;

@@ -1,4 +1,4 @@
-//! Kubernetes quantities of storage as bytes. Pure.
+//! Kubernetes quantities of storage as bytes.
 
 /// Units and their bytes: binary, then decimal.
 const UNITS: [(&str, u128); 12] = [

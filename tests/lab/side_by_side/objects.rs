@@ -1,0 +1,175 @@
+//! Objects that a stranger made, and objects of ours that somebody edited or deleted by hand: put back if that is harmless,
+//! else a refusal that says how to restore.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bsn_operator::api::conditions::{Reason, find};
+use kube::ResourceExt;
+use serde_json::Value;
+
+use crate::support::{World, eventually};
+
+const LONG: Duration = Duration::from_mins(3);
+const NODE: &str = "objects-hangzhou-0";
+
+/// An object as it is, by kind and name.
+async fn object(world: &World, name: &str) -> Result<Value, String> {
+    let (kind, name) = name.split_once('/').unwrap();
+    let (group, plural) = match kind {
+        "service" => ("api/v1", "services"),
+        "configmap" => ("api/v1", "configmaps"),
+        "secret" => ("api/v1", "secrets"),
+        "statefulset" => ("apis/apps/v1", "statefulsets"),
+        "pdb" => ("apis/policy/v1", "poddisruptionbudgets"),
+        "bsnnode" => ("apis/bsn-operator.io/v1alpha1", "bsnnodes"),
+        other => panic!("no path for {other}"),
+    };
+    let path = format!("/{group}/namespaces/{}/{plural}/{name}", world.namespace);
+    let request = hyper::Request::get(path).body(Vec::new()).unwrap();
+    world.client.request(request).await.map_err(|error| error.to_string())
+}
+
+/// What of an object has to be put back.
+fn content(mut object: Value) -> Value {
+    let meta = object["metadata"].take();
+    object.as_object_mut().unwrap().remove("status");
+    for assigned in ["/spec/clusterIP", "/spec/clusterIPs"] {
+        if let Some(value) = object.pointer_mut(assigned) {
+            value.take();
+        }
+    }
+    let owners = meta["ownerReferences"].clone();
+    serde_json::json!({ "object": object, "labels": meta["labels"], "owners": owners })
+}
+
+/// Does something to an object and waits until it is as before.
+async fn is_put_back(world: &World, name: &str, act: &[&str]) {
+    let before = content(object(world, name).await.unwrap());
+    let args: Vec<_> = act.iter().copied().chain(["-n", &world.namespace]).collect();
+    world.kubectl_ok(&args);
+    eventually(&format!("{name} as before {act:?}"), LONG, async || {
+        let now = content(object(world, name).await?);
+        if now == before { Ok(()) } else { Err(format!("{now}")) }
+    })
+    .await;
+}
+
+async fn is_edited_in_vain(world: &World, name: &str, patch: &str) {
+    is_put_back(world, name, &["patch", name, "--type=merge", "-p", patch]).await;
+}
+
+async fn is_deleted_in_vain(world: &World, name: &str) {
+    is_put_back(world, name, &["delete", name, "--wait=false"]).await;
+}
+
+/// Waits until the network says so, in a condition that asks for a person.
+async fn await_stalled(world: &World, reason: Reason, words: &str) {
+    eventually(&format!("stalled: {reason}: {words}"), LONG, async || {
+        let conditions = world.get().await?.status.unwrap_or_default().conditions;
+        match find(&conditions, "Stalled") {
+            Some(found) if found.reason == reason.as_str() && found.message.contains(words) => {
+                println!("{}", found.message);
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+/// The `ConfigMap` whose name begins like this.
+fn map_named(world: &World, beginning: &str) -> String {
+    let names = world.kubectl_ok(&["get", "configmaps", "-n", &world.namespace, "-o", "name"]);
+    let found = names.lines().find(|name| name.contains(beginning));
+    found.unwrap_or_else(|| panic!("no {beginning} in {names}")).to_owned()
+}
+
+/// Deletes what a finalizer of ours holds; gives what it was, to be restored.
+async fn take_away(world: &World, name: &str) -> Value {
+    let object = object(world, name).await.unwrap();
+    let namespace = world.namespace.as_str();
+    let patch = r#"{"metadata":{"finalizers":null}}"#;
+    world.kubectl_ok(&["patch", name, "-n", namespace, "--type=merge", "-p", patch]);
+    world.kubectl_ok(&["delete", name, "-n", namespace]);
+    object
+}
+
+/// As from a backup: another uid, the same content.
+fn restore(world: &World, mut object: Value) {
+    let meta = object["metadata"].as_object_mut().unwrap();
+    for assigned in ["uid", "resourceVersion", "creationTimestamp", "managedFields"] {
+        meta.remove(assigned);
+    }
+    let output = world.kubectl(&["create", "-f", "-"], &object.to_string());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
+    let world = World::new("objects").await;
+    let namespace = world.namespace.clone();
+
+    // A stranger's Service has a node's name: it is left alone, and the node waits.
+    let make = ["create", "service", "clusterip", NODE, "--tcp=80:80", "-n", &namespace];
+    world.kubectl_ok(&make);
+    let foreign = object(&world, &format!("service/{NODE}")).await.unwrap();
+    world.apply(&world.yaml(&World::sample_spec()));
+    eventually("the node's refusal", LONG, async || {
+        let nodes = world.nodes().await;
+        let node = nodes.iter().find(|node| node.name_any() == NODE).ok_or("no such node")?;
+        let conditions = node.status.clone().unwrap_or_default().conditions;
+        match find(&conditions, "Stalled") {
+            Some(found) if found.reason == "NameTaken" => {
+                println!("{}", found.message);
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(object(&world, &format!("service/{NODE}")).await.unwrap(), foreign);
+    world.kubectl_ok(&["delete", "service", NODE, "-n", &namespace]);
+    world.await_ready().await;
+    world.await_height_above(3, LONG).await;
+    let pods = world.pod_uids().await;
+
+    // Edited.
+    let (service, set) = (format!("service/{NODE}"), format!("statefulset/{NODE}"));
+    is_edited_in_vain(&world, &service, r#"{"spec":{"ports":[{"port":1}]}}"#).await;
+    let more = r#"{"spec":{"ports":[{"name":"p2p","port":26656},{"name":"x","port":1}]}}"#;
+    is_edited_in_vain(&world, &service, more).await;
+    is_edited_in_vain(&world, &service, r#"{"metadata":{"labels":null}}"#).await;
+    is_edited_in_vain(&world, &set, r#"{"metadata":{"labels":null}}"#).await;
+    is_edited_in_vain(&world, &set, r#"{"spec":{"updateStrategy":{"type":"RollingUpdate"}}}"#)
+        .await;
+    is_edited_in_vain(&world, "configmap/objects-peers", r#"{"data":{"peers":"x"}}"#).await;
+    is_edited_in_vain(&world, "pdb/objects-voters", r#"{"spec":{"minAvailable":0}}"#).await;
+    let node = format!("bsnnode/{NODE}");
+    is_edited_in_vain(&world, &node, r#"{"metadata":{"ownerReferences":null}}"#).await;
+
+    // Deleted.
+    is_deleted_in_vain(&world, "configmap/objects-peers").await;
+    is_deleted_in_vain(&world, "configmap/objects-ca").await;
+    is_deleted_in_vain(&world, "pdb/objects-voters").await;
+    for beginning in ["objects-genesis-", &format!("{NODE}-template-"), &format!("{NODE}-config-")]
+    {
+        is_deleted_in_vain(&world, &map_named(&world, beginning)).await;
+    }
+
+    // What cannot be made again is asked for, and nothing else happens meanwhile.
+    let authority = take_away(&world, "secret/objects-ca").await;
+    await_stalled(&world, Reason::KeyLost, "restore").await;
+    restore(&world, authority);
+    world.await_ready().await;
+    let anchor = take_away(&world, "configmap/objects-anchor").await;
+    await_stalled(&world, Reason::AnchorRefused, "restore").await;
+    restore(&world, anchor);
+    world.await_ready().await;
+
+    // A chain does not notice any of it.
+    world.await_height_above(world.head().await + 3, LONG).await;
+    let now: BTreeMap<_, _> = world.pod_uids().await;
+    assert_eq!(now, pods, "a pod was restarted");
+    world.remove();
+}
