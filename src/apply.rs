@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bsn_core::hash::short_hash;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
 use kube::{Resource, ResourceExt};
@@ -192,7 +192,17 @@ pub async fn ensure<K: Object>(
     recorded_uid: Option<&str>,
     network_id: &str,
 ) -> Result<(K, Outcome), ApiError> {
-    ensure_if(client, cached, desired, |object| is_ours(object, recorded_uid, network_id)).await
+    let owners = desired.meta().owner_references.clone().unwrap_or_default();
+    let may =
+        |object: &K| is_ours(object, recorded_uid, network_id) || is_owned_by(object, &owners);
+    ensure_if(client, cached, desired, may).await
+}
+
+/// One of these owns the object: that names it as ours, too, when somebody took its labels away.
+fn is_owned_by(object: &impl Resource, owners: &[OwnerReference]) -> bool {
+    let named = object.meta().owner_references.iter().flatten();
+    let mut named = named.map(|owner| &owner.uid);
+    named.any(|uid| owners.iter().any(|owner| owner.uid == *uid))
 }
 
 /// The same as [`ensure`], where `may` tells whether an object of that name may be changed.
@@ -571,6 +581,17 @@ mod tests {
         labels.insert(labels::NETWORK_ID.into(), "n1".into());
         assert!(is_ours(&object, None, "n1"));
         assert!(!is_ours(&object, None, "n2"));
+    }
+
+    #[test]
+    fn what_our_objects_own_is_ours_without_labels() {
+        use k8s_openapi::api::core::v1::ConfigMap;
+        let owner = |uid: &str| OwnerReference { uid: uid.into(), ..OwnerReference::default() };
+        let mut object = ConfigMap::default();
+        assert!(!is_owned_by(&object, &[owner("node")]));
+        object.metadata.owner_references = Some(vec![owner("node")]);
+        assert!(is_owned_by(&object, &[owner("node")]));
+        assert!(!is_owned_by(&object, &[owner("other")]) && !is_owned_by(&object, &[]));
     }
 
     #[test]
