@@ -278,11 +278,11 @@ impl Watch {
         let reports: BTreeMap<&NodeName, &EngineReport> = self.reports(chain_id, now).collect();
         let height = self.head.height();
         // Who trails far behind tells of another time. So does whoever reads old blocks: where it is alone, as the first
-        // node that joins a chain, its head moves, and nobody knows of a higher one. On a chain that stands still
-        // the word of such a one counts: it may have nobody to tell it that there is nothing to read.
+        // node that joins a chain, its head moves, and nobody knows of a higher one. On a chain that was seen to stand
+        // still the word of such a one counts: it may have nobody to tell it that there is nothing to read.
+        let stands = matches!(head, Head::Standing | Head::Frozen);
         let is_current = |report: &EngineReport| {
-            report.height + RECENT_BLOCKS >= height
-                && !(report.catching_up && head == Head::Producing)
+            report.height + RECENT_BLOCKS >= height && (stands || !report.catching_up)
         };
         let current: BTreeMap<&NodeName, &LedgerReport> = reports
             .iter()

@@ -45,7 +45,7 @@ impl<'a> Planner<'a> {
         let fresh = is_fresh(ledger, self.policy);
         gate(Gate::EvidenceIsFresh, fresh, |g| {
             let why = match ledger.answering() {
-                _ if ledger.agreed => {
+                _ if ledger.agreed && !ledger.members.is_empty() => {
                     format!("the newest evidence is {} s old", ledger.age_seconds)
                 }
                 0 if !ledger.followers.is_empty() => "none of its nodes answers".to_owned(),
@@ -73,6 +73,10 @@ impl<'a> Planner<'a> {
 
     /// Why a standing ledger cannot go on without a person, if so: too much power is down for good.
     pub(super) fn standing(&self, name: &str, ledger: &Ledger) -> Option<Closed> {
+        // Of a chain that others made, nothing may have been heard yet.
+        if ledger.members.is_empty() {
+            return None;
+        }
         let mut lost = Vec::new();
         let mut left = 0;
         for (key, member) in &ledger.members {
