@@ -200,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    fn set(pod: Value) -> NodeSet {
+    fn set(pod: &Value) -> NodeSet {
         let set = json!({"name": "a", "role": "Validator", "replicas": 1, "pod": pod});
         serde_json::from_value(set).unwrap()
     }
@@ -224,13 +224,13 @@ mod tests {
             "spread": {"machines": "Required"},
             "terminationGracePeriodSeconds": 90,
         }));
-        assert_eq!(validate_pod(Some(&default), &set(described)), Ok(expected));
-        assert_eq!(validate_pod(Some(&default), &set(json!({}))), Ok(default));
+        assert_eq!(validate_pod(Some(&default), &set(&described)), Ok(expected));
+        assert_eq!(validate_pod(Some(&default), &set(&json!({}))), Ok(default));
     }
 
     #[test]
     fn what_is_so_by_default_counts_as_not_said() {
-        let said = set(json!({
+        let said = set(&json!({
             "spread": {"machines": "Preferred", "zones": "Preferred"},
             "terminationGracePeriodSeconds": 60,
         }));
@@ -257,7 +257,7 @@ mod tests {
             (json!({"annotations": {"bsn-operator.io/x": ""}}), "use a prefix of your own"),
             (json!({"annotations": {"text": "x".repeat(33 << 10)}}), "longer than 32 KiB"),
         ] {
-            let error = validate_pod(None, &set(described)).unwrap_err().to_string();
+            let error = validate_pod(None, &set(&described)).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
         let good = json!({
@@ -265,7 +265,7 @@ mod tests {
             "annotations": {"note": "any text, in any form"},
             "nodeSelector": {"node-role.kubernetes.io/chain": ""},
         });
-        validate_pod(None, &set(good)).unwrap();
+        validate_pod(None, &set(&good)).unwrap();
     }
 
     #[test]

@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    fn claim(status: Value) -> PersistentVolumeClaim {
+    fn claim(status: &Value) -> PersistentVolumeClaim {
         serde_json::from_value(json!({
             "metadata": {"name": "net-v-0-data", "uid": "u1"},
             "spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "2Gi"}}},
@@ -170,7 +170,7 @@ mod tests {
         .unwrap()
     }
 
-    fn said(wanted: &str, status: Value) -> (Option<bool>, Reason, String) {
+    fn said(wanted: &str, status: &Value) -> (Option<bool>, Reason, String) {
         let claim = claim(status);
         let state = disk_state(next_growth(wanted, &observe_claim(&claim)), wanted, &claim);
         (state.status, state.reason, state.message)
@@ -179,19 +179,19 @@ mod tests {
     #[test]
     fn a_claim_tells_where_its_growth_is() {
         let bound = |capacity: &str| json!({"phase": "Bound", "capacity": {"storage": capacity}});
-        assert_eq!(said("2Gi", bound("2Gi")), (Some(true), Reason::AsDescribed, String::new()));
-        let (_, reason, message) = said("2Gi", bound("1Gi"));
+        assert_eq!(said("2Gi", &bound("2Gi")), (Some(true), Reason::AsDescribed, String::new()));
+        let (_, reason, message) = said("2Gi", &bound("1Gi"));
         assert_eq!(reason, Reason::DiskGrowing);
         assert!(message.contains("from 1Gi to 2Gi"), "{message}");
         let mut pending = bound("1Gi");
         pending["conditions"] = json!([{"type": "FileSystemResizePending", "status": "True"}]);
-        let (status, reason, message) = said("2Gi", pending);
+        let (status, reason, message) = said("2Gi", &pending);
         assert_eq!((status, reason), (Some(false), Reason::FileSystemPending));
         assert!(message.contains("pod.annotations"), "{message}");
         let mut infeasible = bound("1Gi");
         infeasible["allocatedResourceStatuses"] = json!({"storage": "ControllerResizeInfeasible"});
-        assert_eq!(said("2Gi", infeasible).1, Reason::DiskGrowthRefused);
-        assert_eq!(said("3Gi", json!({"phase": "Pending"})).1, Reason::DiskGrowing);
+        assert_eq!(said("2Gi", &infeasible).1, Reason::DiskGrowthRefused);
+        assert_eq!(said("3Gi", &json!({"phase": "Pending"})).1, Reason::DiskGrowing);
     }
 
     fn api_error(code: u16, message: &str) -> ApiError {
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn only_an_answer_that_no_later_try_changes_needs_a_person() {
-        let claim = claim(json!({"phase": "Bound", "capacity": {"storage": "2Gi"}}));
+        let claim = claim(&json!({"phase": "Bound", "capacity": {"storage": "2Gi"}}));
         let why = "the storageclass that provisions the pvc must support resize";
         let state = refused_state(&api_error(403, why), "3Gi", &claim);
         assert_eq!(state.reason, Reason::DiskGrowthRefused);
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_claim_of_another_uid_or_one_that_goes_is_left_alone() {
-        let mut claim = claim(json!({"phase": "Bound"}));
+        let mut claim = claim(&json!({"phase": "Bound"}));
         assert!(is_the_one(&claim, "u1") && !is_the_one(&claim, "u2"));
         claim.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));

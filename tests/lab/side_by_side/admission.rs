@@ -28,7 +28,7 @@ fn with(pointer: &str, value: Value) -> Value {
 }
 
 /// An application of the user's own, with this besides its image.
-fn application(extra: Value) -> Value {
+fn application(extra: &Value) -> Value {
     let mut container = json!({"image": "x", "halt": {"env": "STOP_AT"}});
     for (field, value) in extra.as_object().unwrap() {
         container[field] = value.clone();
@@ -37,11 +37,11 @@ fn application(extra: Value) -> Value {
 }
 
 fn variable(name: &str) -> Value {
-    application(json!({"env": [{"name": name, "value": "1"}]}))
+    application(&json!({"env": [{"name": name, "value": "1"}]}))
 }
 
 fn mounted(path: &str) -> Value {
-    application(json!({"mounts": [{"path": path, "secret": {"name": "tls"}}]}))
+    application(&json!({"mounts": [{"path": path, "secret": {"name": "tls"}}]}))
 }
 
 fn submit(template: &str) -> Value {
@@ -91,7 +91,7 @@ fn wrong_pods() -> Vec<(Value, &'static str)> {
     let pod = |extra: Value| with("/pod", extra);
     let of_set = |extra: Value| with("/nodeSets/0/pod", extra);
     let tolerates = |toleration: Value| pod(json!({"tolerations": [toleration]}));
-    let from = |source: Value| application(json!({"env": [{"name": "A", "valueFrom": source}]}));
+    let from = |source: Value| application(&json!({"env": [{"name": "A", "valueFrom": source}]}));
     let entry = json!({"name": "n", "key": "k"});
     vec![
         (of_set(json!({"labels": {"bsn-operator.io/node": "x"}})), "this label is taken"),
@@ -113,14 +113,14 @@ fn wrong_pods() -> Vec<(Value, &'static str)> {
         (variable("BSN_IDENTITY"), "this variable is the operator's"),
         (variable("STOP_AT"), "halt.env names a variable that the operator sets"),
         (variable("1A"), "name"),
-        (application(json!({"env": [{"name": "A"}]})), "either value or valueFrom"),
+        (application(&json!({"env": [{"name": "A"}]})), "either value or valueFrom"),
         (from(json!({})), "name one source"),
         (from(json!({"secretKeyRef": entry, "configMapKeyRef": entry})), "name one source"),
         (mounted("/bsn/disk"), "mount it elsewhere"),
         (mounted("/tmp"), "mount it elsewhere"),
         (mounted("/etc/../bsn"), "mount it elsewhere"),
         (mounted("etc"), "path"),
-        (application(json!({"mounts": [{"path": "/etc/x"}]})), "name one source"),
+        (application(&json!({"mounts": [{"path": "/etc/x"}]})), "name one source"),
     ]
 }
 
@@ -141,7 +141,7 @@ fn good_pods() -> Vec<Value> {
                 "terminationGracePeriodSeconds": 600,
             }),
         ),
-        application(json!({
+        application(&json!({
             "env": [{"name": "A", "value": ""}, {"name": "B", "valueFrom": secret}],
             "mounts": [{"path": "/etc/tmp/.x", "configMap": {"name": "x"}}],
             "resources": {"limits": {"memory": "1Gi"}},
