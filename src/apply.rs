@@ -268,12 +268,7 @@ async fn apply_over<K: Object>(
         Err(error) => return Err(error),
     }
     tracing::warn!(kind = %K::kind(&()), %namespace, %name, "others added to it; its lists are put back");
-    let params = PatchParams {
-        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    let what = || describe::<K>("patch", &namespace, &name);
-    bounded(what, api.patch(&name, &params, &Patch::Merge(&desired))).await
+    merge(&api, &name, &desired).await
 }
 
 /// Makes an object whose content is never changed afterwards, or takes the one that is there. Marks that
@@ -314,29 +309,11 @@ pub async fn restore_marks<K: Object>(
     let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(None) };
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it has lost marks of ours; they are put back");
-    patch_marks(client, object, &marks).await.map(Some)
-}
-
-async fn patch_marks<K: Object>(
-    client: &kube::Client,
-    object: &K,
-    marks: &Value,
-) -> Result<K, ApiError> {
-    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let api = Api::<K>::namespaced(client.clone(), &namespace);
-    let params = PatchParams {
-        field_manager: Some(labels::FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    bounded(
-        || describe::<K>("patch", &namespace, &name),
-        api.patch(&name, &params, &Patch::Merge(&json!({ "metadata": marks }))),
-    )
-    .await
+    merge_as_read(client, object, json!({ "metadata": marks })).await.map(Some)
 }
 
 /// Changes these fields of an object that is still as it was read, and no others. If it was changed or replaced since,
-/// the API server refuses.
+/// the API server refuses: so somebody else's finalizer is not lost.
 pub async fn merge_as_read<K: Object>(
     client: &kube::Client,
     object: &K,
@@ -345,13 +322,20 @@ pub async fn merge_as_read<K: Object>(
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     fields["metadata"]["uid"] = json!(object.uid());
     fields["metadata"]["resourceVersion"] = json!(object.resource_version());
-    let api = Api::<K>::namespaced(client.clone(), &namespace);
+    merge(&Api::namespaced(client.clone(), &namespace), &name, &fields).await
+}
+
+async fn merge<K: Object>(
+    api: &Api<K>,
+    name: &str,
+    fields: &(impl Serialize + std::fmt::Debug),
+) -> Result<K, ApiError> {
     let params = PatchParams {
         field_manager: Some(labels::FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
-    let what = || describe::<K>("patch", &namespace, &name);
-    bounded(what, api.patch(&name, &params, &Patch::Merge(&fields))).await
+    let what = || describe::<K>("patch", api.namespace().unwrap_or_default(), name);
+    bounded(what, api.patch(name, &params, &Patch::Merge(fields))).await
 }
 
 /// Deletes an object as it was seen. One that is gone already, or that another has replaced, is not the one that was
@@ -399,7 +383,7 @@ pub async fn add_finalizer<K: Object>(
 ) -> Result<(), ApiError> {
     let wish = ObjectMeta { finalizers: Some(vec![finalizer.to_owned()]), ..ObjectMeta::default() };
     let Some(marks) = missing_marks(object.meta(), &wish) else { return Ok(()) };
-    patch_marks(client, object, &marks).await.map(|_| ())
+    merge_as_read(client, object, json!({ "metadata": marks })).await.map(|_| ())
 }
 
 /// Takes a finalizer from an object; others stay.
@@ -412,16 +396,7 @@ pub async fn drop_finalizer<K: Object>(
         return Ok(());
     }
     let others: Vec<_> = object.finalizers().iter().filter(|one| *one != finalizer).collect();
-    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    // The version it was read at: somebody else's finalizer is not lost.
-    let patch = json!({"metadata": {
-        "finalizers": others,
-        "uid": object.uid(),
-        "resourceVersion": object.resource_version(),
-    }});
-    let api = Api::<K>::namespaced(client.clone(), &namespace);
-    let what = || describe::<K>("patch", &namespace, &name);
-    match bounded(what, api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await {
+    match merge_as_read(client, object, json!({"metadata": {"finalizers": others}})).await {
         // Gone meanwhile.
         Err(error) if error.code() == Some(404) => Ok(()),
         result => result.map(|_| ()),
@@ -451,13 +426,7 @@ fn missing_marks(object: &ObjectMeta, desired: &ObjectMeta) -> Option<Value> {
         return None;
     }
     let finalizers: Vec<_> = has.clone().chain(lacks).collect();
-    // The version it was read at: somebody else's finalizer is not lost.
-    Some(json!({
-        "labels": labels,
-        "finalizers": finalizers,
-        "uid": object.uid,
-        "resourceVersion": object.resource_version,
-    }))
+    Some(json!({"labels": labels, "finalizers": finalizers}))
 }
 
 enum Created<K> {

@@ -22,7 +22,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::RenderArgs;
-use crate::api::{BsnNetwork, ClusterImage, Exposure, NodePod};
+use crate::api::{BsnNetwork, ClusterImage, Exposure};
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_certificate_map, build_config_map, build_genesis_map,
@@ -34,9 +34,7 @@ use crate::build::secret::{
     build_ca_secret, build_client_secret, build_keys_secret, build_token_secret,
 };
 use crate::build::service::build_service;
-use crate::build::stateful_set::{
-    Mounts, Workload, build_stateful_set, build_template, with_template_hash,
-};
+use crate::build::stateful_set::{Mounts, build_stateful_set, build_template, with_template_hash};
 use crate::build::{NetworkParts, NodeParts};
 use crate::controller::network::addresses::exposure_of;
 use crate::controller::network::validate::{ValidatedNetwork, validate_network};
@@ -143,19 +141,9 @@ fn render_network(
     let margin = margin(QUORUM, &powers);
     push(out, &build_disruption_budget(&parts, powers.len() - margin));
 
-    let workload = Workload {
-        engine_image: validated.engine_image.clone(),
-        agent_image: ClusterImage { reference: agent_image.to_owned(), pull_secret_name: None },
-        app: validated.app.clone(),
-        resources: None,
-        extras: NodePod::default(),
-    };
+    let agents = ClusterImage { reference: agent_image.to_owned(), pull_secret_name: None };
     for (name, identity) in anchor.members() {
-        let workload = Workload {
-            resources: validated.resources.get(&identity.set).cloned().flatten(),
-            extras: validated.pods.get(&identity.set).cloned().unwrap_or_default(),
-            ..workload.clone()
-        };
+        let workload = validated.workload(&identity.set, agents.clone());
         let node = NodeParts { network: parts, name: &name, identity, owner: None };
         let storage = validated.storage.get(&identity.set).cloned().unwrap_or_default();
         let placeholder = stand_in_key(name.as_str());

@@ -1,7 +1,7 @@
 //! The operator itself comes, goes, and becomes another version: none of that is the nodes' business.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bsn_testkit::operator::{NAME, NAMESPACE, OperatorImage, install};
@@ -25,29 +25,27 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// This build of the operator, and one that differs from it in what it renders, and in nothing else.
-fn images() -> [OperatorImage; 2] {
-    let binary = PathBuf::from(env!("CARGO_BIN_EXE_bsn-operator"));
+/// The operator that is installed, and another version: one that differs from this build in what it renders.
+fn images(world: &World) -> [OperatorImage; 2] {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("images-{}", hub()));
     std::fs::create_dir_all(&folder).unwrap();
-    let mut program = std::fs::read(&binary).unwrap();
+    let mut program = std::fs::read(env!("CARGO_BIN_EXE_bsn-operator")).unwrap();
     let (old, new) = (VARIABLE.as_bytes(), RENAMED.as_bytes());
-    let places: Vec<_> =
-        program.windows(old.len()).enumerate().filter(|(_, text)| *text == old).collect();
-    let places: Vec<_> = places.into_iter().map(|(at, _)| at).collect();
+    let places = program.windows(old.len()).enumerate().filter(|(_, text)| *text == old);
+    let places: Vec<_> = places.map(|(at, _)| at).collect();
     assert!(!places.is_empty(), "{VARIABLE} is not in the program");
     for at in places {
         program[at..at + new.len()].copy_from_slice(new);
     }
-    let other = folder.join("other-version");
-    std::fs::write(&other, program).unwrap();
-    [binary, other].map(|binary| {
-        let image = OperatorImage::build(&binary, &folder).unwrap();
-        // The next one is packed under the same name.
-        let file = folder.join(format!("{}.tar", image.tag));
-        std::fs::rename(&image.file, &file).unwrap();
-        OperatorImage { file, ..image }
-    })
+    let binary = folder.join("other-version");
+    std::fs::write(&binary, program).unwrap();
+    let other = OperatorImage::build(&binary, &folder).unwrap();
+    let deployment = format!("deployment/{NAME}");
+    let image = "-o=jsonpath={.spec.template.spec.containers[0].image}";
+    let image = world.kubectl_ok(&["get", &deployment, "-n", NAMESPACE, image]);
+    let tag = image.trim().rsplit_once(':').unwrap().1.to_owned();
+    // Its own file was imported before; that of the other one does no harm.
+    [OperatorImage { tag, ..other.clone() }, other]
 }
 
 /// Names of the variables and images that a pod was made with.
@@ -92,7 +90,7 @@ fn spec(timeout_commit: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_is_removed_comes_back_and_is_upgraded_without_a_restart_of_a_node() {
     let world = World::new("installed").await;
-    let [this, other] = images();
+    let [this, other] = images(&world);
     world.apply(&world.yaml(&spec("1s")));
     world.await_converged(LONG).await;
     assert_made_of(&world, &this, VARIABLE, RENAMED).await;

@@ -154,14 +154,13 @@ async fn end(ctx: &Context, key: &NetworkKey, network: &BsnNetwork) -> Step<End>
     let expected = Expected { hub_id: ctx.hub_id.clone(), chain_id: network.spec.chain_id.clone() };
     let anchor = or_refuse!(parse_map(&map, &expected).map_err(Refusal::from));
     // On the hub nothing ends before the network does, which waits for this.
-    for node in left::<BsnNode>(&ctx.client, namespace, labels::NETWORK, &key.name).await? {
-        if node.metadata.deletion_timestamp.is_none() {
-            delete(&ctx.client, &node).await?;
-        }
+    let nodes = left::<BsnNode>(&ctx.client, namespace, labels::NETWORK, &key.name).await?;
+    for node in nodes.iter().filter(|node| node.metadata.deletion_timestamp.is_none()) {
+        delete(&ctx.client, node).await?;
     }
     let places = or_refuse!(places(ctx, network, &map, &anchor));
     let id = anchor.network_id.as_str();
-    if !left::<BsnNode>(&ctx.client, namespace, labels::NETWORK, &key.name).await?.is_empty() {
+    if !nodes.is_empty() {
         return Ok(Ok(End::Waits("its nodes end")));
     }
     for place in places.values() {

@@ -1,4 +1,4 @@
-//! Hashes of what the user described of how nodes run: they tell whether a node has to restart, and are in the anchor of
+//! What the user described of how nodes run, and hashes of it: they tell whether a node has to restart, and are in the anchor of
 //! every network. What came to the description later is left out of them where it is not set, so that a new version of
 //! the operator restarts nobody.
 
@@ -6,10 +6,22 @@ use bsn_core::hash::short_hash;
 use serde::Serialize;
 
 use super::validate::ValidatedNetwork;
-use crate::api::{AppMount, AppVariable, NodePod};
+use crate::api::{AppMount, AppVariable, ClusterImage, NodePod};
 use crate::build::application::AppWorkload;
+use crate::build::stateful_set::Workload;
 
 impl ValidatedNetwork {
+    /// What a node of `set` runs, with these agents.
+    pub fn workload(&self, set: &str, agent_image: ClusterImage) -> Workload {
+        Workload {
+            engine_image: self.engine_image.clone(),
+            agent_image,
+            app: self.app.clone(),
+            resources: self.resources.get(set).cloned().flatten(),
+            extras: self.pods.get(set).cloned().unwrap_or_default(),
+        }
+    }
+
     /// Hash of what the user described of how a node of `set` runs. A change of it, and nothing else, makes
     /// a node restart.
     pub fn inputs_hash(&self, set: &str) -> String {

@@ -77,8 +77,34 @@ impl Pass<'_> {
         let (set, _) = or_refuse!(refused(made)?);
         let in_force = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
         self.end_pod_of_other_disk(&in_force).await?;
+        or_refuse!(self.restore_config(parts, &in_force).await?);
         self.prune(&in_force).await?;
         Ok(Ok(anchor))
+    }
+
+    /// Makes the configuration that the template in force mounts again, if it is gone and exactly the same one follows from
+    /// the description.
+    async fn restore_config(&self, parts: &NodeParts<'_>, in_force: &PodTemplateSpec) -> Step<()> {
+        let namespace = &self.key.namespace;
+        let Some(name) = in_force.spec.as_ref().and_then(config_of) else { return Ok(Ok(())) };
+        if cached(&self.place.objects.config_maps, namespace, &name).is_some()
+            || read::<ConfigMap>(&self.place.client, namespace, &name).await?.is_some()
+        {
+            return Ok(Ok(()));
+        }
+        let timeout = self.validated.timeout_commit.as_deref();
+        let application = self.described(&parts.identity.set).application();
+        let config = build_config_map(parts, application, timeout);
+        if config.name_any() == name {
+            let id = parts.network.network_id;
+            let made = ensure_exists(&self.place.client, None, config, None, id).await;
+            return Ok(refused(made)?.map(|_| ()));
+        }
+        let message = format!(
+            "ConfigMap {namespace}/{name} with the configuration in force is missing; restore it from a backup. The node runs \
+             on as long as its pod does"
+        );
+        Ok(Err(Refusal::new(Reason::TemplateLost, message)))
     }
 
     /// The description has an application that the chain does not run yet.
@@ -96,6 +122,10 @@ impl Pass<'_> {
         }
     }
 
+    fn described(&self, set: &str) -> Workload {
+        self.validated.workload(set, self.place.agent_image.clone())
+    }
+
     /// What is described now, with the configuration it mounts.
     pub(super) async fn build_new_template(
         &self,
@@ -104,13 +134,7 @@ impl Pass<'_> {
         pod: &PodIdentity,
         anchor: &Anchor,
     ) -> Step<PodTemplateSpec> {
-        let workload = Workload {
-            engine_image: self.validated.engine_image.clone(),
-            agent_image: self.place.agent_image.clone(),
-            app: self.validated.app.clone(),
-            resources: self.validated.resources.get(&identity.set).cloned().flatten(),
-            extras: self.validated.pods.get(&identity.set).cloned().unwrap_or_default(),
-        };
+        let workload = self.described(&identity.set);
         let timeout = self.validated.timeout_commit.as_deref();
         let config = build_config_map(parts, workload.application(), timeout);
         let genesis_hash = anchor.genesis_hash.as_deref().unwrap_or_default();

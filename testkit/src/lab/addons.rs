@@ -1,8 +1,8 @@
 //! What every cluster of the lab has inside: DNS and a default class of storage.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
@@ -17,9 +17,6 @@ use super::provisioner::PROVISIONER;
 pub const STORAGE_CLASS: &str = "lab";
 /// Field manager of the lab's objects.
 const MANAGER: &str = "bsn-lab";
-/// Nodes are Ready after about 8 s, and DNS a few seconds later.
-const READY_DEADLINE: Duration = Duration::from_secs(90);
-
 const KUBELET_PORT: u16 = 10250;
 const DNS_PORT: u16 = 53;
 /// All of it is on this machine.
@@ -48,27 +45,9 @@ pub async fn apply(client: &Client, cluster: usize) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all machines are Ready and DNS answers.
-pub async fn wait_ready(client: &Client, machines: usize) -> Result<()> {
-    let end = Instant::now() + READY_DEADLINE;
-    loop {
-        let state = observe_readiness(client, machines).await;
-        match state {
-            Ok(None) => return Ok(()),
-            Ok(Some(missing)) if Instant::now() >= end => {
-                bail!(
-                    "after {READY_DEADLINE:?}: {missing}; see `kubectl get pods,nodes -A` and the logs"
-                );
-            }
-            Err(error) if Instant::now() >= end => return Err(error),
-            _ => tokio::time::sleep(Duration::from_millis(300)).await,
-        }
-    }
-}
-
-/// What is missing, if anything. What the API server knows may be from before a restart, so the kubelets
+/// What a cluster misses, if anything. What the API server knows may be from before a restart, so the kubelets
 /// and DNS must also accept connections.
-async fn observe_readiness(client: &Client, machines: usize) -> Result<Option<String>> {
+pub async fn observe_readiness(client: &Client, machines: usize) -> Result<Option<String>> {
     let nodes = Api::<Node>::all(client.clone());
     let nodes = nodes.list(&ListParams::default()).await?;
     let mut ready = 0;

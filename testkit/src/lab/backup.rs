@@ -42,7 +42,7 @@ impl Lab {
         copy(&backup.folder, &plane.etcd_folder())?;
         plane.start()?;
         self.wait_api_server(backup.cluster).await?;
-        super::in_parallel(&machines, super::Machine::start_node)
+        super::up::tend_until_ready(self, backup.cluster).await
     }
 }
 

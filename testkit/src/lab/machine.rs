@@ -39,6 +39,11 @@ impl Machine {
         ["containerd", "kubelet", "kube-proxy"].map(|name| self.service(name))
     }
 
+    /// Those that need an API server.
+    pub fn agents(&self) -> [Service; 2] {
+        ["kubelet", "kube-proxy"].map(|name| self.service(name))
+    }
+
     /// Where everything of it is.
     pub fn folder(&self) -> PathBuf {
         self.layout.machine(self.id)

@@ -1,7 +1,7 @@
 //! Bringing the lab up: idempotent, in phases, each as parallel as it can be.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use futures::future::try_join_all;
@@ -12,6 +12,11 @@ use super::layout::LabSpec;
 use super::machine::Machine;
 use super::process::Service;
 use super::{Lab, addons, command, down, image, network, packages, tools};
+
+/// Nodes are Ready after about 8 s, and DNS a few seconds later; a busy machine takes several times as long.
+const READY_DEADLINE: Duration = Duration::from_mins(4);
+/// From one look at what runs to the next.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 /// What `up` did, for people and reports.
 #[derive(Clone, Debug, Default)]
@@ -79,7 +84,6 @@ pub(super) async fn up(wanted: LabSpec) -> Result<(Lab, Report)> {
     clock.lap("machines prepared, API servers ready");
 
     // Only now: a kubelet that finds no API server backs off for longer than the wait has been.
-    super::in_parallel(&machines, Machine::start_node)?;
     start_provisioners(&lab, &provisioner)?;
     try_join_all((0..spec.clusters).map(|cluster| finish_cluster(&lab, cluster))).await?;
     clock.lap("nodes and DNS ready");
@@ -102,8 +106,55 @@ async fn wait_for_control_planes(lab: &Lab, planes: &[ControlPlane]) -> Result<(
 async fn finish_cluster(lab: &Lab, cluster: usize) -> Result<()> {
     let client = lab.client(cluster).await?;
     addons::apply(&client, cluster).await?;
-    let ready = addons::wait_ready(&client, lab.spec.machines).await;
-    ready.with_context(|| format!("cluster {cluster} does not become ready"))
+    tend_until_ready(lab, cluster).await
+}
+
+/// Starts what needs an API server, and again what has ended, as an init system does: a kubelet ends when another takes
+/// the one socket for device plug-ins in the same instant. Until all machines are Ready and DNS answers.
+pub(super) async fn tend_until_ready(lab: &Lab, cluster: usize) -> Result<()> {
+    let client = lab.client(cluster).await?;
+    let plane = ControlPlane::new(&lab.layout, cluster);
+    let ids = lab.spec.machines().filter(|id| id.cluster == cluster);
+    let machines: Vec<_> = ids.map(|id| lab.machine_of(id)).collect();
+    let end = Instant::now() + READY_DEADLINE;
+    let mut restart = tokio::time::interval(RESTART_PAUSE);
+    loop {
+        restart.tick().await;
+        let died = start_agents(&plane, &machines)?;
+        let missing = addons::observe_readiness(&client, machines.len()).await;
+        match missing {
+            Ok(None) => return Ok(()),
+            _ if Instant::now() < end => {}
+            Ok(Some(missing)) => bail!(
+                "cluster {cluster} is not ready after {READY_DEADLINE:?}: {missing}; see `kubectl get pods,nodes -A` \
+                 and the logs.{}",
+                died.join("\n")
+            ),
+            Err(error) => {
+                let context = format!("cluster {cluster} is not ready after {READY_DEADLINE:?}");
+                return Err(error).context(context);
+            }
+        }
+    }
+}
+
+/// Starts what needs an API server and does not run. Returns the last words of what ran before.
+fn start_agents(plane: &ControlPlane, machines: &[Machine]) -> Result<Vec<String>> {
+    let ended = |services: [Service; 2]| -> Vec<String> {
+        services.iter().filter_map(|service| service.check().err()).map(|e| e.to_string()).collect()
+    };
+    let mut died = ended(plane.controllers());
+    if !died.is_empty() {
+        plane.start_controllers()?;
+    }
+    for machine in machines {
+        let agents = ended(machine.agents());
+        if !agents.is_empty() {
+            machine.start_node()?;
+            died.extend(agents);
+        }
+    }
+    Ok(died)
 }
 
 fn start_provisioners(lab: &Lab, program: &std::path::Path) -> Result<()> {

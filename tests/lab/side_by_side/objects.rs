@@ -90,8 +90,9 @@ async fn take_away(world: &World, name: &str) -> Value {
     let object = object(world, name).await.unwrap();
     let namespace = world.namespace.as_str();
     let patch = r#"{"metadata":{"finalizers":null}}"#;
+    // In this order: to what is being deleted the operator cannot put a finalizer back.
+    world.kubectl_ok(&["delete", name, "-n", namespace, "--wait=false"]);
     world.kubectl_ok(&["patch", name, "-n", namespace, "--type=merge", "-p", patch]);
-    world.kubectl_ok(&["delete", name, "-n", namespace]);
     object
 }
 

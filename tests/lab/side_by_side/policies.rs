@@ -122,8 +122,9 @@ async fn a_deletion_policy_takes_what_it_names() {
         if held { Ok(()) } else { Err("not there".to_owned()) }
     })
     .await;
+    // In this order: to what is being deleted the operator cannot put a finalizer back.
+    world.kubectl_ok(&["delete", anchor, "-n", namespace, "--wait=false"]);
     world.kubectl_ok(&["patch", anchor, "-n", namespace, "--type=merge", "-p", NO_FINALIZER]);
-    world.kubectl_ok(&["delete", anchor, "-n", namespace]);
     world.kubectl_ok(&["delete", "bsnnetwork", "policies", "-n", namespace, "--wait=false"]);
     let said = eventually("what to do", LONG, async || {
         let conditions = world.get().await?.status.unwrap_or_default().conditions;
