@@ -6,6 +6,7 @@
 mod cluster;
 pub mod conditions;
 mod deletion;
+mod joining;
 mod membership;
 mod network;
 mod node;
@@ -13,6 +14,7 @@ mod pod;
 
 pub use cluster::*;
 pub use deletion::*;
+pub use joining::*;
 pub use membership::*;
 pub use network::*;
 pub use node::*;
