@@ -71,6 +71,23 @@ pub struct NetworkView {
     pub margin_left: Option<usize>,
     /// The nodes, by name.
     pub nodes: Vec<NodeView>,
+    /// Voters of other owners, by address. They count like any other, and nothing is ever done about them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign: Vec<ForeignView>,
+}
+
+/// A voter of another owner at this moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ForeignView {
+    /// Address of its consensus key.
+    pub address: String,
+    /// Its voting power.
+    pub voting_power: u64,
+    /// How many of the newest final blocks it signed, as our nodes know the chain.
+    pub signed: u64,
+    /// It is seen to sign now. Nothing else is known of it: false is not "down".
+    pub signs: bool,
 }
 
 /// A node at this moment.

@@ -45,6 +45,9 @@ pub struct Anchor {
     /// Names and powers of the founding validators, in the order of the genesis. Fixed before the
     /// first key is made: later edits of the network cannot reach into a chain being formed.
     pub founders: Vec<Founder>,
+    /// The chain was made by others: it has no founders here, and the bytes of its genesis are theirs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joins: bool,
     /// The certificate authority, once its key exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<KeyRecord>,
@@ -447,6 +450,7 @@ mod tests {
             chain_id: "c1".into(),
             genesis_time: "2026-01-01T00:00:00Z".parse().unwrap(),
             founders: vec![],
+            joins: false,
             ca: None,
             genesis_hash: None,
             formed: false,
@@ -461,6 +465,14 @@ mod tests {
     fn reads_what_it_wrote() {
         let text = anchor().to_json();
         assert_eq!(Anchor::parse(&text, "h1", "c1").unwrap(), anchor());
+    }
+
+    #[test]
+    fn what_an_older_version_wrote_is_read_and_written_again_as_it_was() {
+        let text = anchor().to_json();
+        assert!(!text.contains("joins"), "{text}");
+        let joined = Anchor { joins: true, ..anchor() };
+        assert_eq!(Anchor::parse(&joined.to_json(), "h1", "c1").unwrap(), joined);
     }
 
     #[test]

@@ -5,6 +5,10 @@
 //! 3. The genesis follows from the anchor alone; its hash is recorded, then its bytes are published.
 //! 4. `formed` is latched. Only now may a pod start. No path leads back.
 //!
+//! A network that joins a chain which exists has no founders: in place of 2 and 3, the genesis that others made is
+//! taken over, its hash recorded, and its bytes published. Nothing follows from the anchor alone then; the bytes are
+//! given to each decision by the caller, who checked them ([`crate::engine::cometbft::genesis::take_genesis`]).
+//!
 //! A crash between any two of these resumes where it stopped: every step is decided by what is
 //! recorded, and the genesis is computed again to the same bytes.
 
@@ -47,6 +51,9 @@ pub struct DesiredNetwork {
     pub name: NetworkName,
     /// Id of its chain.
     pub chain_id: String,
+    /// Its chain exists and was made by others: SHA-256 of its genesis, in lower-case hexadecimal. `None` = it is
+    /// formed here.
+    pub joins: Option<String>,
     /// Its node sets, in the order of the file.
     pub sets: Vec<DesiredSet>,
 }
@@ -69,7 +76,8 @@ pub enum FormingError {
 }
 
 /// Makes the anchor of a network that has none: founders, ids and names, nothing more. Founders are the
-/// validators that vote; the others are nodes only.
+/// validators that vote; the others are nodes only. Where a chain is joined, all are: they vote once the chain takes
+/// them in.
 pub fn build_anchor(
     desired: &DesiredNetwork,
     hub_id: &str,
@@ -86,6 +94,7 @@ pub fn build_anchor(
         // Whole seconds: the engine compares bytes, and people read them.
         genesis_time: Timestamp::from_second(now.as_second()).unwrap_or(now),
         founders: Vec::new(),
+        joins: desired.joins.is_some(),
         ca: None,
         genesis_hash: None,
         formed: false,
@@ -97,14 +106,14 @@ pub fn build_anchor(
     for set in &desired.sets {
         for index in 0..set.replicas {
             let name = desired.name.node(&set.name, index)?;
-            if set.votes() {
+            if set.votes() && !anchor.joins {
                 anchor.founders.push(Founder { name: name.to_string(), power: set.power });
             }
             add_identity(&mut anchor, &name, set, ids);
         }
         anchor.next_index.insert(set.name.to_string(), set.replicas);
     }
-    if anchor.founders.is_empty() {
+    if anchor.founders.is_empty() && !anchor.joins {
         return Err(GenesisError::NoValidators.into());
     }
     Ok(anchor)
@@ -131,6 +140,8 @@ pub enum FormingStep {
     MakeAuthority,
     /// These founders' keys, disks and Services are not recorded yet.
     AwaitFounders(Vec<NodeName>),
+    /// The genesis of the chain that is joined was not given yet.
+    AwaitGenesis,
     /// Record this genesis' hash.
     RecordGenesis(Genesis),
     /// Publish this genesis, then latch `formed`.
@@ -145,6 +156,17 @@ pub enum FormingRefusal {
     /// The founders recorded make no chain.
     #[error(transparent)]
     Genesis(#[from] GenesisError),
+    /// Another genesis than the one that was taken over.
+    #[error(
+        "this network joined the chain whose genesis has SHA-256 {recorded}, and was given {given}; set \
+         spec.genesis.from.sha256 back, or apply a network of another name for another chain"
+    )]
+    AnotherGenesis {
+        /// Hash recorded.
+        recorded: String,
+        /// Hash of the one given.
+        given: String,
+    },
     /// The anchor was edited: it no longer gives the genesis it recorded.
     #[error(
         "the anchor gives genesis {computed}, but {recorded} is recorded in it; restore the anchor from a backup"
@@ -157,10 +179,20 @@ pub enum FormingRefusal {
     },
 }
 
-/// Decides the next step of forming from the anchor alone.
-pub fn next_forming_step(anchor: &Anchor) -> Result<FormingStep, FormingRefusal> {
+/// Decides the next step of forming from the anchor alone; of a network that joins a chain, also from the genesis that
+/// was `taken` over from others, if there is one.
+pub fn next_forming_step(
+    anchor: &Anchor,
+    taken: Option<&Genesis>,
+) -> Result<FormingStep, FormingRefusal> {
     if anchor.ca.is_none() {
         return Ok(FormingStep::MakeAuthority);
+    }
+    if anchor.joins {
+        let Some(taken) = taken else { return Ok(FormingStep::AwaitGenesis) };
+        return next_with(anchor, taken.clone()).map_err(|recorded| {
+            FormingRefusal::AnotherGenesis { recorded, given: taken.hash.clone() }
+        });
     }
     let mut validators = Vec::with_capacity(anchor.founders.len());
     let mut waiting = Vec::new();
@@ -184,12 +216,16 @@ pub fn next_forming_step(anchor: &Anchor) -> Result<FormingStep, FormingRefusal>
     }
     let time = anchor.genesis_time.to_string();
     let genesis = build_genesis(&anchor.chain_id, &time, &validators)?;
+    let computed = genesis.hash.clone();
+    next_with(anchor, genesis)
+        .map_err(|recorded| FormingRefusal::GenesisDiffers { recorded, computed })
+}
+
+/// The step with this genesis, or the hash of the other one that is recorded.
+fn next_with(anchor: &Anchor, genesis: Genesis) -> Result<FormingStep, String> {
     match &anchor.genesis_hash {
         None => Ok(FormingStep::RecordGenesis(genesis)),
-        Some(recorded) if *recorded != genesis.hash => Err(FormingRefusal::GenesisDiffers {
-            recorded: recorded.clone(),
-            computed: genesis.hash,
-        }),
+        Some(recorded) if *recorded != genesis.hash => Err(recorded.clone()),
         Some(_) if anchor.formed => Ok(FormingStep::Formed(genesis)),
         Some(_) => Ok(FormingStep::PublishGenesis(genesis)),
     }
@@ -215,7 +251,8 @@ mod tests {
     }
 
     fn network(sets: Vec<DesiredSet>) -> DesiredNetwork {
-        DesiredNetwork { name: NetworkName::parse("net").unwrap(), chain_id: "net-1".into(), sets }
+        let name = NetworkName::parse("net").unwrap();
+        DesiredNetwork { name, chain_id: "net-1".into(), joins: None, sets }
     }
 
     fn provision(identity: &mut Identity, n: u8) {
@@ -242,7 +279,7 @@ mod tests {
         for (n, identity) in anchor.identities.values_mut().enumerate() {
             provision(identity, u8::try_from(n).unwrap());
         }
-        let Ok(FormingStep::RecordGenesis(genesis)) = next_forming_step(&anchor) else {
+        let Ok(FormingStep::RecordGenesis(genesis)) = next_forming_step(&anchor, None) else {
             panic!("expected the genesis to be recorded next")
         };
         anchor.genesis_hash = Some(genesis.hash);
@@ -253,9 +290,9 @@ mod tests {
     #[test]
     fn forming_takes_its_steps_in_order_and_only_forward() {
         let (_, mut anchor) = fresh();
-        assert_eq!(next_forming_step(&anchor), Ok(FormingStep::MakeAuthority));
+        assert_eq!(next_forming_step(&anchor, None), Ok(FormingStep::MakeAuthority));
         anchor.ca = Some(KeyRecord { spki_sha256: "bb".into(), secret_uid: "u".into() });
-        let waiting = |anchor: &Anchor| match next_forming_step(anchor) {
+        let waiting = |anchor: &Anchor| match next_forming_step(anchor, None) {
             Ok(FormingStep::AwaitFounders(names)) => names.len(),
             other => panic!("{other:?}"),
         };
@@ -269,18 +306,26 @@ mod tests {
         assert_eq!(waiting(&anchor), 1);
         anchor.identities.get_mut("net-v-1").unwrap().uids.disk = Some("uid".into());
         // Full nodes are not waited for.
-        let Ok(FormingStep::RecordGenesis(genesis)) = next_forming_step(&anchor) else { panic!() };
+        let Ok(FormingStep::RecordGenesis(genesis)) = next_forming_step(&anchor, None) else {
+            panic!()
+        };
         anchor.genesis_hash = Some(genesis.hash.clone());
-        assert_eq!(next_forming_step(&anchor), Ok(FormingStep::PublishGenesis(genesis.clone())));
+        assert_eq!(
+            next_forming_step(&anchor, None),
+            Ok(FormingStep::PublishGenesis(genesis.clone()))
+        );
         anchor.formed = true;
-        assert_eq!(next_forming_step(&anchor), Ok(FormingStep::Formed(genesis)));
+        assert_eq!(next_forming_step(&anchor, None), Ok(FormingStep::Formed(genesis)));
     }
 
     #[test]
     fn an_edited_anchor_never_gives_a_second_genesis() {
         let (_, mut anchor) = formed();
         anchor.founders[0].power += 1;
-        assert!(matches!(next_forming_step(&anchor), Err(FormingRefusal::GenesisDiffers { .. })));
+        assert!(matches!(
+            next_forming_step(&anchor, None),
+            Err(FormingRefusal::GenesisDiffers { .. })
+        ));
     }
 
     #[test]
@@ -302,5 +347,46 @@ mod tests {
         let founders: Vec<_> = anchor.founders.iter().map(|founder| &founder.name).collect();
         assert_eq!(founders, ["net-v-0", "net-v-1"]);
         assert_eq!(anchor.identities["net-later-0"].role, Role::Validator);
+    }
+
+    fn joining() -> Anchor {
+        let sets = vec![set("v", Role::Validator, 1), set("full", Role::FullNode, 2)];
+        let desired = DesiredNetwork { joins: Some("5eed".into()), ..network(sets) };
+        build_anchor(&desired, "hub", Timestamp::UNIX_EPOCH, &mut Counter(0)).unwrap()
+    }
+
+    fn theirs(text: &str) -> Genesis {
+        Genesis { text: text.to_owned(), hash: format!("hash of {text}") }
+    }
+
+    #[test]
+    fn a_chain_that_is_joined_has_no_founders_and_its_genesis_comes_from_others() {
+        let mut anchor = joining();
+        assert!(anchor.founders.is_empty() && anchor.identities.len() == 3);
+        let genesis = theirs("{}");
+        let next = |anchor: &Anchor, taken| next_forming_step(anchor, taken).unwrap();
+        assert_eq!(next(&anchor, Some(&genesis)), FormingStep::MakeAuthority);
+        anchor.ca = Some(KeyRecord { spki_sha256: "bb".into(), secret_uid: "u".into() });
+        // Nobody's key is waited for: the chain does not need them.
+        assert_eq!(next(&anchor, None), FormingStep::AwaitGenesis);
+        assert_eq!(next(&anchor, Some(&genesis)), FormingStep::RecordGenesis(genesis.clone()));
+        anchor.genesis_hash = Some(genesis.hash.clone());
+        assert_eq!(next(&anchor, Some(&genesis)), FormingStep::PublishGenesis(genesis.clone()));
+        anchor.formed = true;
+        assert_eq!(next(&anchor, Some(&genesis)), FormingStep::Formed(genesis.clone()));
+        // Lost, and not given again: that makes no other chain of it.
+        assert_eq!(next(&anchor, None), FormingStep::AwaitGenesis);
+        let other = next_forming_step(&anchor, Some(&theirs("[]")));
+        assert!(matches!(other, Err(FormingRefusal::AnotherGenesis { .. })));
+    }
+
+    #[test]
+    fn full_nodes_alone_may_join_a_chain() {
+        let desired = DesiredNetwork {
+            joins: Some("5eed".into()),
+            ..network(vec![set("full", Role::FullNode, 1)])
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        assert!(build_anchor(&desired, "hub", now, &mut Counter(0)).is_ok());
     }
 }

@@ -80,6 +80,7 @@ mod tests {
             chain_id: "c".into(),
             genesis_time: jiff::Timestamp::UNIX_EPOCH,
             founders: Vec::new(),
+            joins: false,
             ca: None,
             genesis_hash: None,
             formed: true,

@@ -239,9 +239,12 @@ impl Watch {
             (known.name.clone(), NodeSight { down_seconds, back, listed_seconds })
         });
         let sights = sights.collect();
+        // Each of ours is told of the others; of those of other owners it is told of one at least.
+        let foreign = members.values().any(|member| member.node.is_none());
+        let others = nodes.len().saturating_sub(1).clamp(usize::from(foreign), 2);
         let followers = nodes
             .iter()
-            .map(|known| (known.name.clone(), self.follower(&seen, known, nodes.len(), head, now)))
+            .map(|known| (known.name.clone(), self.follower(&seen, known, others, head, now)))
             .collect();
         // That nobody answers is known as of the last round, too.
         let newest = self.nodes.values().filter_map(|track| Some(track.last.as_ref()?.0)).max();
@@ -274,10 +277,16 @@ impl Watch {
         let head = self.planned_head(chain_id, now);
         let reports: BTreeMap<&NodeName, &EngineReport> = self.reports(chain_id, now).collect();
         let height = self.head.height();
-        // Who trails far behind tells of another time.
+        // Who trails far behind tells of another time. So does whoever reads old blocks: where it is alone, as the first
+        // node that joins a chain, its head moves, and nobody knows of a higher one. On a chain that was seen to stand
+        // still the word of such a one counts: it may have nobody to tell it that there is nothing to read.
+        let stands = matches!(head, Head::Standing | Head::Frozen);
+        let is_current = |report: &EngineReport| {
+            report.height + RECENT_BLOCKS >= height && (stands || !report.catching_up)
+        };
         let current: BTreeMap<&NodeName, &LedgerReport> = reports
             .iter()
-            .filter(|(_, report)| report.height + RECENT_BLOCKS >= height)
+            .filter(|(_, report)| is_current(report))
             .filter_map(|(name, report)| Some((*name, report.ledger.as_ref()?)))
             .collect();
         let sets: BTreeSet<&BTreeMap<String, u64>> =
@@ -320,7 +329,7 @@ impl Watch {
         &self,
         seen: &Seen<'_>,
         known: &Known,
-        count: usize,
+        others: usize,
         head: u64,
         now: Duration,
     ) -> Follower {
@@ -328,11 +337,11 @@ impl Watch {
             return Follower { lag: SILENT, steady_seconds: 0, connected: false };
         };
         let steady = self.nodes.get(&known.name).and_then(|track| track.steady);
-        let others = u64::try_from(count.saturating_sub(1)).unwrap_or(u64::MAX);
+        let others = u64::try_from(others).unwrap_or(u64::MAX);
         Follower {
             lag: head.saturating_sub(report.height),
             steady_seconds: steady.map_or(0, |since| now.saturating_sub(since).as_secs()),
-            connected: steady.is_some() && report.peers >= others.min(2),
+            connected: steady.is_some() && report.peers >= others,
         }
     }
 }

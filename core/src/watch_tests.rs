@@ -12,6 +12,11 @@ struct Play {
     up: BTreeSet<usize>,
     height: u64,
     last_signed: BTreeMap<String, u64>,
+    /// Nodes that say they read old blocks.
+    catching_up: BTreeSet<usize>,
+    peers: u64,
+    /// No block is made, whoever is up.
+    stands: bool,
     now: u64,
 }
 
@@ -36,6 +41,9 @@ impl Play {
             up: (0..n).collect(),
             height: 100,
             last_signed: BTreeMap::new(),
+            catching_up: BTreeSet::new(),
+            peers: 3,
+            stands: false,
             now: 0,
         };
         play.run(20);
@@ -45,7 +53,7 @@ impl Play {
     fn run(&mut self, seconds: u64) {
         for _ in 0..seconds {
             self.now += 1;
-            if self.up.len() * 3 > self.voters * 2 {
+            if !self.stands && self.up.len() * 3 > self.voters * 2 {
                 self.height += 1;
                 for n in &self.up {
                     self.last_signed.insert(format!("A{n}"), self.height - 1);
@@ -69,8 +77,8 @@ impl Play {
             block_time: String::new(),
             applied_height: self.height,
             consensus_height: self.height + 1,
-            catching_up: false,
-            peers: 3,
+            catching_up: self.catching_up.contains(&n),
+            peers: self.peers,
             voting_power: 1000,
             signed: Some(self.last_signed.keys().map(|key| (key.clone(), 12)).collect()),
             ledger: Some(LedgerReport {
@@ -257,4 +265,89 @@ fn somebody_elses_change_in_a_pool_is_pending_and_our_own_is_not() {
     assert!(play.sight().ledger.pending.is_some());
     let own = play.watch.sight(CHAIN, &play.nodes, Some("dmFsPQ=="), now);
     assert_eq!(own.ledger.pending, None);
+}
+
+/// A chain of four others' voters, followed by our only node.
+fn joined() -> Play {
+    let mut play = Play::new(5);
+    play.nodes.drain(..4);
+    play.nodes[0].power = 0;
+    play.voters = 4;
+    play.run(1);
+    play
+}
+
+#[test]
+fn a_chain_whose_voters_are_all_foreign_is_known_by_the_only_node_that_follows_it() {
+    let mut play = joined();
+    let sight = play.sight();
+    assert!(sight.ledger.agreed && sight.ledger.head == Head::Producing);
+    assert!(sight.ledger.members.values().all(|member| member.node.is_none()));
+    assert_eq!(play.liveness(), [Liveness::Live; 4]);
+    assert!(sight.ledger.followers[&name(4)].connected && sight.nodes[&name(4)].back);
+    // Nobody but foreign nodes is there to hear the chain from.
+    play.peers = 0;
+    play.run(1);
+    assert!(!play.sight().ledger.followers[&name(4)].connected);
+}
+
+#[test]
+fn who_reads_old_blocks_of_a_chain_it_joined_tells_nothing_of_its_voters() {
+    let mut play = joined();
+    play.catching_up.insert(4);
+    play.run(3);
+    let sight = play.sight();
+    assert_eq!(sight.ledger.head, Head::Producing, "its head moves");
+    assert!(!sight.ledger.agreed && sight.ledger.members.is_empty());
+    assert_eq!(sight.ledger.followers[&name(4)].steady_seconds, 0);
+    play.catching_up.clear();
+    play.run(1);
+    assert!(play.sight().ledger.agreed && play.sight().ledger.members.len() == 4);
+}
+
+#[test]
+fn an_operator_that_has_just_started_takes_no_word_from_who_reads_old_blocks() {
+    let mut play = joined();
+    play.catching_up.insert(4);
+    play.watch = Watch::default();
+    play.run(1);
+    let sight = play.sight();
+    assert_eq!(sight.ledger.head, Head::Unknown);
+    assert!(!sight.ledger.agreed && sight.ledger.members.is_empty());
+}
+
+/// All were started at once, and no block is there to read that would tell them that they have caught up.
+#[test]
+fn the_word_of_nodes_that_catch_up_counts_on_a_chain_that_stands_still() {
+    let mut play = Play::new(4);
+    play.stands = true;
+    play.catching_up = (0..4).collect();
+    play.run(30);
+    let sight = play.sight();
+    assert_eq!(sight.ledger.head, Head::Standing);
+    assert!(sight.ledger.agreed && sight.ledger.members.len() == 4);
+    assert_eq!(play.liveness(), [Liveness::Live; 4], "they answer, and others list them");
+    play.stands = false;
+    play.catching_up.clear();
+    play.run(12);
+    assert!(play.sight().ledger.agreed && play.sight().nodes.values().all(|node| node.back));
+}
+
+#[test]
+fn voters_are_judged_by_the_others_while_one_of_them_catches_up_after_its_restart() {
+    let mut play = Play::new(4);
+    play.down(3);
+    play.run(20);
+    play.up(3);
+    play.catching_up.insert(3);
+    play.last_signed.remove("A3");
+    play.run(5);
+    let sight = play.sight();
+    assert!(sight.ledger.agreed && sight.ledger.head == Head::Producing);
+    assert_eq!(play.liveness()[..3], [Liveness::Live; 3]);
+    assert!(!sight.nodes[&name(3)].back);
+    play.catching_up.clear();
+    play.run(3);
+    assert_eq!(play.liveness(), [Liveness::Live; 4]);
+    assert!(play.sight().nodes[&name(3)].back);
 }

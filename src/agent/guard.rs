@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bsn_core::engine::cometbft::P2P_PORT;
-use bsn_core::engine::cometbft::config::Peer;
+use bsn_core::engine::cometbft::config::{ExternalPeer, Peer};
 use bsn_core::evidence::{GuardReport, GuardState, VotesAnswer};
 use bsn_core::guard::{
     Decision, Found, Input, Marker, ObservedDisk, PeerAnswer, Watch, next_start,
@@ -30,6 +30,12 @@ use crate::pki::tls;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Longest another gateway may take to answer: its engine searches some forty blocks.
 const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Longest a peer may take to accept a connection, when the first start waits for one.
+const CONTACT: Duration = Duration::from_secs(2);
+/// Longest the names of other owners' nodes are waited for. A name of theirs that is gone must not hold up each start for
+/// as long as one of ours, which is made before any pod.
+const EXTERNAL_DNS_WAIT: Duration = Duration::from_secs(15);
 
 /// Why the guard ended without a decision.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +119,25 @@ impl Guard<'_> {
                 nonce
             }
         };
-        await_names(&peers, Duration::from_secs(self.args.dns_wait_seconds)).await;
-        self.files.assemble(&peers)?;
+        let external = self.files.external_peers()?;
+        if self.files.begins_to_join() && !is_anyone_there(&peers, &external).await {
+            // The engine reads its peers once, when it starts: before it has anything to lose by waiting, the list is read
+            // again and again, so that a wrong address can be corrected.
+            let message = format!(
+                "no peer accepts connections, so the chain cannot be joined yet; check spec.externalPeers, and whether \
+                 these are reached from here: {}",
+                external.iter().map(ExternalPeer::address).collect::<Vec<_>>().join(", ")
+            );
+            return report(GuardState::Waiting, message, Some(nonce));
+        }
+        let longest = Duration::from_secs(self.args.dns_wait_seconds);
+        let own = peers.iter().map(|peer| (peer.host.as_str(), P2P_PORT));
+        let others = external.iter().map(|peer| (peer.host.as_str(), peer.port));
+        tokio::join!(
+            await_names(own, longest),
+            await_names(others, longest.min(EXTERNAL_DNS_WAIT)),
+        );
+        self.files.assemble(&peers, &external)?;
         self.files.write_machine(&self.args.machine)?;
         let message = format!("started after {:.1} s", self.began.elapsed().as_secs_f64());
         report(GuardState::Passed, message, Some(nonce))
@@ -176,20 +199,31 @@ async fn ask_peer(peer: &Peer, cert: &str, key: &str, path: &str) -> PeerAnswer 
 
 /// Waits for the peers' names to resolve: the engine looks each up once, when it starts, and never dials
 /// one it did not find (`p2p/switch.go`, `AddPersistentPeers`). After the wait it is started anyway, since
-/// a peer that is gone for good must not stop the others.
-async fn await_names(peers: &[Peer], longest: Duration) {
+/// a peer that is gone for good must not stop the others. Until its next start the engine then waits to be dialled
+/// by that peer.
+async fn await_names(peers: impl Iterator<Item = (&str, u16)>, longest: Duration) {
     let deadline = Instant::now() + longest;
-    for peer in peers {
+    for (host, port) in peers {
         loop {
-            let found = tokio::net::lookup_host((peer.host.as_str(), P2P_PORT)).await;
-            let Err(problem) = found else { break };
+            let Err(problem) = tokio::net::lookup_host((host, port)).await else { break };
             if Instant::now() >= deadline {
-                tracing::warn!(peer = %peer.host, %problem, "its name does not resolve; starting without waiting longer");
+                tracing::warn!(peer = %host, %problem, "its name does not resolve; starting without waiting longer");
                 break;
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
+}
+
+/// Whether any peer, ours or another owner's, accepts a connection.
+async fn is_anyone_there(peers: &[Peer], external: &[ExternalPeer]) -> bool {
+    let own = peers.iter().map(|peer| (peer.host.clone(), P2P_PORT));
+    let others = external.iter().map(|peer| (peer.host.clone(), peer.port));
+    let dials = own.chain(others).map(|(host, port)| async move {
+        let dial = tokio::net::TcpStream::connect((host.as_str(), port));
+        matches!(tokio::time::timeout(CONTACT, dial).await, Ok(Ok(_)))
+    });
+    join_all(dials).await.contains(&true)
 }
 
 #[cfg(test)]

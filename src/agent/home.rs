@@ -9,7 +9,9 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use bsn_core::engine::cometbft::config::{CONFIG_FILE, ConfigError, Peer, complete_config};
+use bsn_core::engine::cometbft::config::{
+    CONFIG_FILE, ConfigError, ExternalPeer, Peer, complete_config,
+};
 use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
 use bsn_core::engine::cometbft::keys::{
     CONSENSUS_KEY_FILE, KeyFileError, NODE_KEY_FILE, PrivateKey,
@@ -22,6 +24,8 @@ use super::paths;
 
 /// Made by `mkfs.ext4` on every new disk.
 const LOST_AND_FOUND: &str = "lost+found";
+/// The engine's store of blocks: there from its first start on.
+const BLOCK_STORE: &str = "blockstore.db";
 /// A write that was not finished; see [`write_durably`].
 const UNFINISHED: &str = ".unfinished";
 
@@ -188,8 +192,34 @@ impl Files {
         Ok(peers.filter(|peer| peer.node_id != own).collect())
     }
 
+    /// Nodes of other owners. A list that is not there is empty: a network need not have any.
+    pub fn external_peers(&self) -> Result<Vec<ExternalPeer>, HomeError> {
+        let list = self.path(paths::PEERS_DIR).join(paths::EXTERNAL_PEERS_FILE);
+        let list = match fs::read_to_string(&list) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(at(&list)(error)),
+        };
+        let peers = list.lines().filter_map(|line| {
+            let peer = ExternalPeer::parse(line);
+            if peer.is_none() {
+                // The engine would end over it.
+                tracing::warn!(line, "not a peer; left out");
+            }
+            peer
+        });
+        Ok(peers.collect())
+    }
+
+    /// Whether the engine has yet to read the first block of a chain that others made.
+    pub fn begins_to_join(&self) -> bool {
+        let joins = self.path(paths::PEERS_DIR).join(paths::JOINS_FILE);
+        let blocks = self.path(paths::ENGINE_DATA).join(BLOCK_STORE);
+        joins.exists() && !blocks.exists()
+    }
+
     /// Puts the engine's home together, which lives as long as the pod.
-    pub fn assemble(&self, peers: &[Peer]) -> Result<(), HomeError> {
+    pub fn assemble(&self, peers: &[Peer], external: &[ExternalPeer]) -> Result<(), HomeError> {
         // Only now: before the marker was there it would have been a strange file.
         let app = self.path(paths::APP_DATA);
         fs::create_dir_all(&app).map_err(at(&app))?;
@@ -198,7 +228,7 @@ impl Files {
         let config = self.path(paths::HOME).join("config");
         fs::create_dir_all(&config).map_err(at(&config))?;
         let file = config.join(CONFIG_FILE);
-        fs::write(&file, complete_config(&text, peers)?).map_err(at(&file))
+        fs::write(&file, complete_config(&text, peers, external)?).map_err(at(&file))
     }
 }
 

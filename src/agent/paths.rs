@@ -26,6 +26,10 @@ pub const CONFIG_DIR: &str = "/bsn/config";
 pub const PEERS_DIR: &str = "/bsn/peers";
 /// File name of the list of peers: one node a line, this one included.
 pub const PEERS_FILE: &str = "peers";
+/// File name, beside it, of the list of nodes of other owners; left out if there are none.
+pub const EXTERNAL_PEERS_FILE: &str = "external-peers";
+/// File name, beside it, that says by being there that the chain was made by others.
+pub const JOINS_FILE: &str = "joins";
 /// Directory of the first-start token; empty while there is none.
 pub const TOKEN_DIR: &str = "/bsn/token";
 /// File name and Secret key of the first-start token.

@@ -128,8 +128,10 @@ reasons! {
     DiskLost,
     /// The anchor is missing, damaged or belongs to another hub or chain.
     AnchorRefused,
-    /// The genesis does not follow from the anchor.
+    /// The genesis does not follow from the anchor, or is not that of the chain to join.
     GenesisRefused,
+    /// The genesis of the chain to join is not where the description says.
+    GenesisMissing,
     /// The pod template in force is missing.
     TemplateLost,
     /// Nodes restart one by one, so that a changed description takes effect.
@@ -203,7 +205,8 @@ reasons! {
 }
 
 impl Reason {
-    /// Whether it may end without a person: a cluster that does not answer now may answer again.
+    /// Whether it may end without a person: a cluster that does not answer now may answer again,
+    /// and what is applied together with the object may come after it.
     pub fn may_pass(self) -> bool {
         matches!(
             self,
@@ -212,6 +215,7 @@ impl Reason {
                 | Self::ClusterHangs
                 | Self::ClusterFailing
                 | Self::ImageNotProved
+                | Self::GenesisMissing
         )
     }
 }

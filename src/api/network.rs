@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AppMount, AppVariable, DeletionPolicy, Disruption, Exposure, Membership, NodeAccess, NodePod, Repair,
+    AppMount, AppVariable, DeletionPolicy, Disruption, Exposure, ExternalPeer, Genesis, Membership,
+    NodeAccess, NodePod, Repair,
 };
 
 /// A permissioned blockchain network: one chain and the nodes that run it.
@@ -31,11 +32,17 @@ use super::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("size(self.metadata.name) <= 30 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("use a name of at most 30 characters that starts with a letter and holds only lower-case letters, digits and '-': nodes and their Services are named after it"),
+    validation = Rule::new("!has(self.spec.genesis) || !has(self.spec.genesis.from) || !has(oldSelf.spec.genesis) || !has(oldSelf.spec.genesis.from) || self.spec.genesis.from.sha256 == oldSelf.spec.genesis.from.sha256 || !has(oldSelf.status) || !has(oldSelf.status.genesisHash) || self.spec.genesis.from.sha256 == oldSelf.status.genesisHash")
+        .message("genesis.from.sha256 is immutable once the genesis was taken over: set it back to status.genesisHash, or apply a network of another name for another chain"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.nodeSets.exists(s, s.role == 'Validator' && s.replicas > 0 && (!has(s.voting) || s.voting))")
+    validation = Rule::new("(has(self.genesis) && has(self.genesis.from)) || self.nodeSets.exists(s, s.role == 'Validator' && s.replicas > 0 && (!has(s.voting) || s.voting))")
         .message("a chain needs a validator that votes: add a node set with role: Validator and replicas of at least 1, and without voting: false"),
+    validation = Rule::new("(has(self.genesis) && has(self.genesis.from)) == (has(oldSelf.genesis) && has(oldSelf.genesis.from))")
+        .message("whether a network forms a chain or joins one is immutable: apply a network of another name"),
+    validation = Rule::new("!has(self.genesis) || !has(self.genesis.from) || (has(self.externalPeers) && size(self.externalPeers) > 0)")
+        .message("a network that joins a chain needs externalPeers: name at least one node of its owners, as kubectl bsn bundle prints them"),
     validation = Rule::new("!has(self.membership) || !has(self.membership.submit) || !has(self.engine.cometbft) || has(self.engine.cometbft.app.container)")
         .message("membership.submit is for an application of your own: remove it, the operator knows the transactions of the built-in store"),
     validation = Rule::new("!has(self.upgrade) || self.upgrade.strategy != 'AtHeight' || (has(self.engine.cometbft.app.container) && has(self.engine.cometbft.app.container.halt))")
@@ -62,6 +69,20 @@ pub struct BsnNetworkSpec {
     #[x_kube(validation = Rule::new("self == oldSelf")
         .message("chainId is immutable: every block is signed with it; apply a new network for another chain"))]
     pub chain_id: String,
+
+    /// Where the first block's terms come from. Left out: a new chain is formed. Whether a network forms a chain or joins
+    /// one is immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("has(self.create) != has(self.from)")
+        .message("name one origin of the chain: genesis: {create: {}} for a new one, or genesis: {from: {configMapRef: {name: …}, sha256: …}} to join one that exists"))]
+    pub genesis: Option<Genesis>,
+
+    /// Nodes of other owners that the nodes of this network dial; at most 100, each id once. It may change at any time
+    /// and restarts nothing: a node reads the list when it starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["nodeId".to_owned()]))]
+    pub external_peers: Vec<ExternalPeer>,
 
     /// Groups of nodes that are alike; at most 20.
     #[schemars(length(min = 1, max = 20))]
@@ -508,6 +529,10 @@ pub struct BsnNetworkStatus {
     /// Number of validators that vote, by the chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validators: Option<u32>,
+
+    /// How many of them are other owners'; left out if none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_validators: Option<u32>,
 
     /// How many validators may be down before the chain stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]

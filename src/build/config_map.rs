@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bsn_core::anchor::{ANCHOR_KEY, Anchor};
 use bsn_core::engine::cometbft::P2P_PORT;
 use bsn_core::engine::cometbft::config::{
-    Application, CONFIG_FILE, NodeConfig, Paths, Peer, render_config,
+    Application, CONFIG_FILE, ExternalPeer, NodeConfig, Paths, Peer, render_config,
 };
 use bsn_core::engine::cometbft::genesis::{GENESIS_FILE, Genesis};
 use bsn_core::hash::short_hash;
@@ -67,12 +67,30 @@ pub fn build_genesis_map(network: &NetworkParts<'_>, genesis: &Genesis) -> Confi
 }
 
 /// The nodes' addresses for each other, this list the same for all. It is read when a node starts; a
-/// node that joins later dials the others, so nobody restarts for it.
-pub fn build_peers_map(network: &NetworkParts<'_>, peers: &[Peer]) -> ConfigMap {
+/// node that joins later dials the others, so nobody restarts for it. Nodes of other owners have a list of their own,
+/// `external`: guards do not ask them. One that is given twice is dialled as ours.
+pub fn build_peers_map(
+    network: &NetworkParts<'_>,
+    peers: &[Peer],
+    external: &[ExternalPeer],
+    joins: bool,
+) -> ConfigMap {
     let lines: String = peers.iter().map(|peer| peer.line() + "\n").collect();
+    let own = |peer: &ExternalPeer| peers.iter().any(|own| own.node_id == peer.node_id);
+    let external: String =
+        external.iter().filter(|peer| !own(peer)).map(|peer| peer.address() + "\n").collect();
+    let mut files = BTreeMap::from([(paths::PEERS_FILE.to_owned(), lines)]);
+    if !external.is_empty() {
+        files.insert(paths::EXTERNAL_PEERS_FILE.to_owned(), external);
+    }
+    if joins {
+        let why =
+            "The chain was made by others: the first start of a node waits for one of them.\n";
+        files.insert(paths::JOINS_FILE.to_owned(), why.to_owned());
+    }
     ConfigMap {
         metadata: network.owned(network.name.peers()),
-        data: data([(paths::PEERS_FILE, lines)]),
+        data: Some(files),
         ..ConfigMap::default()
     }
 }
@@ -139,5 +157,37 @@ pub fn build_template_map(node: &NodeParts<'_>, hash: &str, text: String) -> Con
         data: data([(TEMPLATE_KEY, text)]),
         immutable: Some(true),
         ..ConfigMap::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::samples::with_node;
+
+    #[test]
+    fn nodes_of_other_owners_are_listed_apart_and_none_of_ours_among_them() {
+        let own = Peer {
+            node_id: "ab".repeat(20),
+            host: "city-ledger-hangzhou-0.ledger.svc".into(),
+            tls_spki_sha256: "cd".repeat(32),
+        };
+        let external =
+            |id: &str| ExternalPeer { node_id: id.repeat(20), host: "h".into(), port: 7 };
+        let map = |external: &[ExternalPeer], joins| {
+            let own = std::slice::from_ref(&own);
+            with_node(None, |node| build_peers_map(&node.network, own, external, joins))
+                .data
+                .unwrap()
+        };
+        // As it always was, where there are none.
+        let keys: Vec<String> = map(&[], false).into_keys().collect();
+        assert_eq!(keys, [paths::PEERS_FILE]);
+        let both = map(&[external("ab"), external("ef")], true);
+        let listed = format!("{}@h:7\n", "ef".repeat(20));
+        assert_eq!(both[paths::EXTERNAL_PEERS_FILE], listed);
+        assert!(
+            both.contains_key(paths::JOINS_FILE) && both[paths::PEERS_FILE].lines().count() == 1
+        );
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use bsn_core::anchor::{Anchor, IdentityKeys, KeyRecord, ObjectUids};
 use bsn_core::engine::cometbft::QUORUM;
+use bsn_core::engine::cometbft::genesis::Genesis;
 use bsn_core::engine::cometbft::keys::PrivateKey;
 use bsn_core::engine::cometbft::signing::SignedAt;
 use bsn_core::forming::{FormingStep, IdSource, build_anchor, next_forming_step};
@@ -126,17 +127,17 @@ fn render_network(
 ) -> Result<(), RenderError> {
     let invalid = |message: String| RenderError::Invalid(network.name_any(), message);
     let validated = validate_network(network, "").map_err(|error| invalid(error.to_string()))?;
-    let (anchor, genesis_hash) = formed_anchor(&validated).map_err(invalid)?;
+    let (anchor, genesis) = formed_anchor(&validated).map_err(invalid)?;
+    let genesis_hash = &genesis.hash;
     let parts = NetworkParts::new(&validated.namespace, &validated.desired.name, &anchor, None);
 
     push(out, &build_anchor_map(&parts, &anchor));
     push(out, &redacted(build_ca_secret(&parts, NOT_MADE, NOT_MADE)));
     push(out, &build_ca_map(&parts, NOT_MADE));
     push(out, &redacted(build_client_secret(&parts, NOT_MADE, NOT_MADE, NOT_MADE)));
-    if let Ok(FormingStep::Formed(genesis)) = next_forming_step(&anchor) {
-        push(out, &build_genesis_map(&parts, &genesis));
-    }
-    push(out, &build_peers_map(&parts, &peers_of(&anchor, &validated.namespace)));
+    push(out, &build_genesis_map(&parts, &genesis));
+    let peers = peers_of(&anchor, &validated.namespace);
+    push(out, &build_peers_map(&parts, &peers, &validated.external_peers, anchor.joins));
     let powers: Vec<u64> = anchor.founders.iter().map(|founder| founder.power).collect();
     let margin = margin(QUORUM, &powers);
     push(out, &build_disruption_budget(&parts, powers.len() - margin));
@@ -165,7 +166,7 @@ fn render_network(
             build_config_map(&node, workload.application(), validated.timeout_commit.as_deref());
         let mounts = Mounts {
             config: config.name_any(),
-            genesis: validated.desired.name.genesis(&genesis_hash),
+            genesis: validated.desired.name.genesis(genesis_hash),
             peers: validated.desired.name.peers(),
         };
         let pod = PodIdentity {
@@ -198,7 +199,7 @@ fn stand_in_key(node: &str) -> PrivateKey {
     PrivateKey::from_random(std::array::from_fn(|i| digest.as_bytes().get(i).copied().unwrap_or(0)))
 }
 
-fn formed_anchor(validated: &ValidatedNetwork) -> Result<(Anchor, String), String> {
+fn formed_anchor(validated: &ValidatedNetwork) -> Result<(Anchor, Genesis), String> {
     let mut anchor =
         build_anchor(&validated.desired, "(hub id)", Timestamp::UNIX_EPOCH, &mut FixedIds(0))
             .map_err(|error| error.to_string())?;
@@ -214,14 +215,19 @@ fn formed_anchor(validated: &ValidatedNetwork) -> Result<(Anchor, String), Strin
         let uid = Some("(given by the cluster)".to_owned());
         identity.uids = ObjectUids { keys: uid.clone(), disk: uid.clone(), service: uid };
     }
-    let genesis = match next_forming_step(&anchor) {
+    // The bytes of a genesis that others made are not in the file.
+    let taken = validated.desired.joins.as_ref().map(|hash| Genesis {
+        text: "(taken from spec.genesis.from)\n".to_owned(),
+        hash: hash.clone(),
+    });
+    let genesis = match next_forming_step(&anchor, taken.as_ref()) {
         Ok(FormingStep::RecordGenesis(genesis)) => genesis,
         Ok(other) => return Err(format!("forming ended at {other:?}")),
         Err(error) => return Err(error.to_string()),
     };
     anchor.genesis_hash = Some(genesis.hash.clone());
     anchor.formed = true;
-    Ok((anchor, genesis.hash))
+    Ok((anchor, genesis))
 }
 
 /// A Secret with its entries named but not filled.
@@ -274,6 +280,14 @@ mod tests {
     fn renders_a_network_in_two_clusters() {
         let all = render(&args("manifests/samples/two-cities.yaml")).unwrap();
         assert!(all.contains("cluster: nanjing") && all.contains("type: NodePort"), "{all}");
+    }
+
+    #[test]
+    fn renders_nodes_that_join_a_chain() {
+        let all = render(&args("manifests/samples/joining.yaml")).unwrap();
+        for expected in ["external-peers:", "(taken from spec.genesis.from)", "minAvailable: 0"] {
+            assert!(all.contains(expected), "{expected}: {all}");
+        }
     }
 
     #[test]

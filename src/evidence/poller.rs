@@ -13,6 +13,7 @@ use bsn_core::evidence::{
     ChainLiveness, GuardReport, GuardState, MIN_WINDOW, NodeEvidence, frozen, in_sync,
 };
 use bsn_core::membership::Policy;
+use bsn_core::membership::model::{Ledger, Liveness as SeenLiveness};
 use bsn_core::membership::projection::{Projection, is_fresh};
 use bsn_core::names::NodeName;
 use bsn_core::quorum::margin;
@@ -31,7 +32,7 @@ use crate::cluster::watches::cached;
 use crate::cluster::{Caches, Clusters, Triggers};
 use crate::controller::context::Credentials;
 use crate::telemetry::Metrics;
-use crate::view::{Liveness, NetworkKey, NetworkView, NodeView, Views};
+use crate::view::{ForeignView, Liveness, NetworkKey, NetworkView, NodeView, Views};
 
 /// Time between two rounds of questions, while nothing happens.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -436,6 +437,7 @@ impl Shown<'_> {
                     self.node_view(target, &name, told.map(|member| member.signed))
                 })
                 .collect(),
+            foreign: foreign(&sight.ledger),
         }
     }
 
@@ -483,4 +485,17 @@ impl Shown<'_> {
             via: note.and_then(|note| note.via),
         }
     }
+}
+
+/// The voters of other owners.
+fn foreign(ledger: &Ledger) -> Vec<ForeignView> {
+    let foreign = ledger.members.iter().filter(|(_, member)| member.node.is_none());
+    foreign
+        .map(|(address, member)| ForeignView {
+            address: address.clone(),
+            voting_power: member.power,
+            signed: member.signed,
+            signs: member.liveness == SeenLiveness::Live,
+        })
+        .collect()
 }

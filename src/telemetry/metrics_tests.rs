@@ -27,6 +27,7 @@ fn view(known: bool) -> NetworkView {
         quorum_power: 3,
         total_power: if known { 4 } else { 0 },
         margin: 1,
+        foreign: Vec::new(),
         margin_left: known.then_some(0),
         nodes: vec![NodeView {
             name: "net-a-0".into(),

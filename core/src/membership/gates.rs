@@ -45,11 +45,16 @@ impl<'a> Planner<'a> {
         let fresh = is_fresh(ledger, self.policy);
         gate(Gate::EvidenceIsFresh, fresh, |g| {
             let why = match ledger.answering() {
-                _ if ledger.agreed => {
+                _ if ledger.agreed && !ledger.members.is_empty() => {
                     format!("the newest evidence is {} s old", ledger.age_seconds)
                 }
                 0 if !ledger.followers.is_empty() => "none of its nodes answers".to_owned(),
                 1 if ledger.followers.len() > 1 => "only one of its nodes answers".to_owned(),
+                _ if !ledger.followers.is_empty()
+                    && !ledger.followers.values().any(|one| one.connected) =>
+                {
+                    "none of its nodes has caught up with it yet".to_owned()
+                }
                 _ => "its nodes do not give the same members".to_owned(),
             };
             Closed::wait(g, format!("ledger {name}: {why}"))
@@ -68,6 +73,10 @@ impl<'a> Planner<'a> {
 
     /// Why a standing ledger cannot go on without a person, if so: too much power is down for good.
     pub(super) fn standing(&self, name: &str, ledger: &Ledger) -> Option<Closed> {
+        // Of a chain that others made, nothing may have been heard yet.
+        if ledger.members.is_empty() {
+            return None;
+        }
         let mut lost = Vec::new();
         let mut left = 0;
         for (key, member) in &ledger.members {

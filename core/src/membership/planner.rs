@@ -4,7 +4,7 @@ use super::gates::{Granted, check_agents, check_not_frozen, check_reachable, is_
 use super::goals::{Goal, Goals, Seat, Seats};
 use super::model::{
     Begun, Change, Cure, Decision, Desired, Engine, Fate, Gate, Head, Hub, Inputs, Ledger,
-    LedgerName, Liveness, MemberKey, Node, Observed, Policy, Progress, Replacement, Step,
+    LedgerName, Liveness, MemberKey, Node, Observed, Policy, Progress, Replacement, SILENT, Step,
 };
 use super::projection::{Projection, is_fresh, liveness};
 use super::refusal::{Check, Closed, gate};
@@ -245,7 +245,7 @@ impl<'a> Planner<'a> {
         let mut down: Vec<_> = nodes
             .iter()
             .filter(|(name, node)| {
-                self.is_down(name, node)
+                (self.is_down(name, node) || self.is_unheard(name, node))
                     && Some(*name) != self.restarting()
                     && matches!(node.cure, Cure::Untried | Cure::Ordered)
                     && !node.disk_lost
@@ -293,6 +293,17 @@ impl<'a> Planner<'a> {
             let follower = ledger.followers.get(name);
             is_fresh(ledger, self.policy) && follower.is_none_or(|follower| !follower.connected)
         })
+    }
+
+    /// A node that does not run is described anew, and nobody of ours has told of a member of its ledgers: the first node
+    /// that joins a chain of others. No evidence can come before it runs, so none is waited for.
+    fn is_unheard(&self, name: &NodeName, node: &Node) -> bool {
+        let silent = |ledger: &Ledger| {
+            let follower = ledger.followers.get(name);
+            ledger.members.is_empty() && follower.is_none_or(|follower| follower.lag == SILENT)
+        };
+        let described_anew = node.engine == Engine::NotReady && node.inputs == Inputs::Pending;
+        described_anew && self.observed.ledgers.values().all(silent)
     }
 
     /// A node that was restarted does nothing for its ledgers yet, by what is seen of it.

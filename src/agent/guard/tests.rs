@@ -152,3 +152,42 @@ async fn a_disk_with_strange_data_is_refused_even_with_a_token() {
     fs::write(pod.path(paths::DISK).join("blockstore.db"), "x").unwrap();
     assert!(pod.start().await.message.starts_with("DiskNotEmpty"));
 }
+
+#[tokio::test]
+async fn nodes_of_other_owners_are_dialled_and_a_line_that_is_none_is_left_out() {
+    let pod = Pod::new();
+    pod.give_token();
+    let external = format!("{}@192.0.2.7:7000\nwhatever\n", "ab".repeat(20));
+    let list = pod.path(paths::PEERS_DIR).join(paths::EXTERNAL_PEERS_FILE);
+    fs::write(list, &external).unwrap();
+    assert_eq!(pod.start().await.state, GuardState::Passed);
+    let config = fs::read_to_string(pod.path(paths::HOME).join("config/config.toml")).unwrap();
+    let expected = format!("persistent_peers = \"{}@192.0.2.7:7000\"", "ab".repeat(20));
+    assert!(config.contains(&expected), "{config}");
+}
+
+#[tokio::test]
+async fn the_first_start_on_a_chain_of_others_waits_for_one_of_them_and_no_later_one_does() {
+    let pod = Pod::new();
+    pod.give_token();
+    fs::write(pod.path(paths::PEERS_DIR).join(paths::JOINS_FILE), "").unwrap();
+    let report = pod.start().await;
+    assert_eq!((report.state, report.nonce.as_deref()), (GuardState::Waiting, Some("t1")));
+    assert!(report.message.contains("check spec.externalPeers"), "{}", report.message);
+    // Its engine has run: the chain may need it, and its own word is enough.
+    fs::create_dir(pod.path(paths::ENGINE_DATA).join("blockstore.db")).unwrap();
+    assert_eq!(pod.start().await.state, GuardState::Passed);
+}
+
+#[tokio::test]
+async fn one_that_accepts_connections_is_enough_to_begin() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = |port| {
+        let (node_id, host) = ("ab".repeat(20), "127.0.0.1".to_owned());
+        ExternalPeer { node_id, host, port }
+    };
+    let there = peer(listener.local_addr().unwrap().port());
+    assert!(is_anyone_there(&[], &[peer(1), there.clone()]).await);
+    drop(listener);
+    assert!(!is_anyone_there(&[], &[peer(1), there]).await);
+}

@@ -1,5 +1,6 @@
 //! The command line of `kubectl bsn`, the kubectl plug-in.
 
+mod bundle;
 mod cluster;
 mod explain;
 mod history;
@@ -40,6 +41,8 @@ pub enum KubectlCommand {
     Explain(NetworkArgs),
     /// List the steps that were taken, when, and how long they took.
     History(NetworkArgs),
+    /// Print what another owner needs to join the chain with nodes of their own: genesis, peers, and a network to apply.
+    Bundle(BundleArgs),
     /// Let nodes run in another cluster, or take it out again.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -128,6 +131,34 @@ pub struct PlanArgs {
     pub cluster: ClusterArgs,
 }
 
+/// How to print a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BundleOutput {
+    /// For `kubectl apply`.
+    Yaml,
+    /// For programs.
+    Json,
+}
+
+/// Options of `bundle`.
+#[derive(Debug, Clone, Args)]
+pub struct BundleArgs {
+    /// Name of the BsnNetwork whose chain is to be joined.
+    pub network: String,
+
+    /// Name for the other owner's BsnNetwork; by default the same.
+    #[arg(long)]
+    pub name: Option<String>,
+
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = BundleOutput::Yaml)]
+    pub output: BundleOutput,
+
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
 /// Options of commands about one network.
 #[derive(Debug, Clone, Args)]
 pub struct NetworkArgs {
@@ -150,6 +181,7 @@ pub async fn execute(cli: KubectlCli) -> Result<ExitCode, Box<dyn std::error::Er
         KubectlCommand::Plan(args) => return Ok(plan::run(&args).await?),
         KubectlCommand::Explain(args) => explain::run(&args).await?,
         KubectlCommand::History(args) => history::run(&args).await?,
+        KubectlCommand::Bundle(args) => bundle::run(&args).await?,
         KubectlCommand::Cluster(command) => cluster::run(&command).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -72,7 +72,7 @@ pub enum PlanError {
     },
     /// Another chain.
     #[error(
-        "{0} describes another chain id; that is another network, and not a change of this one"
+        "{0} describes another chain id or genesis; that is another network, and not a change of this one"
     )]
     AnotherChain(String),
     /// A name.
@@ -221,7 +221,7 @@ fn plan_offline(
     let [old_file, new_file] = files;
     let (old, new_network) = (validate(old, "", &old_file)?, new);
     let new = validate(new_network, "", &new_file)?;
-    if old.desired.chain_id != new.desired.chain_id {
+    if (&old.desired.chain_id, &old.desired.joins) != (&new.desired.chain_id, &new.desired.joins) {
         return Err(PlanError::AnotherChain(new_file));
     }
     let mut next = BTreeMap::new();
@@ -281,6 +281,9 @@ fn healthy(
             nodes.insert(name, Node { described, ..Node::new(&wanted.name) });
         }
     }
+    if network.desired.joins.is_some() {
+        members.extend(others_voters(network));
+    }
     let steady = Follower { lag: 0, steady_seconds: u64::MAX, connected: true };
     let ledger = Ledger {
         quorum: QUORUM,
@@ -298,6 +301,19 @@ fn healthy(
         ledgers: [(LEDGER.to_owned(), ledger)].into(),
         begun: None,
         hub: bsn_core::membership::model::Hub::Current,
+    })
+}
+
+/// How many voters of other owners a plan without a cluster takes for granted: as many as spare one.
+const OTHERS: usize = 4;
+
+/// Voters that stand for those of other owners. Nothing is known of them without a cluster: as many as make a chain with
+/// a margin, each as strong as the strongest of ours, and all well.
+fn others_voters(network: &ValidatedNetwork) -> impl Iterator<Item = (String, Member)> {
+    let power = network.membership.sets.iter().map(|set| set.power).max().unwrap_or(1);
+    (1..=OTHERS).map(move |number| {
+        let member = Member { power, node: None, liveness: Liveness::Live, signed: 12 };
+        (format!("other-owner-{number}"), member)
     })
 }
 

@@ -119,6 +119,30 @@ fn a_description_without_voters_and_another_chain_are_errors() {
     assert!(matches!(error, PlanError::AnotherChain(_)), "{error}");
 }
 
+/// One that joined a chain of other owners, with so many validators of its own.
+fn joined(replicas: u32) -> BsnNetwork {
+    let mut network = network(replicas, "1s");
+    let genesis = json!({"from": {"configMapRef": {"name": "theirs"}, "sha256": "5e".repeat(32)}});
+    network.spec.genesis = serde_json::from_value(genesis).unwrap();
+    let peer = json!({"nodeId": "ab".repeat(20), "host": "a.example"});
+    network.spec.external_peers = vec![serde_json::from_value(peer).unwrap()];
+    network
+}
+
+#[test]
+fn voters_come_and_go_beside_those_of_other_owners() {
+    let plan = planned(&joined(0), &joined(1));
+    assert_eq!(plan.end, "converged", "{plan:?}");
+    let whats: Vec<&str> = plan.steps.iter().map(|step| step.what.as_str()).collect();
+    assert!(whats.contains(&"add city-ledger-a-0 as a voter with power 10"), "{whats:?}");
+    let plan = planned(&joined(1), &joined(0));
+    assert_eq!(plan.end, "converged", "{plan:?}");
+    // It is another network, not a change of this one.
+    let files = ["old.yaml".to_owned(), "new.yaml".to_owned()];
+    let other = plan_offline(&network(1, "1s"), &joined(1), files);
+    assert!(matches!(other, Err(PlanError::AnotherChain(_))));
+}
+
 #[test]
 fn disks_grow_beside_the_steps_and_never_shrink() {
     let with_disks = |replicas, size: &str| {

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::status::NetworkStatus;
 use crate::cluster::registry::HUB;
 use crate::evidence::route::Via;
-use crate::view::{Liveness, NetworkView, NodeView};
+use crate::view::{ForeignView, Liveness, NetworkView, NodeView};
 
 /// What stands where nothing is known.
 const UNKNOWN: &str = "-";
@@ -38,7 +38,9 @@ pub fn render_status(status: &NetworkStatus, now: Timestamp) -> String {
     };
     // Writing to a String cannot fail.
     let _ = match (&status.live, &status.live_problem) {
-        (Some(view), _) => write!(out, "\n{}\n\n{}", summary(view), nodes(view, now)),
+        (Some(view), _) => {
+            write!(out, "\n{}\n\n{}{}", summary(view), nodes(view, now), foreign(&view.foreign))
+        }
         (None, Some(why)) => write!(out, "\nNo live numbers: {why}"),
         (None, None) => Ok(()),
     };
@@ -115,6 +117,30 @@ fn nodes(view: &NetworkView, now: Timestamp) -> String {
         table.add_row(row(node, now, shows));
     }
     trimmed(&table)
+}
+
+/// Voters of other owners. Only their signatures are seen from here.
+fn foreign(voters: &[ForeignView]) -> String {
+    if voters.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new();
+    let header = ["VALIDATOR OF ANOTHER OWNER", "POWER", "SIGNED", "SEEN TO SIGN"];
+    table.load_style(presets::NOTHING).set_header(header);
+    for column in [1, 2] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for voter in voters {
+        table.add_row([
+            voter.address.clone(),
+            voter.voting_power.to_string(),
+            format!("{}/{SIGNED_WINDOW}", voter.signed),
+            if voter.signs { "yes" } else { "no" }.to_owned(),
+        ]);
+    }
+    format!("\n\n{}", trimmed(&table))
 }
 
 fn row(node: &NodeView, now: Timestamp, shows: Shows) -> Vec<String> {
@@ -215,6 +241,7 @@ mod tests {
             quorum_power: 2667,
             total_power: 4000,
             margin: 1,
+            foreign: Vec::new(),
             margin_left: Some(1),
             nodes,
         }
@@ -250,6 +277,18 @@ mod tests {
         };
         let view = view(vec![far, node("city-ledger-hangzhou-0", Some(120), None)]);
         insta::assert_snapshot!(nodes(&view, now));
+    }
+
+    #[test]
+    fn validators_of_other_owners_are_shown_by_the_address_of_their_key() {
+        let voter = |address: &str, signs| ForeignView {
+            address: address.repeat(20),
+            voting_power: 1000,
+            signed: if signs { 12 } else { 3 },
+            signs,
+        };
+        insta::assert_snapshot!(foreign(&[voter("AB", true), voter("CD", false)]));
+        assert_eq!(foreign(&[]), "");
     }
 
     #[test]

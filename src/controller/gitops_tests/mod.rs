@@ -110,6 +110,7 @@ fn view(liveness: Liveness) -> NetworkView {
         quorum_power: 2667,
         total_power: 4000,
         margin: 1,
+        foreign: Vec::new(),
         margin_left: Some(1),
         nodes: Vec::new(),
     }

@@ -398,6 +398,19 @@ fn cases_of_trouble() -> Vec<Case> {
             refusal(Reason::InvalidSpec, "two node sets are named \"a\"; give each its own name"),
         ),
         case(
+            "a_chain_to_join_whose_genesis_is_not_there_yet",
+            InProgress,
+            Progressing,
+            of(&World {
+                refusals: vec![Refusal::new(
+                    Reason::GenesisMissing,
+                    "ConfigMap theirs with the genesis does not exist in this namespace",
+                )],
+                waiting: Vec::new(),
+                ..forming()
+            }),
+        ),
+        case(
             "a_pass_that_was_refused",
             Failed,
             Degraded,

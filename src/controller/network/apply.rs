@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bsn_core::anchor::{Anchor, KeyRecord, Role};
 use bsn_core::engine::cometbft::QUORUM;
-use bsn_core::engine::cometbft::genesis::GENESIS_FILE;
-use bsn_core::engine::cometbft::genesis::Genesis;
+use bsn_core::engine::cometbft::config::ExternalPeer;
+use bsn_core::engine::cometbft::genesis::{GENESIS_FILE, Genesis};
 use bsn_core::forming::{FormingStep, build_anchor, next_forming_step};
 use bsn_core::membership::Decision;
 use bsn_core::names::NodeName;
@@ -165,7 +165,8 @@ impl Pass<'_> {
         // Told, and nothing else: the nodes are as they were made, and everything else goes on.
         applied.refusals.extend(self.check_keys(&anchor));
         let reached = or_refuse!(self.publish_addresses(&anchor, applied).await?);
-        anchor = or_refuse!(self.form(anchor, applied).await?);
+        let (formed, genesis) = or_refuse!(self.form(anchor, applied).await?);
+        anchor = formed;
         applied.anchor = Some(anchor.clone());
         let leaf = or_refuse!(self.ensure_credentials(&anchor).await?);
         or_refuse!(self.publish(&anchor, &leaf.ca_pem).await?);
@@ -173,7 +174,7 @@ impl Pass<'_> {
         if let Err(refusal) = self.ensure_policy(&anchor).await? {
             applied.refusals.push(refusal);
         }
-        members::tend(self, &anchor, &leaf.ca_pem, &reached);
+        members::tend(self, &anchor, genesis.as_ref(), &leaf.ca_pem, &reached);
         or_refuse!(self.watch_nodes(&anchor, &leaf)?);
         let (anchor, steps) = or_refuse!(self.take_step(anchor).boxed().await?);
         applied.steps = steps;
@@ -299,9 +300,15 @@ impl Pass<'_> {
         Ok(Ok(reached))
     }
 
-    async fn form(&self, mut anchor: Anchor, applied: &mut Applied) -> Step<Anchor> {
+    /// Forms the chain, or takes it over; gives its genesis, once nodes may start.
+    async fn form(
+        &self,
+        mut anchor: Anchor,
+        applied: &mut Applied,
+    ) -> Step<(Anchor, Option<Genesis>)> {
+        let taken = or_refuse!(self.observe_genesis(&anchor).await?);
         loop {
-            let step = match next_forming_step(&anchor) {
+            let step = match next_forming_step(&anchor, taken.as_ref()) {
                 Ok(step) => step,
                 Err(error) => {
                     return Ok(Err(Refusal::new(Reason::GenesisRefused, error.to_string())));
@@ -309,10 +316,12 @@ impl Pass<'_> {
             };
             match step {
                 // Made before; an anchor without it was read from a cache that was behind.
-                FormingStep::MakeAuthority => return Ok(Ok(anchor)),
+                FormingStep::MakeAuthority | FormingStep::AwaitGenesis => {
+                    return Ok(Ok((anchor, None)));
+                }
                 FormingStep::AwaitFounders(waiting) => {
                     applied.waiting = waiting;
-                    return Ok(Ok(anchor));
+                    return Ok(Ok((anchor, None)));
                 }
                 FormingStep::RecordGenesis(genesis) => {
                     anchor = or_refuse!(
@@ -328,7 +337,7 @@ impl Pass<'_> {
                 }
                 FormingStep::Formed(genesis) => {
                     or_refuse!(self.ensure_genesis(&anchor, &genesis).await?);
-                    return Ok(Ok(anchor));
+                    return Ok(Ok((anchor, Some(genesis))));
                 }
             }
         }
@@ -345,7 +354,9 @@ impl Pass<'_> {
     /// [`members`]: super::members
     async fn publish(&self, anchor: &Anchor, ca_pem: &str) -> Step<()> {
         let hub = self.ctx.clusters.place(HUB, &self.key.namespace)?;
-        publish(&hub, &self.parts(anchor), anchor, ca_pem).await.map(|done| done.map(|_| ()))
+        let external = &self.validated.external_peers;
+        let done = publish(&hub, &self.parts(anchor), anchor, external, ca_pem).await;
+        done.map(|done| done.map(|_| ()))
     }
 
     /// Who may connect to the nodes on the hub.
@@ -428,6 +439,7 @@ pub(super) async fn publish(
     place: &Place,
     network: &NetworkParts<'_>,
     anchor: &Anchor,
+    external: &[ExternalPeer],
     ca_pem: &str,
 ) -> Step<bool> {
     let (namespace, id) = (network.namespace, network.network_id);
@@ -439,7 +451,7 @@ pub(super) async fn publish(
     // While founders are still being provisioned the list would be written once for each of them,
     // and nobody reads it before the chain is formed.
     if anchor.formed {
-        let peers = build_peers_map(network, &peers_of(anchor, namespace));
+        let peers = build_peers_map(network, &peers_of(anchor, namespace), external, anchor.joins);
         let known = cached(&objects.config_maps, namespace, &peers.name_any());
         let made = ensure(client, known.as_deref(), peers, None, id).await;
         created |= or_refuse!(refused(made)?).1 == Outcome::Created;

@@ -17,8 +17,8 @@ use crate::controller::{Refusal, Step, refused};
 use crate::pki::{Authority, new_key, observe_leaf, spki_sha256_of_key};
 use crate::view::NetworkKey;
 
-/// How long the network's Secrets are trusted to be there without a look.
-const CHECK_EVERY: SignedDuration = SignedDuration::from_mins(10);
+/// How long the network's Secrets are trusted to be there without a look. Secrets are not watched.
+const CHECK_EVERY: SignedDuration = SignedDuration::from_mins(1);
 
 /// Gives the operator's certificate for a network, and looks after the network's Secrets when due.
 pub async fn ensure_credentials(

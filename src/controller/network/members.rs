@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bsn_core::anchor::Anchor;
-use bsn_core::forming::{FormingStep, next_forming_step};
+use bsn_core::engine::cometbft::config::ExternalPeer;
+use bsn_core::engine::cometbft::genesis::Genesis;
 use bsn_core::names::{NetworkName, NodeName};
 use kube::Resource;
 
@@ -34,6 +35,9 @@ struct Errand {
     key: NetworkKey,
     name: NetworkName,
     anchor: Anchor,
+    /// Once nodes may start.
+    genesis: Option<Genesis>,
+    external: Vec<ExternalPeer>,
     ca_pem: String,
     reached: BTreeMap<NodeName, Reached>,
     access: NodeAccess,
@@ -97,6 +101,7 @@ impl Errands {
 pub(super) fn tend(
     pass: &Pass<'_>,
     anchor: &Anchor,
+    genesis: Option<&Genesis>,
     ca_pem: &str,
     reached: &BTreeMap<NodeName, Reached>,
 ) {
@@ -113,6 +118,8 @@ pub(super) fn tend(
             key: pass.key.clone(),
             name: pass.validated.desired.name.clone(),
             anchor: anchor.clone(),
+            genesis: genesis.cloned(),
+            external: pass.validated.external_peers.clone(),
             ca_pem: ca_pem.to_owned(),
             reached: reached.clone(),
             access: pass.validated.access.clone(),
@@ -137,7 +144,7 @@ pub(super) fn tend(
 
 impl Errand {
     async fn run(&self) -> Step<()> {
-        let Self { ctx, place, key, name, anchor, ca_pem, reached, access } = self;
+        let Self { ctx, place, key, name, anchor, genesis, external, ca_pem, reached, access } = self;
         let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
         let ends = |network: &GuardedNetwork| network.meta().deletion_timestamp.is_some();
         if network.is_none_or(|network| ends(&network)) {
@@ -148,9 +155,9 @@ impl Errand {
         // Nothing owns what is in a member cluster: its hub's uids mean nothing there.
         let network = NetworkParts::new(&key.namespace, name, anchor, None);
         or_refuse!(ensure_mirrors(place, network, anchor, reached).await?);
-        let mut created = or_refuse!(publish(place, &network, anchor, ca_pem).await?);
-        if let Ok(FormingStep::Formed(genesis)) = next_forming_step(anchor) {
-            let made = or_refuse!(ensure_genesis(place, &network, &genesis).await?);
+        let mut created = or_refuse!(publish(place, &network, anchor, external, ca_pem).await?);
+        if let Some(genesis) = genesis {
+            let made = or_refuse!(ensure_genesis(place, &network, genesis).await?);
             created |= made == Outcome::Created;
         }
         if created {

@@ -7,6 +7,7 @@ pub mod credentials;
 mod deletion;
 pub mod disks;
 mod inputs;
+mod joining;
 pub mod members;
 pub mod mirrors;
 mod observe;

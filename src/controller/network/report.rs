@@ -33,7 +33,7 @@ use crate::controller::context::Context;
 use crate::controller::{Error, Refusal};
 use crate::view::{Liveness, NetworkKey, NetworkView};
 
-/// Before what failed in a member cluster is tried again.
+/// Before what failed in a member cluster, or a genesis that others give, is looked at again: no watch shows it.
 const TROUBLED_LOOK: Duration = Duration::from_secs(10);
 
 /// Reports a network that can't be looked at any further.
@@ -103,7 +103,12 @@ pub async fn report_network(
         .credentials
         .get(key)
         .and_then(|leaf| Duration::try_from(leaf.check_at.duration_since(ctx.now())).ok());
-    let look = if troubles.is_empty() { SLOW_LOOK } else { TROUBLED_LOOK };
+    let lacks_genesis = applied
+        .refusals
+        .iter()
+        .any(|refusal| matches!(refusal.reason, Reason::GenesisMissing | Reason::GenesisRefused));
+    let calm = troubles.is_empty() && !lacks_genesis;
+    let look = if calm { SLOW_LOOK } else { TROUBLED_LOOK };
     Ok(check.unwrap_or(SLOW_LOOK).clamp(Duration::from_secs(1), look))
 }
 
@@ -273,6 +278,10 @@ pub fn compute_status(
         genesis_hash: input.anchor.and_then(|anchor| anchor.genesis_hash.clone()),
         nodes: Some(format!("{}/{}", members.len() - not_ready.len(), members.len())),
         validators: powers.map(|powers| small(powers.len())).or(old.validators),
+        foreign_validators: match powers {
+            Some(_) => Some(small(input.steps.foreign)).filter(|foreign| *foreign > 0),
+            None => old.foreign_validators,
+        },
         margin: powers.map(|powers| small(margin(QUORUM, powers))).or(old.margin),
         certificates_end: members
             .iter()

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bsn_core::anchor::Role;
 use bsn_core::consent::{self, CONSENT_ANNOTATION};
+use bsn_core::engine::cometbft::config::ExternalPeer;
 use bsn_core::engine::cometbft::transaction::{TemplateError, check_template};
 use bsn_core::engine::cometbft::{DEFAULT_POWER, LEDGER, MAX_CHAIN_ID, Version, VersionError};
 use bsn_core::forming::{DesiredNetwork, DesiredSet};
@@ -17,8 +18,9 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::ResourceExt;
 
+use super::joining::{validate_external_peers, validate_genesis};
 use crate::api::{
-    App, BsnNetwork, BsnNetworkSpec, DeletionPolicy, Exposure, ExternalAddress,
+    App, BsnNetwork, BsnNetworkSpec, ConfigMapKeyRef, DeletionPolicy, Exposure, ExternalAddress,
     MembershipAuthority, NodeAccess, NodePod, NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
 };
 use crate::build::application::AppWorkload;
@@ -31,6 +33,10 @@ pub struct ValidatedNetwork {
     pub namespace: String,
     /// Name, chain and node sets.
     pub desired: DesiredNetwork,
+    /// Where the genesis is, if its chain is joined.
+    pub genesis_in: Option<ConfigMapKeyRef>,
+    /// Nodes of other owners to dial.
+    pub external_peers: Vec<ExternalPeer>,
     /// The same node sets as the planner wants them.
     pub membership: membership::Desired,
     /// Who changes the chain's validators.
@@ -135,6 +141,23 @@ pub enum InvalidSpec {
          without voting: false"
     )]
     NoValidators,
+    /// No origin of the chain, or two.
+    #[error("spec.genesis must name exactly one of create and from")]
+    OneGenesis,
+    /// Nobody to hear the chain from.
+    #[error(
+        "a network that joins a chain needs spec.externalPeers; name at least one node of its owners, as kubectl bsn bundle \
+         prints them"
+    )]
+    NoExternalPeers,
+    /// A node that cannot be dialled.
+    #[error("spec.externalPeers: {peer:?}: {why}")]
+    ExternalPeer {
+        /// Which.
+        peer: String,
+        /// What is wrong, and what to write.
+        why: &'static str,
+    },
     /// A name that no node of the set can have.
     #[error(
         "spec.nodeSets: {list} of set {set:?} holds {name:?}; nodes of this set are named {network}-{set}-<index>, \
@@ -267,7 +290,8 @@ pub fn validate_network(
         membership.sets.push(validate_membership(&name, set, &desired)?);
         sets.push(desired);
     }
-    if !sets.iter().any(|set| set.votes() && set.replicas > 0) {
+    let joins = validate_genesis(spec)?;
+    if joins.is_none() && !sets.iter().any(|set| set.votes() && set.replicas > 0) {
         return Err(InvalidSpec::NoValidators);
     }
     let leaf = LeafPolicy {
@@ -282,7 +306,14 @@ pub fn validate_network(
         validate_policy(spec, network.annotations().get(CONSENT_ANNOTATION).map(String::as_str))?;
     Ok(ValidatedNetwork {
         namespace: network.namespace().unwrap_or_default(),
-        desired: DesiredNetwork { name, chain_id: spec.chain_id.clone(), sets },
+        desired: DesiredNetwork {
+            name,
+            chain_id: spec.chain_id.clone(),
+            joins: joins.map(|from| from.sha256.clone()),
+            sets,
+        },
+        genesis_in: joins.map(|from| from.config_map_ref.clone()),
+        external_peers: validate_external_peers(spec)?,
         membership,
         authority,
         policy,

@@ -8,7 +8,7 @@ use bsn_core::engine::cometbft::settle::{
     Look, Pool, PoolState, parse_block_transactions, parse_pool,
 };
 use bsn_core::engine::cometbft::signing::parse_decided_at;
-use bsn_core::engine::cometbft::status::{parse_heights, parse_powers};
+use bsn_core::engine::cometbft::status::{is_catching_up, parse_heights, parse_powers};
 use bsn_core::engine::cometbft::transaction::check_change;
 use bsn_core::engine::cometbft::verify::verify;
 use bsn_core::membership::model::Gate;
@@ -52,6 +52,9 @@ pub enum CallError {
         /// Its words.
         message: String,
     },
+    /// It reads old blocks.
+    #[error("{0} catches up: what it knows is of another time")]
+    CatchesUp(NodeName),
     /// An answer that is not understood.
     #[error("the engine's answer to {0} is not understood")]
     Strange(&'static str),
@@ -257,11 +260,20 @@ impl Chain<'_> {
         None
     }
 
-    /// Whether a node still counts a key among the voters, by a live read of every node that answers. `None` =
-    /// nobody answered.
+    /// Whether a node still counts a key among the voters, by a live read of every node that answers and does not
+    /// read old blocks, which would tell of another time. `None` = nobody answered.
     pub async fn still_votes(&self, address: &str) -> Option<bool> {
-        let answers =
-            self.ask_all(|node| async move { self.powers(&node, None).await }.boxed()).await;
+        let ask = |node: NodeName| {
+            let powers = async move {
+                let status = self.call(&node, "status", json!({})).await?;
+                if is_catching_up(&status) {
+                    return Err(CallError::CatchesUp(node));
+                }
+                self.powers(&node, None).await
+            };
+            powers.boxed()
+        };
+        let answers = self.ask_all(ask).await;
         let answers: Vec<_> = answers.into_values().filter_map(Result::ok).collect();
         let votes = answers.iter().any(|powers| powers.contains_key(address));
         (!answers.is_empty()).then_some(votes)

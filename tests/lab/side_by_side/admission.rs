@@ -149,6 +149,45 @@ fn good_pods() -> Vec<Value> {
     ]
 }
 
+fn from() -> Value {
+    json!({"from": {"configMapRef": {"name": "theirs"}, "sha256": "ab".repeat(32)}})
+}
+
+fn peer(id: &str, port: u32) -> Value {
+    json!({"nodeId": id, "host": "a.example", "port": port})
+}
+
+fn peers() -> Value {
+    json!([peer(&"cd".repeat(20), 7000), peer(&"ef".repeat(20), 7000)])
+}
+
+/// A network that joins a chain, with no voter of its own yet.
+fn joining(genesis: &Value, peers: &Value) -> Value {
+    let mut spec = with("/nodeSets/0/replicas", json!(0));
+    spec["genesis"] = genesis.clone();
+    spec["externalPeers"] = peers.clone();
+    spec
+}
+
+fn wrong_joins() -> Vec<(Value, &'static str)> {
+    let id = "cd".repeat(20);
+    let upper = json!({"from": {"configMapRef": {"name": "x"}, "sha256": "AB"}});
+    let nameless = json!({"from": {"sha256": "ab".repeat(32)}});
+    let listed = |peers: Value| with("/externalPeers", peers);
+    vec![
+        (with("/genesis", json!({})), "name one origin of the chain"),
+        (joining(&from(), &json!([])), "needs externalPeers"),
+        (joining(&json!({"create": {}}), &peers()), "a chain needs a validator that votes"),
+        (joining(&nameless, &peers()), "configMapRef"),
+        (joining(&upper, &peers()), "sha256"),
+        (listed(json!([peer("ab", 1)])), "nodeId"),
+        (listed(json!([peer(&id.to_uppercase(), 1)])), "nodeId"),
+        (listed(json!([peer(&id, 1), peer(&id, 2)])), "Duplicate"),
+        (listed(json!([peer(&id, 0)])), "port"),
+        (listed(json!([{"nodeId": id, "host": "a,b"}])), "host"),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_input_is_refused_with_an_instruction() {
     let world = World::new("admission").await;
@@ -231,6 +270,8 @@ async fn wrong_input_is_refused_with_an_instruction() {
             ),
         ],
     );
+    assert_refused(&world, &wrong_joins());
+    answer(&world, "admission", &joining(&from(), &peers()), true).unwrap();
     assert_refused(&world, &wrong_pods());
     for spec in good_pods() {
         answer(&world, "admission", &spec, true).unwrap_or_else(|error| panic!("{error}: {spec}"));
@@ -253,6 +294,10 @@ async fn wrong_input_is_refused_with_an_instruction() {
             ),
             (with(&format!("{cometbft}/timeoutCommit"), json!("fast")), "timeoutCommit"),
             (with("/nodeSets/1/role", json!("Validator")), "role of a node set is immutable"),
+            (
+                joining(&from(), &peers()),
+                "whether a network forms a chain or joins one is immutable",
+            ),
             (
                 with("/nodeSets/0/storage", json!({"size": "19Gi"})),
                 "a disk can grow and never shrink",
@@ -277,6 +322,8 @@ async fn wrong_input_is_refused_with_an_instruction() {
         with("/nodeSets/0/hold", json!(["admission-voter-0"])),
         with("/nodeSets/0/name", json!("other")),
         with("/nodeSets/1", second),
+        with("/externalPeers", peers()),
+        with("/genesis", json!({"create": {}})),
         with("/nodeSets/0/storage", json!({"size": "1Ti"})),
         with("/nodeSets/0/storage", json!({"size": "20480Mi"})),
         with("/nodeSets/0/pod", json!({"labels": {"team": "ledger"}})),

@@ -15,6 +15,7 @@ mod heals;
 mod keys;
 mod objects;
 mod own_application;
+mod owners;
 mod pods;
 mod policies;
 mod refusals;

@@ -3,6 +3,8 @@
 //! Only what must differ from the engine's defaults is written. The list of peers is not part of
 //! it: that changes with every node that joins and is filled in when a node starts.
 
+use std::net::IpAddr;
+
 use serde::Serialize;
 
 use super::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE};
@@ -140,7 +142,7 @@ pub struct Peer {
 
 impl Peer {
     /// The engine's form: `<id>@<host>:<port>`.
-    fn address(&self) -> String {
+    pub fn address(&self) -> String {
         format!("{}@{}:{P2P_PORT}", self.node_id, self.host)
     }
 
@@ -162,16 +164,92 @@ impl Peer {
     }
 }
 
+/// A node of another owner, as it is dialled. Nobody here asks its gateway: that is its owner's alone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExternalPeer {
+    /// Id of its peer-to-peer key, by which it proves who it is.
+    pub node_id: String,
+    /// A name or an IP address.
+    pub host: String,
+    /// Its port there.
+    pub port: u16,
+}
+
+impl ExternalPeer {
+    /// The engine's form: `<id>@<host>:<port>`, one line of the list.
+    pub fn address(&self) -> String {
+        let Self { node_id, host, port } = self;
+        // As the engine splits it (`net.SplitHostPort`).
+        if host.contains(':') {
+            format!("{node_id}@[{host}]:{port}")
+        } else {
+            format!("{node_id}@{host}:{port}")
+        }
+    }
+
+    /// Reads a line of the list. What the engine would end over is none.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (node_id, address) = line.trim().split_once('@')?;
+        let (host, port) = address.rsplit_once(':')?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let peer =
+            Self { node_id: node_id.to_owned(), host: host.to_owned(), port: port.parse().ok()? };
+        peer.check().is_none().then_some(peer)
+    }
+
+    /// Why this cannot be dialled, if so. The engine ends over such an entry when it starts.
+    pub fn check(&self) -> Option<&'static str> {
+        let Self { node_id, host, port } = self;
+        let digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        if node_id.len() != 40 || !node_id.chars().all(digit) {
+            return Some(
+                "nodeId must be 40 hexadecimal digits in lower case, as `cometbft show-node-id` prints them",
+            );
+        }
+        if *port == 0 {
+            return Some("port must be 1 to 65535");
+        }
+        let itself =
+            "host leads to the node itself; use an address by which others reach that peer";
+        match host.parse::<IpAddr>() {
+            Ok(address) if address.is_unspecified() || address.is_loopback() => Some(itself),
+            Ok(_) => None,
+            Err(_) if host.eq_ignore_ascii_case("localhost") => Some(itself),
+            Err(_) if is_name(host) => None,
+            Err(_) => Some("host must be a DNS name or an IP address, without a port"),
+        }
+    }
+}
+
+/// A DNS name: labels of letters, digits, `-` and `_`, and not an address with a slip in it.
+fn is_name(host: &str) -> bool {
+    let label = |label: &str| {
+        let inner = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        (1..=63).contains(&label.len())
+            && label.chars().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let last = host.rsplit('.').next().unwrap_or_default();
+    host.len() <= 253 && host.split('.').all(label) && !last.chars().all(|c| c.is_ascii_digit())
+}
+
 /// Why a configuration could not be completed.
 #[derive(Debug, thiserror::Error)]
 #[error("the configuration is not what the operator renders: {0}")]
 pub struct ConfigError(String);
 
-/// Puts the peers of this moment into a configuration made by [`render_config`].
-pub fn complete_config(rendered: &str, peers: &[Peer]) -> Result<String, ConfigError> {
+/// Puts the peers of this moment, own and others', into a configuration made by [`render_config`].
+pub fn complete_config(
+    rendered: &str,
+    peers: &[Peer],
+    external: &[ExternalPeer],
+) -> Result<String, ConfigError> {
     let mut document: toml::Table =
         rendered.parse().map_err(|err: toml::de::Error| ConfigError(err.message().to_owned()))?;
-    let list = peers.iter().map(Peer::address).collect::<Vec<_>>().join(",");
+    let own = peers.iter().map(Peer::address);
+    let list = own.chain(external.iter().map(ExternalPeer::address)).collect::<Vec<_>>().join(",");
     document
         .get_mut("p2p")
         .and_then(toml::Value::as_table_mut)
@@ -218,12 +296,47 @@ mod tests {
             tls_spki_sha256: "cd".repeat(32),
         };
         assert_eq!(Peer::parse(&peer.line()), Some(peer.clone()));
-        let after = complete_config(&before, &[peer.clone(), peer.clone()]).unwrap();
+        let after = complete_config(&before, &[peer.clone(), peer.clone()], &[]).unwrap();
         let mut table: toml::Table = after.parse().unwrap();
         let p2p = table.get_mut("p2p").unwrap().as_table_mut().unwrap();
         let list = p2p.remove("persistent_peers").unwrap();
         assert_eq!(list.as_str().unwrap(), format!("{0},{0}", peer.address()));
         assert_eq!(table, before.parse::<toml::Table>().unwrap());
-        assert!(complete_config("[rpc]", &[]).is_err());
+        assert!(complete_config("[rpc]", &[], &[]).is_err());
+    }
+
+    fn external(host: &str) -> ExternalPeer {
+        ExternalPeer { node_id: "ab".repeat(20), host: host.into(), port: 7000 }
+    }
+
+    #[test]
+    fn nodes_of_other_owners_are_dialled_beside_our_own() {
+        let before = rendered(Application::PersistentKvstore);
+        for (host, written) in [
+            ("nodes.example", "nodes.example"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("fd00::7", "[fd00::7]"),
+        ] {
+            let peer = external(host);
+            assert_eq!(ExternalPeer::parse(&peer.address()), Some(peer.clone()));
+            let after = complete_config(&before, &[], &[peer]).unwrap();
+            let expected = format!("persistent_peers = \"{}@{written}:7000\"", "ab".repeat(20));
+            assert!(after.contains(&expected), "{after}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_the_engine_would_end_over_is_none() {
+        for host in
+            ["", "a b", "a,b", "x:7", "-a", "a..b", "127.0.0.1", "::", "localhost", "10.0.0.300"]
+        {
+            assert!(external(host).check().is_some(), "{host:?}");
+        }
+        for node_id in ["ab", &"AB".repeat(20), &"xy".repeat(20)] {
+            let peer = ExternalPeer { node_id: node_id.to_owned(), ..external("a") };
+            assert!(peer.check().is_some() && ExternalPeer::parse(&peer.address()).is_none());
+        }
+        assert_eq!(ExternalPeer::parse("nothing"), None);
+        assert_eq!(external("node-0.ns.svc.").check(), None);
     }
 }

@@ -1,8 +1,10 @@
 //! The genesis file: the first block's terms, the same bytes on every node (`types/genesis.go`).
 
-use serde::Serialize;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
-use super::keys::PublicKey;
+use super::keys::{PUBLIC_KEY_TYPE, PublicKey};
+use super::status::number;
 use super::{MAX_CHAIN_ID, MAX_TOTAL_POWER};
 use crate::hash::sha256_hex;
 
@@ -166,7 +168,7 @@ pub fn build_genesis(
             .iter()
             .map(|validator| Validator {
                 address: validator.key.validator_address(),
-                pub_key: Key { kind: "tendermint/PubKeyEd25519", value: validator.key.base64() },
+                pub_key: Key { kind: PUBLIC_KEY_TYPE, value: validator.key.base64() },
                 power: validator.power.to_string(),
                 name: &validator.name,
             })
@@ -179,6 +181,128 @@ pub fn build_genesis(
     let hash = sha256_hex(text.as_bytes());
     Ok(Genesis { text, hash })
 }
+
+/// Largest genesis that fits a `ConfigMap` of ours, in bytes: the API server takes 1 MiB, keys and hash included.
+pub const MAX_GENESIS: usize = (1 << 20) - (1 << 10);
+
+/// Why the genesis of a chain that exists is not taken over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TakeError {
+    /// Not the bytes that were named.
+    #[error(
+        "it has SHA-256 {found}, and spec.genesis.from.sha256 is {expected}; take the file byte for byte as its owner \
+         gives it (kubectl create configmap --from-file), or correct the hash"
+    )]
+    Hash {
+        /// Of the bytes there are.
+        found: String,
+        /// As described.
+        expected: String,
+    },
+    /// Not a genesis.
+    #[error("it is no genesis of CometBFT 0.38: {0}; ask the chain's owners for the file")]
+    Malformed(String),
+    /// Another chain's.
+    #[error(
+        "it is the genesis of chain {found:?}, and spec.chainId is {expected:?}; correct one of them"
+    )]
+    AnotherChain {
+        /// In the genesis.
+        found: String,
+        /// As described.
+        expected: String,
+    },
+    /// Too large.
+    #[error(
+        "it has {0} bytes; at most {MAX_GENESIS} fit a ConfigMap, so this chain cannot be joined by bsn-operator"
+    )]
+    TooLarge(usize),
+    /// Every node would put its own clock's time there.
+    #[error(
+        "its genesis_time is missing or zero, so each node would begin another chain; ask the chain's owners for the file"
+    )]
+    NoTime,
+    /// A key that is not read here.
+    #[error("validator {0:?} has a key of type {1:?}; only Ed25519 keys are supported")]
+    KeyType(String, String),
+}
+
+/// What is read of a genesis that others made; the engine reads the rest.
+#[derive(Deserialize)]
+struct Theirs {
+    #[serde(default)]
+    genesis_time: String,
+    chain_id: String,
+    #[serde(default)]
+    validators: Option<Vec<TheirValidator>>,
+}
+
+#[derive(Deserialize)]
+struct TheirValidator {
+    #[serde(default)]
+    address: String,
+    pub_key: TheirKey,
+    #[serde(deserialize_with = "number")]
+    power: u64,
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct TheirKey {
+    #[serde(rename = "type")]
+    kind: String,
+    value: String,
+}
+
+/// Checks the genesis of a chain that exists, as the engine does when it starts (`GenesisDoc.ValidateAndComplete`), so
+/// that what it would end over is a refusal here. A genesis without validators is one whose application names them.
+pub fn take_genesis(text: &str, sha256: &str, chain_id: &str) -> Result<Genesis, TakeError> {
+    let hash = sha256_hex(text.as_bytes());
+    if hash != sha256 {
+        return Err(TakeError::Hash { found: hash, expected: sha256.to_owned() });
+    }
+    if text.len() > MAX_GENESIS {
+        return Err(TakeError::TooLarge(text.len()));
+    }
+    let theirs: Theirs =
+        serde_json::from_str(text).map_err(|error| TakeError::Malformed(error.to_string()))?;
+    if theirs.chain_id != chain_id {
+        let (found, expected) = (theirs.chain_id, chain_id.to_owned());
+        return Err(TakeError::AnotherChain { found, expected });
+    }
+    // Go's zero time is the first moment of year 1.
+    let first: Option<Timestamp> = theirs.genesis_time.parse().ok();
+    if first.is_none_or(|time| time.as_second() <= GO_ZERO_SECOND) {
+        return Err(TakeError::NoTime);
+    }
+    let mut total: u64 = 0;
+    for validator in theirs.validators.into_iter().flatten() {
+        let TheirValidator { address, pub_key, power, name } = validator;
+        let who = if name.is_empty() { &address } else { &name };
+        if pub_key.kind != PUBLIC_KEY_TYPE {
+            return Err(TakeError::KeyType(who.clone(), pub_key.kind));
+        }
+        let malformed = |what: &str| TakeError::Malformed(format!("validator {who:?} {what}"));
+        let key = PublicKey::from_base64(&pub_key.value)
+            .ok_or_else(|| malformed("has no key of 32 bytes"))?;
+        // The engine reads both cases.
+        if !address.is_empty() && !address.eq_ignore_ascii_case(&key.validator_address()) {
+            return Err(malformed("has an address that is not that of its key"));
+        }
+        if power == 0 {
+            return Err(malformed("has voting power 0"));
+        }
+        total = total.saturating_add(power);
+    }
+    if total > MAX_TOTAL_POWER {
+        return Err(TakeError::Malformed(format!("its powers add up to {total}")));
+    }
+    Ok(Genesis { text: text.to_owned(), hash })
+}
+
+/// Seconds from 1970 to Go's zero time, `0001-01-01T00:00:00Z`.
+const GO_ZERO_SECOND: i64 = -62_135_596_800;
 
 #[cfg(test)]
 mod tests {
@@ -217,5 +341,48 @@ mod tests {
         );
         let twin = GenesisValidator { name: "twin".into(), ..validator(1, 5) };
         assert!(matches!(build("c", &[validator(1, 5), twin]), GenesisError::SharedKey(..)));
+    }
+
+    /// A genesis of two validators after an edit, checked against its own hash.
+    fn take(edit: impl Fn(&str) -> String) -> Result<Genesis, TakeError> {
+        let genesis = build_genesis("c", TIME, &[validator(1, 1000), validator(2, 10)]).unwrap();
+        let text = edit(&genesis.text);
+        take_genesis(&text, &sha256_hex(text.as_bytes()), "c")
+    }
+
+    #[test]
+    fn what_one_operator_makes_another_takes_byte_for_byte() {
+        let taken = take(str::to_owned).unwrap();
+        let made = build_genesis("c", TIME, &[validator(1, 1000), validator(2, 10)]).unwrap();
+        assert_eq!(taken, made);
+        // What the engine reads and this does not is left to it, and so is the form.
+        let more = r#"{"genesis_time":"2024-05-01T10:00:00.5Z","chain_id":"c","app_state":{"a":[1]},"validators":null}"#;
+        assert!(take(|_| more.to_owned()).is_ok());
+        let address = validator(1, 1000).key.validator_address();
+        assert!(take(|text| text.replace(&address, &address.to_lowercase())).is_ok());
+    }
+
+    #[test]
+    fn a_genesis_that_the_engine_would_end_over_is_refused_with_an_instruction() {
+        let genesis = build_genesis("c", TIME, &[validator(1, 5)]).unwrap();
+        let error = take_genesis(&genesis.text, "00", "c").unwrap_err();
+        assert!(error.to_string().contains("byte for byte"), "{error}");
+        let error = take_genesis(&genesis.text, &genesis.hash, "d").unwrap_err();
+        assert!(matches!(error, TakeError::AnotherChain { .. }), "{error}");
+        for (from, to, expected) in [
+            ("{", "[", "no genesis of CometBFT"),
+            (TIME, "0001-01-01T00:00:00Z", "genesis_time is missing or zero"),
+            ("\"genesis_time\"", "\"time\"", "genesis_time is missing or zero"),
+            ("PubKeyEd25519", "PubKeySecp256k1", "only Ed25519 keys"),
+            ("\"power\": \"10\"", "\"power\": 10", "expected a string"),
+            ("\"power\": \"10\"", "\"power\": \"0\"", "voting power 0"),
+            ("\"power\": \"10\"", "\"power\": \"9000000000000000000\"", "add up to"),
+            ("\"address\": \"", "\"address\": \"00", "not that of its key"),
+        ] {
+            let error = take(|text| text.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = take(|text| format!("{text}{}", " ".repeat(MAX_GENESIS))).unwrap_err();
+        assert!(matches!(error, TakeError::TooLarge(_)), "{error}");
     }
 }

@@ -127,6 +127,11 @@ pub fn parse_heights(status: &serde_json::Value) -> Result<(u64, u64), AnswerErr
     Ok((sync_info.earliest_block_height, sync_info.latest_block_height))
 }
 
+/// Whether a node says, in its answer to `status`, that it still reads old blocks.
+pub fn is_catching_up(status: &serde_json::Value) -> bool {
+    status.pointer("/sync_info/catching_up").and_then(serde_json::Value::as_bool) == Some(true)
+}
+
 /// Puts a node's answers into the form every engine reports in.
 pub fn parse_report(answers: Answers) -> Result<EngineReport, AnswerError> {
     let failed = |method| move |source| AnswerError { method, source };

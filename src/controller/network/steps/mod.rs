@@ -60,8 +60,10 @@ pub struct Steps {
     pub restarts: bool,
     /// Nodes that do not run what is described.
     pub pending: usize,
-    /// Powers of the voters, by the chain.
+    /// Powers of the voters, by the chain; empty while no node tells.
     pub powers: Vec<u64>,
+    /// How many of the voters are other owners'.
+    pub foreign: usize,
     /// Drains of machines that cannot go on yet, in a network that spans clusters; `None` = it was not looked.
     pub drains: Option<Vec<DrainWaits>>,
 }
@@ -481,13 +483,17 @@ fn steps(
         Some(Decision::Step { step, .. }) => Some(with_names(&step.to_string(), world.anchor)),
         _ => None,
     };
+    // What is remembered where no node tells knows nothing of other owners' voters.
+    let told = sight.ledger.agreed && sight.ledger.answering() > 0;
+    let voters = || sight.ledger.members.values().filter(|_| told);
     Steps {
         decision,
         next,
         under_way: intent.map(|intent| intent.step.what.clone()),
         restarts: intent.is_some_and(is_restart),
         pending,
-        powers: sight.ledger.members.values().map(|member| member.power).collect(),
+        powers: voters().map(|voter| voter.power).collect(),
+        foreign: voters().filter(|voter| voter.node.is_none()).count(),
         drains: None,
     }
 }
