@@ -91,6 +91,12 @@ struct World {
     nodes: Vec<StatefulSet>,
 }
 
+/// The objects of a kind.
+fn of<T: serde::de::DeserializeOwned>(objects: &[Value], kind: &str) -> Vec<T> {
+    let found = objects.iter().filter(|object| object["kind"] == kind);
+    found.map(|object| serde_json::from_value(object.clone()).unwrap()).collect()
+}
+
 impl World {
     fn new(sample: &str, policy: Value) -> Self {
         let path = format!("{}/manifests/samples/{sample}.yaml", env!("CARGO_MANIFEST_DIR"));
@@ -109,10 +115,6 @@ impl World {
         };
         let printed = render(&args).unwrap();
         let objects: Vec<Value> = serde_saphyr::from_multiple(&printed).unwrap();
-        fn of<T: serde::de::DeserializeOwned>(objects: &[Value], kind: &str) -> Vec<T> {
-            let found = objects.iter().filter(|object| object["kind"] == kind);
-            found.map(|object| serde_json::from_value(object.clone()).unwrap()).collect()
-        }
         let nodes = of(&objects, "StatefulSet");
         assert!(!nodes.is_empty());
         Self { policies: of(&objects, "NetworkPolicy"), nodes }

@@ -149,7 +149,7 @@ fn render_network(
         push(out, &build_network_policy(&parts, &admitted));
     }
 
-    let agents = ClusterImage { reference: agent_image.to_owned(), pull_secret_name: None };
+    let agents = ClusterImage { reference: args.agent_image.clone(), pull_secret_name: None };
     for (name, identity) in anchor.members() {
         let workload = validated.workload(&identity.set, agents.clone());
         let node = NodeParts { network: parts, name: &name, identity, owner: None };

@@ -122,13 +122,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     metrics.set_leader(true);
     health.set_leading(true);
 
-    let (namespaces, left_out) = namespaces::usable(&client, &args.watch_namespaces.0).await;
-    for (namespace, lacks) in &left_out {
-        tracing::error!(%namespace, %lacks, "not looked after for want of rights; networks there are left as they are");
-    }
-    if namespaces.is_empty() && !args.watch_namespaces.0.is_empty() {
-        return Err(RunError::NoNamespace(left_out.into_keys().collect::<Vec<_>>().join(", ")));
-    }
+    let (namespaces, left_out) = choose_namespaces(&client, &args.watch_namespaces.0).await?;
     let HubWatches { caches, triggers, network_queue, node_queue, mut tasks } =
         watches::watch_hub(&client, Scope::of_hub(&namespaces));
     let agent_image = ClusterImage { reference: args.agent_image, pull_secret_name: None };
@@ -221,13 +215,29 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         () = ctx.machines.clone().run(ctx.clusters.clone(), triggers) => Ok(()),
         () = retention::run(ctx.clone()) => Ok(()),
         () = member::run(shared, notice) => Ok(()),
-        () = await_namespaces(&client, left_out.into_keys().collect(), &begin_anew) => Ok(()),
+        () = await_namespaces(&client, left_out, &begin_anew) => Ok(()),
         () = lost => Err(RunError::LeadershipLost),
     };
     if ended.is_ok() {
         leadership.release().await;
     }
     ended
+}
+
+/// Those of the namespaces it is for in which it has the rights, and those in which it has not. None = all there are.
+async fn choose_namespaces(
+    client: &kube::Client,
+    wanted: &[String],
+) -> Result<(Vec<String>, Vec<String>), RunError> {
+    let (usable, lacking) = namespaces::usable(client, wanted).await;
+    for (namespace, lacks) in &lacking {
+        tracing::error!(%namespace, %lacks, "not looked after for want of rights; networks there are left as they are");
+    }
+    let left_out: Vec<String> = lacking.into_keys().collect();
+    if usable.is_empty() && !wanted.is_empty() {
+        return Err(RunError::NoNamespace(left_out.join(", ")));
+    }
+    Ok((usable, left_out))
 }
 
 /// Asks for the process's end once there are rights in one of the namespaces that were left out: caches are filled once, so
@@ -249,7 +259,7 @@ async fn await_namespaces(
             break;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Makes the clients of members; their requests are counted as the hub's are.

@@ -172,7 +172,7 @@ mod tests {
         map
     }
 
-    fn words(events: Vec<Event<ConfigMap>>) -> Vec<String> {
+    fn words(events: &[Event<ConfigMap>]) -> Vec<String> {
         let name = |map: &ConfigMap| format!("{}/{}", map.namespace().unwrap(), map.name_any());
         let word = |event: &Event<ConfigMap>| match event {
             Event::Init => "init".to_owned(),
@@ -191,7 +191,7 @@ mod tests {
             told.extend(merger.take(number, Event::InitApply(map.clone())));
         }
         told.extend(merger.take(number, Event::InitDone));
-        words(told)
+        words(&told)
     }
 
     #[test]

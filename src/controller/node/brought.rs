@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bsn_core::anchor::{ANCHOR_KEY, Anchor, Brought, Identity};
 use bsn_core::brought::may_take;
-use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, PublicKey};
+use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, PrivateKey, PublicKey};
 use bsn_core::names::NodeName;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -86,7 +86,7 @@ impl Pass<'_> {
         };
         let keys = or_refuse!(parse_brought(&found, &place));
         let consensus = keys.consensus.public();
-        let p2p = keys.p2p.as_ref().map(|key| key.public());
+        let p2p = keys.p2p.as_ref().map(PrivateKey::public);
         if let Err(other) = self.reserve(&consensus, p2p.as_ref()) {
             let message = format!(
                 "the Secret {place}, named in keys, holds a key of {other}; two nodes with one key sign twice. Bring \
@@ -166,7 +166,6 @@ pub fn fixed_otherwise(anchor: &Anchor, described: &BTreeMap<NodeName, String>) 
 
 #[cfg(test)]
 mod tests {
-    use bsn_core::engine::cometbft::keys::PrivateKey;
     use serde_json::json;
 
     use super::*;
