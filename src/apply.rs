@@ -353,12 +353,14 @@ pub async fn delete<K: Object>(client: &kube::Client, object: &K) -> Result<(), 
     }
 }
 
-/// Writes the status of the object that `meta` is of. `false` = it was deleted meanwhile: there is nothing left to report
-/// on. The object itself need not parse: that is something to report.
-pub async fn write_status<K>(
+/// Writes the status of the object that `meta` is of; what was in the `old` one and is not in the new is taken away.
+/// `false` = it was deleted meanwhile: there is nothing left to report on. The object itself need not parse: that is
+/// something to report.
+pub async fn write_status<K, S: Serialize>(
     api: &Api<DeserializeGuard<K>>,
     meta: &ObjectMeta,
-    status: &impl Serialize,
+    old: &S,
+    status: &S,
 ) -> Result<bool, ApiError>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
@@ -367,11 +369,26 @@ where
     let place = meta.namespace.as_ref().map(|namespace| format!("{namespace}/"));
     let what = || format!("patch status of {} {}{name}", K::kind(&()), place.unwrap_or_default());
     // The uid: a status is never written to an object that replaced the one it is about.
-    let patch = json!({"metadata": {"uid": meta.uid}, "status": status});
+    let mut patch = json!({"metadata": {"uid": meta.uid}, "status": status});
+    null_what_is_gone(&json!(old), &mut patch["status"]);
     let patch = Patch::Merge(&patch);
     match bounded(what, api.patch_status(name, &PatchParams::default(), &patch)).await {
         Err(error) if error.code() == Some(404) => Ok(false),
         written => written.map(|_| true),
+    }
+}
+
+/// Makes a merge patch from a new value: what it leaves out would stay as it was.
+fn null_what_is_gone(old: &Value, new: &mut Value) {
+    if let (Value::Object(old), Value::Object(new)) = (old, new) {
+        for (name, old) in old {
+            match new.get_mut(name) {
+                Some(new) => null_what_is_gone(old, new),
+                None => {
+                    new.insert(name.clone(), Value::Null);
+                }
+            }
+        }
     }
 }
 
@@ -535,6 +552,16 @@ mod tests {
         ] {
             assert!(!contains(&edited, &wish), "{edited}");
         }
+    }
+
+    #[test]
+    fn a_status_loses_what_is_gone_at_every_depth() {
+        let old = json!({"validators": 4, "foreign": 1, "at": {"a": 1, "b": 2}, "all": [1]});
+        let mut patch = json!({"validators": 3, "at": {"a": 1}, "all": []});
+        null_what_is_gone(&old, &mut patch);
+        let expected =
+            json!({"validators": 3, "foreign": null, "at": {"a": 1, "b": null}, "all": []});
+        assert_eq!(patch, expected);
     }
 
     #[test]

@@ -144,7 +144,7 @@ async fn tell_unparsable(
             conditions,
             ..BsnClusterStatus::default()
         };
-        match write_status(&api, &meta, &status).await {
+        match write_status(&api, &meta, &BsnClusterStatus::default(), &status).await {
             Ok(_) => {
                 told.insert(meta.uid, meta.generation);
             }
@@ -576,7 +576,7 @@ impl Member {
         status: &BsnClusterStatus,
     ) -> Result<(), ApiError> {
         let api = Api::<GuardedCluster>::all(self.shared.hub.clone());
-        if write_status(&api, &cluster.metadata, status).await? {
+        if write_status(&api, &cluster.metadata, old, status).await? {
             let (before, now) = (&old.conditions, &status.conditions);
             let events = &self.shared.events;
             events.changes::<BsnCluster>(&cluster.metadata, before, now, &[READY, STALLED]).await;

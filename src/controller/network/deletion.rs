@@ -213,7 +213,8 @@ async fn delete_rest(
     }
     // From here on a missing anchor means that nothing is left.
     let api = Api::namespaced(ctx.client.clone(), namespace);
-    write_status::<BsnNetwork>(&api, &network.metadata, &json!({ "networkId": null })).await?;
+    let known = json!({ "networkId": id });
+    write_status::<BsnNetwork, _>(&api, &network.metadata, &known, &json!({})).await?;
     drop_finalizer(&ctx.client, map, KEEP_FINALIZER).await?;
     delete(&ctx.client, map).await?;
     ctx.anchors.note_written(key, None);

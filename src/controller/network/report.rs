@@ -33,7 +33,8 @@ use crate::controller::context::Context;
 use crate::controller::{Error, Refusal};
 use crate::view::{Liveness, NetworkKey, NetworkView};
 
-/// Before what failed in a member cluster, or a genesis that others give, is looked at again: no watch shows it.
+/// Before what failed in a member cluster, or what stands still, is looked at again: it may wait for what no watch shows,
+/// such as a Secret or a genesis that others give.
 const TROUBLED_LOOK: Duration = Duration::from_secs(10);
 
 /// Reports a network that can't be looked at any further.
@@ -103,11 +104,7 @@ pub async fn report_network(
         .credentials
         .get(key)
         .and_then(|leaf| Duration::try_from(leaf.check_at.duration_since(ctx.now())).ok());
-    let lacks_genesis = applied
-        .refusals
-        .iter()
-        .any(|refusal| matches!(refusal.reason, Reason::GenesisMissing | Reason::GenesisRefused));
-    let calm = troubles.is_empty() && !lacks_genesis;
+    let calm = troubles.is_empty() && applied.refusals.is_empty();
     let look = if calm { SLOW_LOOK } else { TROUBLED_LOOK };
     Ok(check.unwrap_or(SLOW_LOOK).clamp(Duration::from_secs(1), look))
 }
@@ -536,7 +533,7 @@ async fn write(
         return Ok(());
     }
     let api = Api::<GuardedNetwork>::namespaced(ctx.client.clone(), &key.namespace);
-    if write_status(&api, meta, status).await? {
+    if write_status(&api, meta, old, status).await? {
         let kinds = [READY, STALLED, CHAIN_LIVE, CLUSTERS_REACHABLE, MEMBERSHIP_CONVERGED];
         let (before, now) = (&old.conditions, &status.conditions);
         ctx.events.changes::<BsnNetwork>(meta, before, now, &kinds).await;

@@ -259,7 +259,7 @@ async fn write(
     }
     let namespace = node.namespace().unwrap_or_default();
     let api = Api::<GuardedNode>::namespaced(ctx.client.clone(), &namespace);
-    if write_status(&api, &node.metadata, status).await? {
+    if write_status(&api, &node.metadata, old, status).await? {
         let (before, now) = (&old.conditions, &status.conditions);
         ctx.events
             .changes::<BsnNode>(&node.metadata, before, now, &[READY, STALLED, DISK_AS_DESCRIBED])
