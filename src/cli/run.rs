@@ -9,6 +9,7 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::sync::watch;
 
 use super::RunArgs;
 use crate::api::ClusterImage;
@@ -80,14 +81,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let memberships = Memberships::default();
     let client =
         client::connect(&metrics).await.map_err(|error| RunError::Connect(Box::new(error)))?;
-    let (stop_sender, stop) = tokio::sync::watch::channel(false);
-    let begin_anew = stop_sender.clone();
-    tokio::spawn(async move {
-        crate::signals::terminated().await;
-        tracing::info!("stopping");
-        // No receiver left means everything has ended already.
-        let _ = stop_sender.send(true);
-    });
+    let (begin_anew, stop) = stop_at_a_signal();
     let stopped = || {
         let mut stop = stop.clone();
         async move {
@@ -224,6 +218,19 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     ended
 }
 
+/// Turns to true when the process is told to end; whoever has the sender may do the same.
+fn stop_at_a_signal() -> (watch::Sender<bool>, watch::Receiver<bool>) {
+    let (sender, stop) = watch::channel(false);
+    let at_a_signal = sender.clone();
+    tokio::spawn(async move {
+        crate::signals::terminated().await;
+        tracing::info!("stopping");
+        // No receiver left means everything has ended already.
+        let _ = at_a_signal.send(true);
+    });
+    (sender, stop)
+}
+
 /// Those of the namespaces it is for in which it has the rights, and those in which it has not. None = all there are.
 async fn choose_namespaces(
     client: &kube::Client,
@@ -245,7 +252,7 @@ async fn choose_namespaces(
 async fn await_namespaces(
     client: &kube::Client,
     left_out: Vec<String>,
-    stop: &tokio::sync::watch::Sender<bool>,
+    stop: &watch::Sender<bool>,
 ) {
     while !left_out.is_empty() {
         tokio::time::sleep(LEFT_OUT_LOOK).await;

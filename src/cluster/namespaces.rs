@@ -203,7 +203,7 @@ mod tests {
         assert!(merger.take(0, Event::Delete(map("a", "y"))).is_empty());
         let first = list(&mut merger, 1, &[map("b", "x")]);
         assert_eq!(first, ["init", "has a/x", "has a/z", "has b/x", "done"]);
-        assert_eq!(words(merger.take(1, Event::Apply(map("b", "y")))), ["apply b/y"]);
+        assert_eq!(words(&merger.take(1, Event::Apply(map("b", "y")))), ["apply b/y"]);
     }
 
     #[test]

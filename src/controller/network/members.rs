@@ -144,7 +144,8 @@ pub(super) fn tend(
 
 impl Errand {
     async fn run(&self) -> Step<()> {
-        let Self { ctx, place, key, name, anchor, genesis, external, ca_pem, reached, access } = self;
+        let Self { ctx, place, key, name, anchor, genesis, external, ca_pem, reached, access } =
+            self;
         let network = cached(&ctx.caches.networks, &key.namespace, &key.name);
         let ends = |network: &GuardedNetwork| network.meta().deletion_timestamp.is_some();
         if network.is_none_or(|network| ends(&network)) {

@@ -21,7 +21,8 @@ use kube::ResourceExt;
 use super::joining::{validate_external_peers, validate_genesis};
 use crate::api::{
     App, BsnNetwork, BsnNetworkSpec, ConfigMapKeyRef, DeletionPolicy, Exposure, ExternalAddress,
-    MembershipAuthority, NodeAccess, NodePod, NodeRole, NodeSet, RepairMode, Storage, UpgradeStrategy,
+    MembershipAuthority, NodeAccess, NodePod, NodeRole, NodeSet, RepairMode, Storage,
+    UpgradeStrategy,
 };
 use crate::build::application::AppWorkload;
 use crate::controller::network::pods::{InvalidPod, validate_app, validate_pod};
