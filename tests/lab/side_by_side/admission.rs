@@ -169,6 +169,20 @@ fn joining(genesis: &Value, peers: &Value) -> Value {
     spec
 }
 
+fn wrong_access() -> Vec<(Value, &'static str)> {
+    vec![
+        (with("/networkPolicy", json!({"gatewayFrom": [{}]})), "give it a podSelector"),
+        (
+            with("/networkPolicy", json!({"outsideAddresses": ["192.168.7.1"]})),
+            "outsideAddresses holds ranges of addresses",
+        ),
+        (
+            with("/nodeSets/0/keys", json!([{"node": "admission-w-0", "secretName": "k"}])),
+            "keys take names of this set's nodes",
+        ),
+    ]
+}
+
 fn wrong_joins() -> Vec<(Value, &'static str)> {
     let id = "cd".repeat(20);
     let upper = json!({"from": {"configMapRef": {"name": "x"}, "sha256": "AB"}});
@@ -250,15 +264,6 @@ async fn wrong_input_is_refused_with_an_instruction() {
             (with("/disruption", json!({"reserve": 31})), "reserve"),
             (with("/repair", json!({"mode": "Never"})), "mode"),
             (with("/repair", json!({"cureAfter": "0s"})), "cureAfter must be at least 1s"),
-            (with("/networkPolicy", json!({"gatewayFrom": [{}]})), "give it a podSelector"),
-            (
-                with("/networkPolicy", json!({"outsideAddresses": ["192.168.7.1"]})),
-                "outsideAddresses holds ranges of addresses",
-            ),
-            (
-                with("/nodeSets/0/keys", json!([{"node": "admission-w-0", "secretName": "k"}])),
-                "keys take names of this set's nodes",
-            ),
             (with("/repair", json!({"gracePeriod": "1m"})), "make gracePeriod longer"),
             (
                 own_application("{power} {serial}"),
@@ -271,6 +276,7 @@ async fn wrong_input_is_refused_with_an_instruction() {
         ],
     );
     assert_refused(&world, &wrong_joins());
+    assert_refused(&world, &wrong_access());
     answer(&world, "admission", &joining(&from(), &peers()), true).unwrap();
     assert_refused(&world, &wrong_pods());
     for spec in good_pods() {
