@@ -59,9 +59,11 @@ func run() error {
 	}
 	all.Start(ctx.Done())
 	// The first packet of each connection to a pod; after the Service's address was replaced by the pod's, and before
-	// the sender's is replaced by the machine's. While nobody reads the queue, everything passes.
+	// the sender's is replaced by the machine's. Not those from the machine itself: a pod always admits its kubelet. While
+	// nobody reads the queue, everything passes.
 	rule := []string{
 		"POSTROUTING", "-d", *pods, "-p", "tcp", "-m", "conntrack", "--ctstate", "NEW",
+		"-m", "addrtype", "!", "--src-type", "LOCAL",
 		"-j", "NFQUEUE", "--queue-num", strconv.Itoa(queue), "--queue-bypass",
 	}
 	// One that was left by a process that was killed.
