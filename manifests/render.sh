@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes install.yaml and rbac-namespaces.yaml from the chart. HELM names the helm binary.
+# Writes install.yaml, rbac-namespaces.yaml and monitoring.yaml from the chart. HELM names the helm binary.
 set -eu
 cd "$(dirname "$0")/.."
 new=$(mktemp)
@@ -19,3 +19,11 @@ cat "$new" > manifests/install.yaml
   render --set 'watchNamespaces={ledger,trade}' --show-only templates/rbac.yaml
 } > "$new"
 cat "$new" > manifests/rbac-namespaces.yaml
+{
+  echo "# Alert rules, a dashboard and a ServiceMonitor, for the Prometheus operator and Grafana's sidecar: rendered from the"
+  echo "# chart with all of them switched on. See docs/metrics.md."
+  render --set metrics.serviceMonitor.create=true --set alerts.enabled=true --set dashboard.enabled=true \
+    --show-only templates/servicemonitor.yaml --show-only templates/prometheusrule.yaml \
+    --show-only templates/dashboard.yaml
+} > "$new"
+cat "$new" > manifests/monitoring.yaml

@@ -26,6 +26,8 @@ The chart sets up the rest; each part is off by default.
 | `alerts.enabled` | a PrometheusRule with the alerts below |
 | `dashboard.enabled` | a ConfigMap with a dashboard, for the sidecar of Grafana |
 
+Without Helm: [`manifests/monitoring.yaml`](../manifests/monitoring.yaml) has all three.
+
 Without a ServiceMonitor, set `honor_labels: true` where you scrape: the namespace of a network is a label of its metrics,
 and Prometheus would put the operator's in its place.
 

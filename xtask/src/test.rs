@@ -179,7 +179,8 @@ async fn provide_lab(roles: Roles) -> Result<Lab> {
 
 /// The committed plain manifests are what the chart renders.
 fn check_manifests(lab: &Lab, deadline: Instant) -> Result<()> {
-    let files = ["manifests/install.yaml", "manifests/rbac-namespaces.yaml"];
+    let files =
+        ["manifests/install.yaml", "manifests/monitoring.yaml", "manifests/rbac-namespaces.yaml"];
     let read = |file: &str| {
         std::fs::read(programs::root().join(file)).with_context(|| format!("reading {file}"))
     };
