@@ -152,8 +152,7 @@ async fn a_lost_disk_is_refused_until_a_person_consents_and_then_nothing_is_sign
     world.kubectl_ok(&["delete", "pod", &format!("{lost}-0"), "-n", namespace]);
     chain.await_stalled(&lost, "is being deleted").await;
     // Its finalizer keeps it; only somebody who insists loses it.
-    let patch = r#"{"metadata":{"finalizers":null}}"#;
-    world.kubectl_ok(&["patch", "pvc", &claim, "-n", namespace, "--type=merge", "-p", patch]);
+    world.let_go(&format!("pvc/{claim}"));
     eventually("the claim's end", MINUTE, async || {
         let left = world.api::<PersistentVolumeClaim>().get_opt(&claim).await.unwrap();
         if left.is_none() { Ok(()) } else { Err("it is still there".to_owned()) }

@@ -21,6 +21,7 @@ mod guard;
 mod installed;
 mod killed;
 mod metrics;
+mod namespaces;
 mod network_policies;
 mod plugin;
 mod proxy;

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use bsn_core::consent::CONSENT_ANNOTATION;
-use bsn_operator::api::conditions::{MEMBERSHIP_CONVERGED, Reason, find};
+use bsn_operator::api::conditions::{MEMBERSHIP_CONVERGED, Reason, STALLED, find};
 use bsn_operator::api::{BsnNetwork, BsnNode};
 use bsn_testkit::lab::process::ProcessId;
 use bsn_testkit::lab::{Lab, Roles};
@@ -15,6 +15,7 @@ use bsn_testkit::operator::NAMESPACE as OPERATOR_NAMESPACE;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCondition, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
 use serde::Deserialize;
@@ -52,6 +53,20 @@ pub async fn eventually_every<T>(
         };
         assert!(began.elapsed() < within, "{what}: not within {} s: {why}", within.as_secs());
         tokio::time::sleep(every).await;
+    }
+}
+
+/// The message of the condition `Stalled`, if it is true for this reason and has these words.
+fn stalled(conditions: &[Condition], reason: Reason, words: &str) -> Result<String, String> {
+    match find(conditions, STALLED) {
+        Some(found)
+            if found.status == "True"
+                && found.reason == reason.as_str()
+                && found.message.contains(words) =>
+        {
+            Ok(found.message.clone())
+        }
+        other => Err(format!("{other:?}")),
     }
 }
 
@@ -223,6 +238,46 @@ impl World {
             }
         })
         .await
+    }
+
+    /// Waits until the network asks for a person, for this reason and in a message with these words; gives it.
+    pub async fn await_stalled(&self, reason: Reason, words: &str, within: Duration) -> String {
+        let of = format!("{}/{}", self.namespace, self.network);
+        eventually(&format!("{of} stalled: {reason}: {words}"), within, async || {
+            stalled(&self.get().await?.status.unwrap_or_default().conditions, reason, words)
+        })
+        .await
+    }
+
+    /// The same of a node.
+    pub async fn await_node_stalled(
+        &self,
+        node: &str,
+        reason: Reason,
+        words: &str,
+        within: Duration,
+    ) -> String {
+        eventually(&format!("{node} stalled: {reason}: {words}"), within, async || {
+            let nodes = self.nodes().await;
+            let found = nodes.iter().find(|found| found.name_any() == node);
+            let status = found.ok_or("no such node")?.status.clone().unwrap_or_default();
+            stalled(&status.conditions, reason, words)
+        })
+        .await
+    }
+
+    /// Takes a finalizer away that keeps an object, as somebody does who insists.
+    pub fn let_go(&self, name: &str) {
+        let patch = r#"{"metadata":{"finalizers":null}}"#;
+        let namespace = self.namespace.as_str();
+        self.kubectl_ok(&["patch", name, "-n", namespace, "--type=merge", "-p", patch]);
+    }
+
+    /// Deletes an object that a finalizer keeps. In this order: to what is being deleted the operator cannot put a finalizer
+    /// back.
+    pub fn lose(&self, name: &str) {
+        self.kubectl_ok(&["delete", name, "-n", &self.namespace, "--wait=false"]);
+        self.let_go(name);
     }
 
     /// Gives consents, separated by commas, in place of those given before.

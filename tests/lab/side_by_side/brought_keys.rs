@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE, PrivateKey};
-use bsn_operator::api::conditions::{Reason, STALLED, find};
+use bsn_operator::api::conditions::{Reason, STALLED};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret, Service};
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use crate::support::{World, eventually};
+use crate::support::World;
 
 const LONG: Duration = Duration::from_mins(3);
 
@@ -43,23 +43,6 @@ async fn put(world: &World, name: &str, entries: &[(&str, &str)]) {
     world.api::<Secret>().patch(name, &params, &Patch::Apply(&secret)).await.unwrap();
 }
 
-async fn await_node(world: &World, node: &str, reason: Reason, words: &str) {
-    eventually(&format!("{node}: {reason}: {words}"), LONG, async || {
-        let nodes = world.nodes().await;
-        let found = nodes.iter().find(|found| found.name_any() == node).ok_or("no such node")?;
-        let conditions = found.status.clone().unwrap_or_default().conditions;
-        match find(&conditions, STALLED) {
-            Some(stalled)
-                if stalled.reason == reason.as_str() && stalled.message.contains(words) =>
-            {
-                Ok(())
-            }
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-}
-
 /// Nothing of a node was made.
 async fn assert_nothing_made(world: &World, node: &str) {
     let keys = world.api::<Secret>().get_opt(&format!("{node}-keys")).await.unwrap();
@@ -81,14 +64,16 @@ async fn keys_that_are_brought_are_checked_first_and_then_never_change() {
 
     // Missing, then something else, then parts that do not belong together.
     apply("mine");
-    await_node(&world, node, Reason::KeysMissing, "story-brought/mine").await;
+    world.await_node_stalled(node, Reason::KeysMissing, "story-brought/mine", LONG).await;
     put(&world, "mine", &[("password", "hunter2")]).await;
-    await_node(&world, node, Reason::KeysRefused, CONSENSUS_KEY_FILE).await;
+    world.await_node_stalled(node, Reason::KeysRefused, CONSENSUS_KEY_FILE, LONG).await;
     let other = PrivateKey::from_random([7; 32]);
     let file = key.consensus_key_file();
     let mixed = file.replace(key.public().base64(), other.public().base64());
     put(&world, "mine", &[(CONSENSUS_KEY_FILE, &mixed)]).await;
-    await_node(&world, node, Reason::KeysRefused, "does not match the private key").await;
+    world
+        .await_node_stalled(node, Reason::KeysRefused, "does not match the private key", LONG)
+        .await;
     assert_nothing_made(&world, node).await;
 
     // Corrected: its key is a founder's, in the genesis.
@@ -114,7 +99,7 @@ async fn keys_that_are_brought_are_checked_first_and_then_never_change() {
     put(&thief, "stolen", &[(CONSENSUS_KEY_FILE, &file)]).await;
     let named = format!("[{{node: {target}, secretName: stolen}}]");
     thief.apply(&thief.yaml(&spec("brought-thief", &named)));
-    await_node(&thief, target, Reason::KeyUsedTwice, "story-brought/brought-a-0").await;
+    thief.await_node_stalled(target, Reason::KeyUsedTwice, "story-brought/brought-a-0", LONG).await;
     assert_nothing_made(&thief, target).await;
     put(&thief, "stolen", &[(CONSENSUS_KEY_FILE, &other.consensus_key_file())]).await;
     thief.await_ready().await;

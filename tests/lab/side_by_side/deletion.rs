@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_core::retention::KEEP_FINALIZER;
-use bsn_operator::api::conditions::find;
+use bsn_operator::api::conditions::Reason;
 use bsn_operator::labels;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
@@ -92,16 +92,8 @@ async fn another_chain_is_refused(world: &World, yaml: &str) {
     delete(world, "--timeout=120s");
     await_no_pods(world).await;
     world.apply(&yaml.replace("chainId: city-ledger-1", "chainId: another-1"));
-    eventually("the refusal of another chain", MINUTE, async || {
-        let conditions = world.get().await?.status.unwrap_or_default().conditions;
-        match find(&conditions, "Stalled") {
-            Some(found) if found.message.contains("here before with chain id city-ledger-1") => {
-                Ok(())
-            }
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    let words = "here before with chain id city-ledger-1";
+    world.await_stalled(Reason::AnchorRefused, words, MINUTE).await;
     assert!(world.pods().await.is_empty());
     delete(world, "--timeout=120s");
     world.apply(yaml);

@@ -3,29 +3,14 @@
 use std::time::Duration;
 
 use bsn_core::retention::KEEP_FINALIZER;
-use bsn_operator::api::conditions::find;
+use bsn_operator::api::conditions::Reason;
 use bsn_operator::labels;
 use k8s_openapi::api::core::v1::Secret;
-use kube::ResourceExt;
 use kube::api::PostParams;
 
-use crate::support::{World, eventually};
+use crate::support::World;
 
 const LONG: Duration = Duration::from_mins(3);
-
-async fn await_stalled(world: &World, node: &str, expected: &str) {
-    eventually(&format!("{node} stalled: {expected}"), LONG, async || {
-        let nodes = world.nodes().await;
-        let found = nodes.iter().find(|found| found.name_any() == node).unwrap();
-        let conditions = found.status.clone().unwrap_or_default().conditions;
-        let stalled = find(&conditions, "Stalled").map(|stalled| stalled.message.clone());
-        match stalled {
-            Some(message) if message.contains(expected) => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-}
 
 async fn put_secret(world: &World, name: &str, content: &Secret) {
     let mut secret = Secret { data: content.data.clone(), ..Secret::default() };
@@ -49,10 +34,9 @@ async fn a_lost_key_is_never_made_again_and_another_nodes_key_is_refused() {
     world.kubectl_ok(&["delete", "secret", own, "-n", namespace, "--wait=false"]);
     world.kubectl_ok(&["delete", "pod", pod, "-n", namespace]);
     world.await_ready().await;
-    let patch = r#"{"metadata":{"finalizers":null}}"#;
-    world.kubectl_ok(&["patch", "secret", own, "-n", namespace, "--type=merge", "-p", patch]);
+    world.let_go(&format!("secret/{own}"));
     world.kubectl_ok(&["delete", "pod", pod, "-n", namespace, "--wait=false"]);
-    await_stalled(&world, node, "A key is never made twice").await;
+    world.await_node_stalled(node, Reason::KeyLost, "A key is never made twice", LONG).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(world.api::<Secret>().get_opt(own).await.unwrap().is_none());
 
@@ -63,7 +47,7 @@ async fn a_lost_key_is_never_made_again_and_another_nodes_key_is_refused() {
     swapped.data.as_mut().unwrap().insert(file.to_owned(), stolen);
     put_secret(&world, own, &swapped).await;
     world.await_guard(node, "KeyDiffers:", LONG).await;
-    await_stalled(&world, node, "holds other keys").await;
+    world.await_node_stalled(node, Reason::KeyLost, "holds other keys", LONG).await;
 
     // Restored from a backup: another object with the same content.
     world.kubectl_ok(&["delete", "secret", own, "-n", namespace]);

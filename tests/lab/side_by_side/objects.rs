@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bsn_operator::api::conditions::{Reason, find};
-use kube::ResourceExt;
+use bsn_operator::api::conditions::Reason;
 use serde_json::Value;
 
 use crate::support::{World, eventually};
@@ -63,21 +62,6 @@ async fn is_deleted_in_vain(world: &World, name: &str) {
     is_put_back(world, name, &["delete", name, "--wait=false"]).await;
 }
 
-/// Waits until the network says so, in a condition that asks for a person.
-async fn await_stalled(world: &World, reason: Reason, words: &str) {
-    eventually(&format!("stalled: {reason}: {words}"), LONG, async || {
-        let conditions = world.get().await?.status.unwrap_or_default().conditions;
-        match find(&conditions, "Stalled") {
-            Some(found) if found.reason == reason.as_str() && found.message.contains(words) => {
-                println!("{}", found.message);
-                Ok(())
-            }
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-}
-
 /// The `ConfigMap` whose name begins like this.
 fn map_named(world: &World, beginning: &str) -> String {
     let names = world.kubectl_ok(&["get", "configmaps", "-n", &world.namespace, "-o", "name"]);
@@ -88,11 +72,7 @@ fn map_named(world: &World, beginning: &str) -> String {
 /// Deletes what a finalizer of ours holds; gives what it was, to be restored.
 async fn take_away(world: &World, name: &str) -> Value {
     let object = object(world, name).await.unwrap();
-    let namespace = world.namespace.as_str();
-    let patch = r#"{"metadata":{"finalizers":null}}"#;
-    // In this order: to what is being deleted the operator cannot put a finalizer back.
-    world.kubectl_ok(&["delete", name, "-n", namespace, "--wait=false"]);
-    world.kubectl_ok(&["patch", name, "-n", namespace, "--type=merge", "-p", patch]);
+    world.lose(name);
     object
 }
 
@@ -116,19 +96,7 @@ async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
     world.kubectl_ok(&make);
     let foreign = object(&world, &format!("service/{NODE}")).await.unwrap();
     world.apply(&world.yaml(&World::sample_spec()));
-    eventually("the node's refusal", LONG, async || {
-        let nodes = world.nodes().await;
-        let node = nodes.iter().find(|node| node.name_any() == NODE).ok_or("no such node")?;
-        let conditions = node.status.clone().unwrap_or_default().conditions;
-        match find(&conditions, "Stalled") {
-            Some(found) if found.reason == "NameTaken" => {
-                println!("{}", found.message);
-                Ok(())
-            }
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    world.await_node_stalled(NODE, Reason::NameTaken, "delete or rename", LONG).await;
     assert_eq!(object(&world, &format!("service/{NODE}")).await.unwrap(), foreign);
     world.kubectl_ok(&["delete", "service", NODE, "-n", &namespace]);
     world.await_ready().await;
@@ -160,11 +128,11 @@ async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
 
     // What cannot be made again is asked for, and nothing else happens meanwhile.
     let authority = take_away(&world, "secret/objects-ca").await;
-    await_stalled(&world, Reason::KeyLost, "restore").await;
+    world.await_stalled(Reason::KeyLost, "restore", LONG).await;
     restore(&world, authority);
     world.await_ready().await;
     let anchor = take_away(&world, "configmap/objects-anchor").await;
-    await_stalled(&world, Reason::AnchorRefused, "restore").await;
+    world.await_stalled(Reason::AnchorRefused, "restore", LONG).await;
     restore(&world, anchor);
     world.await_ready().await;
 

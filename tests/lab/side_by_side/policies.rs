@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bsn_operator::api::conditions::{Reason, find};
+use bsn_operator::api::conditions::Reason;
 use bsn_operator::labels;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::ResourceExt;
@@ -111,7 +111,7 @@ async fn a_deletion_policy_takes_what_it_names() {
     delete(&world);
     await_kept(&world, &voter[1..]).await;
     world.apply(&world.yaml(&spec(NOTHING, 0)));
-    await_refused_node(&world, "policies-voter-0", Reason::DiskLost).await;
+    world.await_node_stalled("policies-voter-0", Reason::DiskLost, "", LONG).await;
     assert_eq!(network_id(&world).await, second);
 
     // Without its anchor nobody knows what is whose: nothing more is deleted, and the way out is told.
@@ -122,50 +122,14 @@ async fn a_deletion_policy_takes_what_it_names() {
         if held { Ok(()) } else { Err("not there".to_owned()) }
     })
     .await;
-    // In this order: to what is being deleted the operator cannot put a finalizer back.
-    world.kubectl_ok(&["delete", anchor, "-n", namespace, "--wait=false"]);
-    world.kubectl_ok(&["patch", anchor, "-n", namespace, "--type=merge", "-p", NO_FINALIZER]);
+    world.lose(anchor);
     world.kubectl_ok(&["delete", "bsnnetwork", "policies", "-n", namespace, "--wait=false"]);
-    let said = eventually("what to do", LONG, async || {
-        let conditions = world.get().await?.status.unwrap_or_default().conditions;
-        let stalled = find(&conditions, "Stalled").ok_or("no such condition")?;
-        if stalled.message.contains("kubectl patch") {
-            Ok(stalled.message.clone())
-        } else {
-            Err(stalled.message.clone())
-        }
-    })
-    .await;
+    let said = world.await_stalled(Reason::AnchorRefused, "kubectl patch", LONG).await;
     println!("{said}");
-    world.kubectl_ok(&[
-        "patch",
-        "bsnnetwork",
-        "policies",
-        "-n",
-        namespace,
-        "--type=merge",
-        "-p",
-        NO_FINALIZER,
-    ]);
+    world.let_go("bsnnetwork/policies");
     await_kept(&world, &[voter[1], voter[2]]).await;
     for secret in ["policies-ca", "policies-voter-0-keys"] {
-        let secret = format!("secret/{secret}");
-        world.kubectl_ok(&["patch", &secret, "-n", namespace, "--type=merge", "-p", NO_FINALIZER]);
+        world.let_go(&format!("secret/{secret}"));
     }
     world.remove();
-}
-
-const NO_FINALIZER: &str = r#"{"metadata":{"finalizers":null}}"#;
-
-async fn await_refused_node(world: &World, node: &str, reason: Reason) {
-    eventually(&format!("{node}: {reason}"), LONG, async || {
-        let nodes = world.nodes().await;
-        let found = nodes.iter().find(|found| found.name_any() == node).ok_or("no such node")?;
-        let conditions = found.status.clone().unwrap_or_default().conditions;
-        match find(&conditions, "Stalled") {
-            Some(stalled) if stalled.reason == reason.as_str() => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
 }
