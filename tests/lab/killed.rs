@@ -116,9 +116,9 @@ async fn a_transaction_whose_sender_or_answer_is_lost_takes_effect_once() {
         world.apply(&world.yaml(&spec(voters, "1s")));
         if matches!(action, Action::Hold(_)) {
             proxy.await_held(CHANGED_WITHIN).await.unwrap();
+            // The pod stays, and its program is started again: what a new pod sends would pass the proxy by.
             kill9(&leader, "bsn-operator");
             proxy.cut();
-            world.kubectl_ok(&["delete", "pod", &leader, "-n", "bsn-system", "--ignore-not-found"]);
         }
         await_end(&world, voters).await;
         proxy.clear_rules();

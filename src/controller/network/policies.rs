@@ -46,7 +46,7 @@ pub(super) async fn ensure_policy(
         // What admission does not see of selectors and ranges, the API server says of the policy made from them.
         Err(error) if error.code() == Some(422) => {
             let message = format!(
-                "the NetworkPolicy {} cannot be made of spec.networkPolicy: {}; correct gatewayFrom or outsideAddresses. \
+                "the NetworkPolicy {} cannot be made of spec.networkPolicy; correct gatewayFrom or outsideAddresses: {}. \
                  The policy stays as it was meanwhile",
                 network.name.network_policy(),
                 why(&error)
@@ -64,7 +64,10 @@ pub(super) async fn ensure_policy(
 /// What the API server said, without what was asked.
 fn why(error: &ApiError) -> String {
     match error {
-        ApiError::Request { source, .. } => source.to_string(),
+        ApiError::Request { source, .. } => match source.as_ref() {
+            kube::Error::Api(status) => status.message.clone(),
+            other => other.to_string(),
+        },
         other => other.to_string(),
     }
 }
