@@ -150,9 +150,14 @@ pub fn missing_on_hub(rules: &[ResourceRule]) -> Vec<String> {
 /// A namespace that every cluster has, with a uid that is its own: it tells clusters apart.
 pub const EVERYWHERE: &str = "kube-system";
 
+/// What the Role in an allowed namespace gives.
+pub fn in_namespace() -> impl Iterator<Item = &'static Right> {
+    IN_NAMESPACE.iter().chain([&ON_POLICIES])
+}
+
 /// The rules of the Role in an allowed namespace.
 pub fn role_rules() -> Vec<PolicyRule> {
-    IN_NAMESPACE.iter().chain([&ON_POLICIES]).map(|right| rule(right, None)).collect()
+    in_namespace().map(|right| rule(right, None)).collect()
 }
 
 /// The rules of the `ClusterRole`.
@@ -206,8 +211,7 @@ pub fn render_markdown() -> String {
         ("these namespaces themselves, and `kube-system`", &ON_NAMED_NAMESPACES),
         ("the cluster", &ON_MACHINES),
     ];
-    let there = IN_NAMESPACE.iter().chain([&ON_POLICIES]);
-    let rows = there.map(|right| ("each allowed namespace", right)).chain(others);
+    let rows = in_namespace().map(|right| ("each allowed namespace", right)).chain(others);
     let rows = rows.map(|(place, Right { group, resource, verbs, why })| {
         let dot = if group.is_empty() { "" } else { "." };
         format!("| {place} | `{resource}{dot}{group}` | {} | {why} |", verbs.join(", "))

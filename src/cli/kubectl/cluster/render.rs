@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use super::super::table::trimmed;
 use super::build::{Kind, NO_CA, NO_TOKEN, Side, Wish, build_objects, render_kubeconfig};
 use super::plan::{Action, Planned};
-use crate::cluster::rights::{IN_NAMESPACE, Right};
+use crate::cluster::rights::{Right, in_namespace};
 
 /// A join for people.
 pub fn render_join(wish: &Wish, planned: &[Planned], undo: &str) -> String {
@@ -29,7 +29,7 @@ pub fn render_join(wish: &Wish, planned: &[Planned], undo: &str) -> String {
     );
     let mut rights = Table::new();
     rights.load_style(presets::NOTHING).set_header(["  WHAT", "MAY", "FOR"]);
-    for Right { resource, verbs, why, .. } in IN_NAMESPACE {
+    for Right { resource, verbs, why, .. } in in_namespace() {
         rights.add_row([&format!("  {resource}"), &verbs.join(", "), &(*why).to_owned()]);
     }
     let _ = write!(out, "{}\n\nTo undo it: {undo}\n", trimmed(&rights));
