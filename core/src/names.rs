@@ -50,14 +50,20 @@ pub enum NameError {
     },
 }
 
+/// Whether a text is of the characters of a DNS label (RFC 1123): lowercase letters, digits and, inside, `-`. How long it
+/// may be is the caller's to say.
+pub fn is_dns_label(text: &str) -> bool {
+    let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !text.is_empty() && text.chars().all(inside) && !text.starts_with('-') && !text.ends_with('-')
+}
+
 fn check_label(name: &str, max: usize) -> Result<(), NameError> {
     let len = name.chars().count();
     if len > max {
         return Err(NameError::TooLong { name: name.to_owned(), len, max });
     }
     let first_ok = name.starts_with(|c: char| c.is_ascii_lowercase());
-    let all_ok = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-    if first_ok && all_ok && !name.ends_with('-') {
+    if first_ok && is_dns_label(name) {
         Ok(())
     } else {
         Err(NameError::NotALabel { name: name.to_owned() })

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use bsn_core::guard::PodIdentity;
+use bsn_core::names::is_dns_label;
 use clap::{Args, Parser, Subcommand};
 
 /// Runs permissioned blockchain networks on Kubernetes.
@@ -79,10 +80,7 @@ pub struct Namespaces(pub Vec<String>);
 fn parse_namespaces(text: &str) -> Result<Namespaces, String> {
     let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
     let names: BTreeSet<&str> = names.collect();
-    let wrong = |name: &&str| {
-        let label = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        name.len() > 63 || !name.chars().all(label) || name.starts_with('-') || name.ends_with('-')
-    };
+    let wrong = |name: &&str| name.len() > 63 || !is_dns_label(name);
     match names.iter().copied().find(wrong) {
         Some(name) => Err(format!("{name:?} is no name of a namespace")),
         None => Ok(Namespaces(names.into_iter().map(str::to_owned).collect())),

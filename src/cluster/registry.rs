@@ -105,6 +105,18 @@ pub struct Place {
 }
 
 impl Place {
+    /// A cluster of which nothing is known yet, for tests.
+    #[cfg(test)]
+    pub fn fake(cluster: &str, client: Client) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            client,
+            objects: Objects::empty(),
+            defaults: ClusterDefaults::default(),
+            agent_image: ClusterImage { reference: "operator:1".into(), pull_secret_name: None },
+        }
+    }
+
     /// Whether it is on the hub, where what is described owns what is made of it.
     pub fn is_hub(&self) -> bool {
         self.cluster == HUB

@@ -64,6 +64,21 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// Of no watch, for tests: each of them puts what it fills in the place of one.
+    #[cfg(test)]
+    pub fn empty() -> Self {
+        Self {
+            stateful_sets: reflector::store().0,
+            pods: reflector::store().0,
+            services: reflector::store().0,
+            slices: reflector::store().0,
+            disks: reflector::store().0,
+            config_maps: reflector::store().0,
+            budgets: reflector::store().0,
+            policies: reflector::store().0,
+        }
+    }
+
     /// Waits until every cache has been filled once.
     pub async fn wait_until_ready(&self) {
         // A writer that was dropped means the watches have ended; nobody uses the caches any more.

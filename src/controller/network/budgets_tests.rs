@@ -8,13 +8,11 @@ use bsn_core::quorum::Quorum;
 use hyper::{Method, Request, Response};
 use kube::Client;
 use kube::client::Body;
-use kube::runtime::reflector::{Store, store, store::Writer};
+use kube::runtime::reflector::{store, store::Writer};
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::{ClusterDefaults, ClusterImage};
-use crate::cluster::Objects;
 
 const NETWORK_ID: &str = "n1";
 
@@ -314,13 +312,6 @@ struct Fake {
     stored: Arc<Mutex<Value>>,
 }
 
-fn empty<K>() -> Store<K>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + 'static,
-{
-    store().0
-}
-
 impl Fake {
     fn new(cluster: &str) -> Self {
         let done: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -360,23 +351,8 @@ impl Fake {
         };
         let client = Client::new(tower::service_fn(serve), "default");
         let (budgets, writer) = store();
-        let objects = Objects {
-            stateful_sets: empty(),
-            pods: empty(),
-            services: empty(),
-            slices: empty(),
-            disks: empty(),
-            config_maps: empty(),
-            budgets,
-            policies: empty(),
-        };
-        let place = Place {
-            cluster: cluster.to_owned(),
-            client,
-            objects,
-            defaults: ClusterDefaults::default(),
-            agent_image: ClusterImage { reference: "agents".to_owned(), pull_secret_name: None },
-        };
+        let mut place = Place::fake(cluster, client);
+        place.objects.budgets = budgets;
         Self { place, budgets: writer, done, stored }
     }
 

@@ -218,15 +218,14 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
     use kube::Client;
     use kube::client::Body;
-    use kube::runtime::reflector::{Store, store, store::Writer};
+    use kube::runtime::reflector::{store, store::Writer};
     use kube::runtime::watcher::Event;
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::Exposure;
     use crate::api::conditions::Reason;
-    use crate::api::{ClusterDefaults, ClusterImage, Exposure};
     use crate::build::service::build_service;
-    use crate::cluster::Objects;
     use crate::controller::Refusal;
 
     const NODE: &str = "city-ledger-hangzhou-0";
@@ -237,13 +236,6 @@ mod tests {
         services: Writer<Service>,
         slices: Writer<EndpointSlice>,
         done: Arc<Mutex<Vec<(String, Value)>>>,
-    }
-
-    fn empty<K>() -> Store<K>
-    where
-        K: kube::Resource<DynamicType = ()> + Clone + 'static,
-    {
-        store().0
     }
 
     impl Fake {
@@ -270,21 +262,8 @@ mod tests {
             };
             let client = Client::new(tower::service_fn(serve), "default");
             let ((services, services_writer), (slices, slices_writer)) = (store(), store());
-            let objects = Objects {
-                stateful_sets: empty(),
-                pods: empty(),
-                services,
-                slices,
-                disks: empty(),
-                config_maps: empty(),
-                budgets: empty(),
-                policies: empty(),
-            };
-            let defaults = ClusterDefaults::default();
-            let agent_image =
-                ClusterImage { reference: "operator:1".into(), pull_secret_name: None };
-            let cluster = cluster.to_owned();
-            let place = Place { cluster, client, objects, defaults, agent_image };
+            let mut place = Place::fake(cluster, client);
+            (place.objects.services, place.objects.slices) = (services, slices);
             Self { place, services: services_writer, slices: slices_writer, done }
         }
 

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use bsn_core::names::is_dns_label;
+
 use crate::api::{AppContainer, NodePod, NodeSet, Spread};
 use crate::build::application::{AppWorkload, OWN_VARIABLES};
 use crate::build::stateful_set::GRACE_SECONDS;
@@ -184,14 +186,7 @@ fn is_label_value(value: &str) -> bool {
 }
 
 fn is_domain(domain: &str) -> bool {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let part = |part: &str| {
-        !part.is_empty()
-            && part.chars().all(inner)
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-    };
-    domain.len() <= 253 && domain.split('.').all(part)
+    domain.len() <= 253 && domain.split('.').all(is_dns_label)
 }
 
 #[cfg(test)]

@@ -5,13 +5,11 @@ use hyper::{Method, Request, Response};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Client;
 use kube::client::Body;
-use kube::runtime::reflector::{Store, store, store::Writer};
+use kube::runtime::reflector::{store, store::Writer};
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::{ClusterDefaults, ClusterImage};
-use crate::cluster::Objects;
 use crate::cluster::registry::HUB;
 
 /// A cluster that does what it is asked, and notes it; or answers with this status.
@@ -19,13 +17,6 @@ struct Fake {
     place: Place,
     policies: Writer<NetworkPolicy>,
     done: Arc<Mutex<Vec<(Method, Value)>>>,
-}
-
-fn empty<K>() -> Store<K>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + 'static,
-{
-    store().0
 }
 
 impl Fake {
@@ -54,23 +45,8 @@ impl Fake {
         };
         let client = Client::new(tower::service_fn(serve), "default");
         let (policies, writer) = store();
-        let objects = Objects {
-            stateful_sets: empty(),
-            pods: empty(),
-            services: empty(),
-            slices: empty(),
-            disks: empty(),
-            config_maps: empty(),
-            budgets: empty(),
-            policies,
-        };
-        let place = Place {
-            cluster: cluster.to_owned(),
-            client,
-            objects,
-            defaults: ClusterDefaults::default(),
-            agent_image: ClusterImage { reference: "operator:1".into(), pull_secret_name: None },
-        };
+        let mut place = Place::fake(cluster, client);
+        place.objects.policies = policies;
         Self { place, policies: writer, done }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bsn_core::names::is_dns_label;
 use serde_json::Value;
 
 use super::build::{
@@ -178,16 +179,10 @@ pub fn resolve_wish(
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {
-    let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name == "hub" {
         return Err(Refusal::ReservedName);
     }
-    if name.is_empty()
-        || name.len() > 40
-        || !name.chars().all(inside)
-        || name.starts_with('-')
-        || name.ends_with('-')
-    {
+    if name.len() > 40 || !is_dns_label(name) {
         return Err(Refusal::BadName(name.to_owned()));
     }
     Ok(())
