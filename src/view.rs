@@ -129,6 +129,9 @@ pub struct NodeView {
     pub guard: Option<GuardReport>,
     /// When the certificate it serves ends (RFC 3339).
     pub certificate_ends: Option<String>,
+    /// Version of the agents in its pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agents: Option<String>,
 }
 
 /// What the planner was told of a network, and what it said: for `kubectl bsn plan` and `explain`.

@@ -1,7 +1,9 @@
 //! Consents: a person allows one step that is refused otherwise.
 //!
 //! A consent names exactly the step, so that it fits nothing else, and works once: the anchor records its
-//! use. It is given as an annotation of the `BsnNetwork`; several are separated by commas.
+//! use. It is given as an annotation of the `BsnNetwork`; several are separated by commas. That to delete a network
+//! without which other owners' chain stands, `delete/<network id>`, is asked for by the API server: see the policy in the
+//! chart.
 
 use std::collections::BTreeSet;
 use std::fmt;

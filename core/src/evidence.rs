@@ -93,6 +93,9 @@ pub struct NodeEvidence {
     pub template_hash: Option<String>,
     /// When the served certificate ends (RFC 3339).
     pub certificate_not_after: String,
+    /// Version of the agents in the pod. Not told by the first ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agents: Option<String>,
 }
 
 /// How far a guard is.

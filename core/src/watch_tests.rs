@@ -96,6 +96,7 @@ impl Play {
             guard: None,
             template_hash: None,
             certificate_not_after: String::new(),
+            agents: None,
         }
     }
 

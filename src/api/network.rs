@@ -534,6 +534,10 @@ pub struct BsnNetworkStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_validators: Option<u32>,
 
+    /// `true` if other owners' validators make no blocks without this network's. Then it is deleted only with a consent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needed_by_others: Option<bool>,
+
     /// How many validators may be down before the chain stops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<u32>,

@@ -481,6 +481,7 @@ impl Shown<'_> {
             template_hash: last.and_then(|(_, evidence)| evidence.template_hash.clone()),
             guard: last.and_then(|(_, evidence)| evidence.guard.clone()),
             certificate_ends: last.map(|(_, evidence)| evidence.certificate_not_after.clone()),
+            agents: last.and_then(|(_, evidence)| evidence.agents.clone()),
             problem: silence.or(engine_silence),
             via: note.and_then(|note| note.via),
         }

@@ -90,6 +90,8 @@ definitions! {
         "Time since the node's gateway answered; absent = it never has";
     NODE_CERTIFICATE_EXPIRY = Gauge, "node_certificate_expiry_timestamp", Some(Unit::Seconds), ["namespace", "network", "node"],
         "When the certificate that the node serves ends (Unix time)";
+    NODE_AGENT_VERSIONS_BEHIND = Gauge, "node_agent_versions_behind", None, ["namespace", "network", "node"],
+        "Minor versions by which the guard and the gateway of the node are older than the operator";
 
     CLUSTER_USABLE = Gauge, "cluster_usable", None, ["cluster"],
         "1 = the cluster answers and the operator may do what it needs";

@@ -303,6 +303,18 @@ fn certificate_end(node: &NodeView) -> Option<f64> {
     Some(end.as_duration().as_secs_f64())
 }
 
+/// By how many minor versions the agents in a node's pod are older than this operator.
+fn agents_behind(node: &NodeView) -> Option<f64> {
+    let own = minor_versions(env!("CARGO_PKG_VERSION"))?;
+    Some(number(own.saturating_sub(minor_versions(node.agents.as_deref()?)?)))
+}
+
+/// Minor versions up to this one (`1.2.3`), as if each major version had a hundred; `None` = it is no version.
+fn minor_versions(version: &str) -> Option<u64> {
+    let mut parts = version.split('.').map(|part| part.parse::<u64>().ok());
+    Some(parts.next()?? * 100 + parts.next()??)
+}
+
 // Heights and powers stay far below 2^53.
 #[allow(clippy::cast_precision_loss)]
 fn number(value: u64) -> f64 {
@@ -335,6 +347,7 @@ static OF_NODE: &[(&Definition, OfNode)] = &[
     (&definitions::NODE_VOTING_POWER, |node| node.voting_power.map(number)),
     (&definitions::NODE_EVIDENCE_AGE, |node| node.evidence_age_seconds),
     (&definitions::NODE_CERTIFICATE_EXPIRY, certificate_end),
+    (&definitions::NODE_AGENT_VERSIONS_BEHIND, agents_behind),
 ];
 
 impl Collector for ViewCollector {

@@ -46,6 +46,7 @@ fn view(known: bool) -> NetworkView {
             template_hash: None,
             guard: None,
             certificate_ends: Some("1970-01-01T00:01:00Z".into()),
+            agents: Some(env!("CARGO_PKG_VERSION").into()),
         }],
     }
 }
@@ -210,6 +211,26 @@ fn what_is_not_known_is_absent_and_not_zero() {
     for absent in ["chain_live", "chain_margin", "chain_margin_left", "node_in_sync"] {
         assert!(!text.contains(&format!("bsn_{absent}{{")), "{absent} in\n{text}");
     }
+}
+
+#[test]
+fn agents_are_behind_by_minor_versions() {
+    let own = env!("CARGO_PKG_VERSION");
+    let (own_major, own_minor) = (own.split('.').next().unwrap(), own.split('.').nth(1).unwrap());
+    assert_eq!(minor_versions(own), Some(100 * int(own_major) + int(own_minor)));
+    let behind = |agents: Option<&str>| {
+        let node = view(true).nodes.remove(0);
+        agents_behind(&NodeView { agents: agents.map(str::to_owned), ..node })
+    };
+    assert_eq!(behind(Some(own)), Some(0.0));
+    assert_eq!(behind(Some("99.0.0")), Some(0.0), "newer than the operator, after a rollback");
+    assert_eq!(behind(Some("0.0.9")), Some(number(minor_versions(own).unwrap())));
+    // Agents that do not tell, or not in numbers.
+    assert_eq!([behind(None), behind(Some("main")), behind(Some("1"))], [None; 3]);
+}
+
+fn int(text: &str) -> u64 {
+    text.parse().unwrap()
 }
 
 #[test]

@@ -9,8 +9,9 @@ use hyper::StatusCode;
 use serde_json::json;
 use tokio::net::TcpStream;
 
+use crate::audit::count;
 use crate::rpc::{Client, submit};
-use crate::support::{READY_WITHIN, World, count, eventually, find_process};
+use crate::support::{READY_WITHIN, World, eventually, find_process};
 
 /// Requests for bringing up a network of four; committed, so that a change shows in review. What
 /// depends on how events happen to arrive (status patches, events, conflicts) has about a quarter of

@@ -8,10 +8,11 @@ use bsn_testkit::operator::{NAME, NAMESPACE, OperatorImage, install};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
+use crate::audit::Request;
 use crate::quiet::writes;
 use crate::roll::check_restarts;
 use crate::sampler::watch_pods;
-use crate::support::{Request, World, hub};
+use crate::support::{World, hub};
 
 const LONG: Duration = Duration::from_mins(8);
 /// For a new leader to look at everything, and to do what it should not.

@@ -11,6 +11,7 @@
     reason = "in a test a panic is the report"
 )]
 
+mod audit;
 mod bring_up;
 mod chain;
 mod client;
@@ -23,6 +24,7 @@ mod killed;
 mod metrics;
 mod namespaces;
 mod network_policies;
+mod owner;
 mod plugin;
 mod proxy;
 mod quiet;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::{Request, World, count};
+use crate::audit::{Request, count};
+use crate::support::World;
 
 const QUIET: Duration = Duration::from_mins(5);
 /// Time for statuses to settle after a network has become ready.

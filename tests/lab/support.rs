@@ -18,7 +18,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCondition, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
-use serde::Deserialize;
 
 const POLL: Duration = Duration::from_millis(500);
 /// Longest a network of four may take to be ready, with images present, on a busy machine.
@@ -75,6 +74,8 @@ fn stalled(conditions: &[Condition], reason: Reason, words: &str) -> Result<Stri
 #[derive(Clone)]
 pub struct World {
     pub lab: Lab,
+    /// The cluster with its operator.
+    pub hub: usize,
     /// Of the hub.
     pub client: Client,
     /// Of the other clusters in which the network has nodes; none for most stories.
@@ -86,10 +87,16 @@ pub struct World {
 impl World {
     /// Makes an empty namespace for a story; one that an earlier run left is removed first.
     pub async fn new(story: &str) -> Self {
+        Self::with_hub(story, hub()).await
+    }
+
+    /// The same with another hub than the story's.
+    pub async fn with_hub(story: &str, hub: usize) -> Self {
         let lab = Lab::load().unwrap();
-        let client = lab.client(hub()).await.unwrap();
+        let client = lab.client(hub).await.unwrap();
         let world = Self {
             lab,
+            hub,
             client,
             members: Vec::new(),
             namespace: format!("story-{story}"),
@@ -107,7 +114,7 @@ impl World {
         self.kubectl_ok(&args);
     }
 
-    /// Lets go of what is kept of the network, once that is deleted.
+    /// Lets go of what is kept of the network, once that is deleted; others may need it.
     pub fn release(&self) {
         let anchor = format!("configmap/{}-anchor", self.network);
         let id = r"-o=jsonpath={.metadata.labels.bsn-operator\.io/network-id}";
@@ -116,6 +123,13 @@ impl World {
             let id = String::from_utf8_lossy(&found.stdout).into_owned();
             let release = format!("bsn-operator.io/release={}", id.trim());
             self.kubectl_ok(&["annotate", &anchor, "-n", &self.namespace, "--overwrite", &release]);
+            let network = format!("bsnnetwork/{}", self.network);
+            let consent = format!("{CONSENT_ANNOTATION}=delete/{}", id.trim());
+            // It may be deleted already.
+            self.kubectl(
+                &["annotate", &network, "-n", &self.namespace, "--overwrite", &consent],
+                "",
+            );
         }
     }
 
@@ -141,7 +155,7 @@ impl World {
 
     /// Runs a program with the hub's kubeconfig and this on its standard input.
     pub fn run(&self, program: PathBuf, args: &[&str], input: &str) -> Output {
-        run_in(&self.lab, hub(), program, args, input)
+        run_in(&self.lab, self.hub, program, args, input)
     }
 
     pub fn kubectl(&self, args: &[&str], input: &str) -> Output {
@@ -462,16 +476,6 @@ impl World {
         })
         .await;
     }
-
-    /// Requests of the operator to the hub since `mark`.
-    pub fn requests_since(&self, mark: u64) -> Vec<Request> {
-        requests_since(&self.lab, hub(), "bsn-operator", mark)
-    }
-
-    /// A place in the hub's audit log, for [`World::requests_since`].
-    pub fn mark(&self) -> u64 {
-        audit_mark(&self.lab, hub())
-    }
 }
 
 /// A namespace whose pods must meet the restricted standard.
@@ -495,74 +499,6 @@ pub fn run_in(lab: &Lab, cluster: usize, program: PathBuf, args: &[&str], input:
     child.wait_with_output().unwrap()
 }
 
-/// Requests to a cluster's API server since `mark`, by a service account of this name.
-pub fn requests_since(lab: &Lab, cluster: usize, account: &str, mark: u64) -> Vec<Request> {
-    let log = std::fs::read(lab.audit_log(cluster)).unwrap();
-    let new = &log[usize::try_from(mark).unwrap()..];
-    let user = format!(":{account}");
-    new.split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-        .map(|line| serde_json::from_slice::<AuditEvent>(line).unwrap())
-        .filter(|event| event.stage == "ResponseComplete" && event.user.username.ends_with(&user))
-        .map(Request::from)
-        .collect()
-}
-
-/// A place in a cluster's audit log, for [`requests_since`].
-pub fn audit_mark(lab: &Lab, cluster: usize) -> u64 {
-    // The whole lines written so far.
-    std::fs::metadata(lab.audit_log(cluster)).unwrap().len()
-}
-
-/// A request to the API server.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Request {
-    pub verb: String,
-    pub resource: String,
-    pub namespace: String,
-    pub name: String,
-}
-
-impl Request {
-    /// Whether it changes something. To ask what one may do is a create by its form only.
-    pub fn writes(&self) -> bool {
-        !matches!(self.verb.as_str(), "get" | "list" | "watch")
-            && self.resource != "selfsubjectrulesreviews"
-    }
-}
-
-#[derive(Deserialize)]
-struct AuditEvent {
-    stage: String,
-    verb: String,
-    user: AuditUser,
-    #[serde(rename = "objectRef", default)]
-    object: AuditObject,
-}
-
-#[derive(Deserialize)]
-struct AuditUser {
-    username: String,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct AuditObject {
-    resource: String,
-    subresource: String,
-    namespace: String,
-    name: String,
-}
-
-impl From<AuditEvent> for Request {
-    fn from(event: AuditEvent) -> Self {
-        let AuditObject { resource, subresource, namespace, name } = event.object;
-        let resource =
-            if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
-        Self { verb: event.verb, resource, namespace, name }
-    }
-}
-
 /// The node that a pod runs.
 pub fn node_of(pod: &Pod) -> String {
     let name = pod.name_any();
@@ -581,15 +517,6 @@ pub fn is_ready(pod: &Pod) -> bool {
 pub fn consent_in(refusal: &str) -> String {
     let (_, consent) = refusal.split_once(&format!("{CONSENT_ANNOTATION}=")).unwrap();
     consent.split_whitespace().next().unwrap().to_owned()
-}
-
-/// Counts of requests by verb and resource.
-pub fn count(requests: &[Request]) -> BTreeMap<String, u64> {
-    let mut counts = BTreeMap::new();
-    for Request { verb, resource, .. } in requests {
-        *counts.entry(format!("{verb} {resource}")).or_insert(0) += 1;
-    }
-    counts
 }
 
 /// Kills a process in a pod with SIGKILL, as a crash would.

@@ -87,6 +87,7 @@ async fn evidence(shared: &Shared) -> Answer {
         guard: guard_report(shared),
         template_hash: shared.template_hash.clone(),
         certificate_not_after: shared.certificates.borrow().not_after.to_string(),
+        agents: Some(env!("CARGO_PKG_VERSION").to_owned()),
     };
     match serde_json::to_vec(&evidence) {
         Ok(body) => answer_json(StatusCode::OK, body),

@@ -28,9 +28,8 @@ use super::table::trimmed;
 use super::{PlanArgs, PlanOutput};
 use crate::api::BsnNetwork;
 use crate::cli::render::{RenderError, read_networks};
-use crate::controller::network::validate::{
-    Authority, InvalidSpec, ValidatedNetwork, validate_network,
-};
+use crate::controller::network::invalid::InvalidSpec;
+use crate::controller::network::validate::{Authority, ValidatedNetwork, validate_network};
 use crate::view::{InForce, NetworkKey};
 
 /// There are steps.

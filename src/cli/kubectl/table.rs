@@ -215,6 +215,7 @@ mod tests {
             template_hash: None,
             guard: None,
             certificate_ends: height.map(|_| "2026-04-01T00:00:00Z".into()),
+            agents: None,
         }
     }
 

@@ -52,6 +52,7 @@ fn seen() -> NodeView {
         template_hash: None,
         guard: None,
         certificate_ends: None,
+        agents: None,
     }
 }
 

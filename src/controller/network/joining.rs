@@ -10,7 +10,7 @@ use bsn_core::engine::cometbft::genesis::{GENESIS_FILE, Genesis, take_genesis};
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::apply::Pass;
-use super::validate::InvalidSpec;
+use super::invalid::InvalidSpec;
 use crate::api::conditions::Reason;
 use crate::api::{BsnNetworkSpec, ConfigMapKeyRef, GenesisFrom};
 use crate::apply::read;

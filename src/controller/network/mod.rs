@@ -7,6 +7,7 @@ pub mod credentials;
 mod deletion;
 pub mod disks;
 mod inputs;
+pub mod invalid;
 mod joining;
 pub mod members;
 pub mod mirrors;

@@ -9,7 +9,7 @@ use bsn_core::engine::cometbft::QUORUM;
 use bsn_core::membership::model::{Gate, Step as PlannedStep};
 use bsn_core::membership::{Decision, Refusal as StepRefusal};
 use bsn_core::names::NodeName;
-use bsn_core::quorum::margin;
+use bsn_core::quorum::{Quorum, margin};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
@@ -268,6 +268,7 @@ pub fn compute_status(
     // While the chain is not seen, what was known stays.
     let powers = Some(&input.steps.powers).filter(|powers| !powers.is_empty());
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let others = &input.steps.foreign;
     BsnNetworkStatus {
         observed_generation: generation,
         conditions: merge(&old.conditions, &states, generation, now),
@@ -276,8 +277,12 @@ pub fn compute_status(
         nodes: Some(format!("{}/{}", members.len() - not_ready.len(), members.len())),
         validators: powers.map(|powers| small(powers.len())).or(old.validators),
         foreign_validators: match powers {
-            Some(_) => Some(small(input.steps.foreign)).filter(|foreign| *foreign > 0),
+            Some(_) => Some(small(others.len())).filter(|foreign| *foreign > 0),
             None => old.foreign_validators,
+        },
+        needed_by_others: match powers {
+            Some(powers) => is_needed(QUORUM, powers, others).then_some(true),
+            None => old.needed_by_others,
         },
         margin: powers.map(|powers| small(margin(QUORUM, powers))).or(old.margin),
         certificates_end: members
@@ -285,6 +290,11 @@ pub fn compute_status(
             .filter_map(|name| node(name)?.status.as_ref()?.certificate_ends.clone())
             .min(),
     }
+}
+
+/// Whether other owners vote, and make no blocks without our voters. `powers` are those of all voters.
+fn is_needed(quorum: Quorum, powers: &[u64], others: &[u64]) -> bool {
+    !others.is_empty() && others.iter().sum::<u64>() < quorum.needed(powers.iter().sum())
 }
 
 /// What a paused network is not yet; `None` = it is not paused, or all is as described.
@@ -539,4 +549,21 @@ async fn write(
         ctx.events.changes::<BsnNetwork>(meta, before, now, &kinds).await;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_owners_need_us_where_they_alone_are_no_quorum() {
+        let needed = |all: &[u64], others: &[u64]| is_needed(QUORUM, all, others);
+        assert!(needed(&[1, 1, 1, 1], &[1, 1]), "two of four");
+        assert!(!needed(&[1, 1, 1, 1], &[1, 1, 1]), "three of four");
+        assert!(needed(&[1, 1, 1], &[1, 1]), "two thirds are not more than two thirds");
+        assert!(needed(&[10, 1, 1, 1, 1], &[1, 1, 1, 1]), "our one has the power");
+        assert!(!needed(&[1, 1, 1], &[1, 1, 1]), "no voter is ours");
+        assert!(!needed(&[1, 1, 1], &[]), "all are ours");
+        assert!(!needed(&[], &[]));
+    }
 }

@@ -13,10 +13,11 @@ use super::span::{
     CLUSTERS_REACHABLE, LONG, NOTICED_WITHIN, POWER, Span, Watch, assert_kept, await_rise, heights,
     is_thorough, spec,
 };
+use crate::audit::{Request, count};
 use crate::chain::await_voters;
 use crate::quiet::writes;
 use crate::rpc::Client;
-use crate::support::{Request, count, eventually, hub};
+use crate::support::{eventually, hub};
 
 const MINUTE: Duration = Duration::from_mins(1);
 /// Blocks that come in a minute at the very least: there is one a second.

@@ -14,9 +14,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::faults::Cut;
 use super::span::{LONG, POWER, Span, Watch, await_rise, heights, is_thorough, spec};
+use crate::audit::count;
 use crate::chain::await_voters;
 use crate::rpc::Client;
-use crate::support::{count, eventually_every, hub, names};
+use crate::support::{eventually_every, hub, names};
 
 /// How long a cut lasts at least: longer than the operator's evidence is fresh, which is ten seconds.
 const CUT_FOR: Duration = Duration::from_secs(15);

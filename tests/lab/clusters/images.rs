@@ -11,10 +11,11 @@ use kube::api::ListParams;
 use serde_json::json;
 
 use super::span::{LONG, Member, POWER, Span, await_rise, heights, spec};
+use crate::audit::count;
 use crate::chain::await_voters;
 use crate::quiet::writes;
 use crate::rpc::Client;
-use crate::support::{count, eventually};
+use crate::support::eventually;
 
 const MINUTE: Duration = Duration::from_mins(1);
 /// Nobody has such an image, and no registry is there to be asked.

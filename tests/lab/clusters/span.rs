@@ -15,14 +15,13 @@ use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use super::leftovers::{leave, sweep};
+use crate::audit::{Request, audit_mark, requests_since};
 use crate::chain::{check_pace, print_gaps, verify};
 use crate::client::Traffic;
 use crate::plugin::plugin_program;
 use crate::rpc;
 use crate::sampler::{Outage, Sampler, StepsSeen, watch_steps};
-use crate::support::{
-    Request, World, audit_mark, eventually, hub, namespace_yaml, requests_since, run_in,
-};
+use crate::support::{World, eventually, hub, namespace_yaml, run_in};
 
 /// The network's condition about its clusters.
 pub const CLUSTERS_REACHABLE: &str = "ClustersReachable";

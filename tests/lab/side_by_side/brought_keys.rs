@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE, PrivateKey};
 use bsn_operator::api::conditions::{Reason, STALLED};
-use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret, Service};
+use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
+use crate::owner::{assert_nothing_made, put};
 use crate::support::World;
 
 const LONG: Duration = Duration::from_mins(3);
@@ -31,25 +30,6 @@ nodeSets:
     storage: {{size: 1Gi}}
 "
     )
-}
-
-/// Writes a Secret with these entries, over the one there is.
-async fn put(world: &World, name: &str, entries: &[(&str, &str)]) {
-    let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
-    let entries = entries.iter().map(|(key, text)| ((*key).to_owned(), bytes(text)));
-    let mut secret = Secret { data: Some(entries.collect()), ..Secret::default() };
-    secret.metadata.name = Some(name.to_owned());
-    let params = PatchParams::apply("story").force();
-    world.api::<Secret>().patch(name, &params, &Patch::Apply(&secret)).await.unwrap();
-}
-
-/// Nothing of a node was made.
-async fn assert_nothing_made(world: &World, node: &str) {
-    let keys = world.api::<Secret>().get_opt(&format!("{node}-keys")).await.unwrap();
-    assert!(keys.is_none(), "keys were made");
-    let disk = world.api::<PersistentVolumeClaim>().get_opt(&format!("{node}-data")).await.unwrap();
-    assert!(disk.is_none(), "a disk was made");
-    assert!(world.api::<Service>().get_opt(node).await.unwrap().is_none(), "a Service was made");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,13 +2,13 @@
 //! `kubectl bsn bundle` prints. Both are run by the operator of the lab; of two hubs each would run the same code on
 //! its own half. Neither half writes anything of the other's.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_operator::api::conditions::{READY, Reason, find};
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
 
+use crate::owner::{apply_in, await_voters, bundle, patch, try_patch};
 use crate::support::{World, eventually};
 
 const MINUTE: Duration = Duration::from_mins(1);
@@ -28,39 +28,16 @@ nodeSets:
     storage: {size: 1Gi}
 ";
 
-/// The documents of a bundle, by kind.
-fn bundle(from: &World, name: &str) -> BTreeMap<String, Value> {
-    let output = from.plugin(&["bundle", &from.network, "--name", name], "");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let secret = ["PrivKey", "PRIVATE KEY", "CERTIFICATE"];
-    assert!(!secret.iter().any(|word| text.contains(word)), "{text}");
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
-    documents.into_iter().map(|one| (one["kind"].as_str().unwrap().to_owned(), one)).collect()
-}
-
-/// Applies a document in a world's namespace, as its owner would.
-fn apply_in(world: &World, document: &Value) {
-    let args = ["apply", "-n", &world.namespace, "-f", "-"];
-    let output = world.kubectl(&args, &document.to_string());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Changes a network's spec; gives what kubectl says if it is refused.
-fn try_patch(world: &World, spec: &Value) -> Result<(), String> {
-    let patch = json!({"spec": spec}).to_string();
+/// Waits until the API server refuses to delete this network, since others need it, or no more; nothing is deleted.
+async fn await_needed(world: &World, needed: bool) -> String {
     let (network, namespace) = (world.network.as_str(), world.namespace.as_str());
-    let args = ["patch", "bsnnetwork", network, "-n", namespace, "--type=merge", "-p", &patch];
-    let output = world.kubectl(&args, "");
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-}
-
-fn patch(world: &World, spec: &Value) {
-    try_patch(world, spec).unwrap_or_else(|error| panic!("{error}: {spec}"));
+    eventually(&format!("{network} needed: {needed}"), MINUTE, async || {
+        let output = world
+            .kubectl(&["delete", "bsnnetwork", network, "-n", namespace, "--dry-run=server"], "");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() == needed { Err(said) } else { Ok(said) }
+    })
+    .await
 }
 
 /// Waits until the network is not ready for this reason, in a message with these words.
@@ -70,25 +47,6 @@ async fn await_not_ready(world: &World, reason: Reason, words: &str) {
         let ready = find(&conditions, READY).ok_or("no such condition")?;
         let fits = ready.reason == reason.as_str() && ready.message.contains(words);
         if fits { Ok(()) } else { Err(format!("{ready:?}")) }
-    })
-    .await;
-}
-
-/// Waits until the chain has so many voters by a network's status, and so many of them are other owners'; each of those
-/// is shown with this power, and as one that signs.
-async fn await_voters(world: &World, all: u32, foreign: u32, power: u64) {
-    let what = format!("{all} voters, {foreign} foreign, as {} shows them", world.network);
-    eventually(&what, 2 * MINUTE, async || {
-        let status = world.get().await?.status.unwrap_or_default();
-        let counted = (status.validators, status.foreign_validators);
-        let shown = world.view()?.foreign;
-        let well = shown.iter().all(|voter| voter.signs && voter.voting_power == power);
-        let expected = (Some(all), Some(foreign).filter(|foreign| *foreign > 0));
-        if counted == expected && shown.len() == foreign as usize && well {
-            Ok(())
-        } else {
-            Err(format!("{counted:?}, {shown:?}"))
-        }
     })
     .await;
 }
@@ -163,11 +121,26 @@ async fn two_owners_run_one_chain_and_neither_touches_the_others_objects() {
     assert!(taken.iter().any(|step| step.starts_with("add owners-b-own-0")), "{taken:?}");
     theirs.await_converged(MINUTE).await;
 
+    // Our one of four is not needed; their three are, and go only with the consent that is named.
+    await_needed(&ours, false).await;
+    let said = await_needed(&theirs, true).await;
+    let id = theirs.get().await.unwrap().status.unwrap().network_id.unwrap();
+    let (namespace, consent) =
+        (theirs.namespace.as_str(), format!("bsn-operator.io/consent=delete/{id}"));
+    assert!(said.contains(&format!("owners-a -n {namespace} --overwrite {consent}")), "{said}");
+    let annotate = ["annotate", "bsnnetwork", "owners-a", "-n", namespace, "--overwrite"];
+    theirs.kubectl_ok(&[&annotate[..], &[&format!("{consent}0")]].concat());
+    await_needed(&theirs, true).await;
+    theirs.kubectl_ok(&[&annotate[..], &[&consent]].concat());
+    await_needed(&theirs, false).await;
+    theirs.kubectl_ok(&[&annotate[..], &["bsn-operator.io/consent-"]].concat());
+
     // And leaves again; the full node stays, and their chain goes on.
     patch(&ours, &with_voters(0));
     ours.await_converged(LONG).await;
     await_voters(&ours, 3, 3, 1000).await;
     await_voters(&theirs, 3, 0, 0).await;
+    await_needed(&theirs, false).await;
     let nodes: Vec<String> = ours.pod_uids().await.into_keys().collect();
     assert_eq!(nodes, [node]);
     theirs.await_height_above(theirs.head().await + 3, MINUTE).await;

@@ -7,8 +7,9 @@ use bsn_operator::view::{Liveness, NodeView};
 use bsn_testkit::proxy::{Action, Outcome, Rule, before_gateway};
 use kube::ResourceExt;
 
+use crate::audit::Request;
 use crate::proxy::gateway_tls;
-use crate::support::{Request, World, eventually, hub};
+use crate::support::{World, eventually, hub};
 
 const MINUTE: Duration = Duration::from_mins(1);
 

@@ -36,7 +36,8 @@ async fn every_command_of_the_tutorial_does_what_it_says() {
     let lab = Lab::load().unwrap();
     let client = lab.client(hub()).await.unwrap();
     let (namespace, network) = ("ledger".to_owned(), "city-ledger".to_owned());
-    let world = World { lab: lab.clone(), client, members: Vec::new(), namespace, network };
+    let (hub, members) = (hub(), Vec::new());
+    let world = World { lab: lab.clone(), hub, client, members, namespace, network };
     // What a run that failed left.
     world.remove();
     let folder = tempfile::tempdir().unwrap();
@@ -51,7 +52,7 @@ async fn every_command_of_the_tutorial_does_what_it_says() {
         .args(["1200", "bash", "-c", &script()])
         .current_dir(folder.path())
         .env("PATH", format!("{}:{path}", bin.display()))
-        .env("KUBECONFIG", lab.kubeconfig(hub()))
+        .env("KUBECONFIG", lab.kubeconfig(hub))
         .status()
         .unwrap();
     assert!(done.success(), "the last command shown above failed: {done}");

@@ -62,8 +62,8 @@ pub struct Steps {
     pub pending: usize,
     /// Powers of the voters, by the chain; empty while no node tells.
     pub powers: Vec<u64>,
-    /// How many of the voters are other owners'.
-    pub foreign: usize,
+    /// The same of those that are other owners'.
+    pub foreign: Vec<u64>,
     /// Drains of machines that cannot go on yet, in a network that spans clusters; `None` = it was not looked.
     pub drains: Option<Vec<DrainWaits>>,
 }
@@ -493,7 +493,7 @@ fn steps(
         restarts: intent.is_some_and(is_restart),
         pending,
         powers: voters().map(|voter| voter.power).collect(),
-        foreign: voters().filter(|voter| voter.node.is_none()).count(),
+        foreign: voters().filter(|voter| voter.node.is_none()).map(|voter| voter.power).collect(),
         drains: None,
     }
 }

@@ -1,0 +1,131 @@
+//! What is wrong with a description, in words that say what to do.
+
+use bsn_core::engine::cometbft::transaction::TemplateError;
+use bsn_core::engine::cometbft::{MAX_CHAIN_ID, VersionError};
+use bsn_core::names::{NameError, NetworkName, SetName};
+
+use super::pods::InvalidPod;
+
+/// Why a description makes no sense; the message says what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSpec {
+    /// A name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The engine's version.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// No engine.
+    #[error(
+        "spec.engine names no engine; set engine: {{cometbft: {{version: 0.38.25, app: {{persistentKvstore: {{}}}}}}}}"
+    )]
+    NoEngine,
+    /// No application, or two.
+    #[error("spec.engine.cometbft.app must name exactly one of persistentKvstore and container")]
+    OneApp,
+    /// The chain id's length.
+    #[error("spec.chainId has {0} characters; use 1 to {MAX_CHAIN_ID}")]
+    ChainId(usize),
+    /// Two sets of one name.
+    #[error("two node sets are named {0:?}; give each its own name")]
+    DuplicateSet(String),
+    /// No validator.
+    #[error(
+        "a chain needs a validator that votes; add a node set with role Validator and replicas of at least 1, and \
+         without voting: false"
+    )]
+    NoValidators,
+    /// No origin of the chain, or two.
+    #[error("spec.genesis must name exactly one of create and from")]
+    OneGenesis,
+    /// Nobody to hear the chain from.
+    #[error(
+        "a network that joins a chain needs spec.externalPeers; name at least one node of its owners, as kubectl bsn bundle \
+         prints them"
+    )]
+    NoExternalPeers,
+    /// A node that cannot be dialled.
+    #[error("spec.externalPeers: {peer:?}: {why}")]
+    ExternalPeer {
+        /// Which.
+        peer: String,
+        /// What is wrong, and what to write.
+        why: &'static str,
+    },
+    /// A name that no node of the set can have.
+    #[error(
+        "spec.nodeSets: {list} of set {set:?} holds {name:?}; nodes of this set are named {network}-{set}-<index>, \
+         for example {network}-{set}-0: correct the name, or move it to the set it belongs to"
+    )]
+    NotOfSet {
+        /// `retire`, `hold` or `keys`.
+        list: &'static str,
+        /// The network.
+        network: NetworkName,
+        /// The set.
+        set: SetName,
+        /// The name given.
+        name: String,
+    },
+    /// A duration.
+    #[error(
+        "spec.{field}: {value:?} is not a duration; write hours, minutes and seconds, for example 2160h"
+    )]
+    Duration {
+        /// The field.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+    },
+    /// Renewed before it is issued.
+    #[error("spec.pki.leaf.renewBefore must be shorter than validity")]
+    RenewBefore,
+    /// Replaced before it is restarted.
+    #[error(
+        "spec.repair.cureAfter must not be longer than gracePeriod; a node is restarted before it is replaced"
+    )]
+    CureAfter,
+    /// No way to halt an application.
+    #[error(
+        "spec.upgrade.strategy: AtHeight needs app.container.halt; name the environment variable by which your \
+         application is told to stop at a height"
+    )]
+    NoHalt,
+    /// A template that nothing would be made from.
+    #[error(
+        "spec.membership.submit is for an application of your own; remove it, the operator knows the transactions of \
+         the built-in store"
+    )]
+    SubmitToStore,
+    /// A template from which no transaction can be made.
+    #[error("spec.membership.submit.txTemplate: {0}")]
+    Template(#[from] TemplateError),
+    /// One key for two nodes, or two for one.
+    #[error(
+        "spec.nodeSets: keys name {what} twice; give each node one Secret of its own: two nodes with one key sign twice"
+    )]
+    KeysTwice {
+        /// A node, or a Secret.
+        what: String,
+    },
+    /// The operator's own copy of a node's keys.
+    #[error(
+        "spec.nodeSets: keys name the Secret {0}, but under that name the operator keeps its own copy; give yours another \
+         name"
+    )]
+    OwnKeys(String),
+    /// Not a range of addresses.
+    #[error(
+        "spec.networkPolicy.outsideAddresses: {0:?} is no range of addresses; write it as 192.168.7.0/24 or fd00:7::/48"
+    )]
+    Range(String),
+    /// Nodes of other clusters would be shut out.
+    #[error(
+        "spec.networkPolicy.outsideAddresses is empty, but nodes in other clusters come from outside addresses; put \
+         their ranges into it, or leave it out to admit them from anywhere"
+    )]
+    ShutOut,
+    /// Pods.
+    #[error(transparent)]
+    Pod(#[from] InvalidPod),
+}
