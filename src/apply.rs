@@ -85,6 +85,23 @@ impl ApiError {
             _ => None,
         }
     }
+
+    /// Whether the server does not accept what was asked, so that the same is asked in vain: it breaks a rule of the API
+    /// (422), or one of the cluster's owner, such as a quota (403).
+    pub fn is_refused(&self) -> bool {
+        matches!(self.code(), Some(403 | 422))
+    }
+
+    /// What the server said, without what was asked.
+    pub fn answer(&self) -> String {
+        match self {
+            Self::Request { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => status.message.clone(),
+                other => other.to_string(),
+            },
+            other => other.to_string(),
+        }
+    }
 }
 
 /// Runs one request within [`REQUEST_DEADLINE`].

@@ -15,8 +15,8 @@ pub const AHEAD: u64 = 10;
 pub enum NotTaken {
     /// Nobody answers who could tell.
     #[error(
-        "whether it signs somewhere is not known, since no node tells of the newest blocks; it is looked at again by \
-         itself"
+        "whether it signs somewhere is not known, since no node of this network tells of the newest blocks; it is looked \
+         at again by itself. A network that joins a chain needs a node without a key that is brought, to look"
     )]
     NotSeen,
     /// The chain counts it, and makes no blocks.
@@ -43,19 +43,19 @@ pub enum NotTaken {
 const WINDOW: u64 = 12;
 
 /// Whether a key that no node of the network holds may be taken, and the height up to which it must not sign (0 = it may sign
-/// from the first block). `ledger` is what is seen of the chain; `None` = nothing. Of a chain that is not `formed`
-/// there is no block that it could have signed.
+/// from the first block). `ledger` is what is seen of the chain; `None` = nothing. Of a chain that is not `begun`
+/// there is no block that it could have signed: one that this network is yet to form, and none that it joins.
 ///
 /// # Errors
 ///
 /// Why not.
 pub fn may_take(
-    formed: bool,
+    begun: bool,
     ledger: Option<&Ledger>,
     policy: &Policy,
     address: &str,
 ) -> Result<u64, NotTaken> {
-    if !formed {
+    if !begun {
         return Ok(0);
     }
     let ledger = ledger.filter(|ledger| ledger.height > 0 && is_fresh(ledger, policy));

@@ -112,6 +112,8 @@ reasons! {
     NotPaused,
     /// An object of a name we need exists and is not ours.
     NameTaken,
+    /// The API server does not accept an object that follows from the description.
+    ObjectRefused,
     /// A key that was made once is missing or has changed; it is never made again.
     KeyLost,
     /// A key belongs to another node already.

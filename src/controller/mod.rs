@@ -115,3 +115,45 @@ pub fn refused<T>(result: Result<T, impl Into<Error>>) -> Step<T> {
         Err(error) => Err(error),
     }
 }
+
+/// Turns what the API server does not accept into a refusal: the description, or the cluster, has to change first.
+pub fn told<T>(step: Step<T>) -> Step<T> {
+    match step {
+        Err(Error::Api(error)) if error.is_refused() => {
+            let message = format!(
+                "the API server does not accept what follows from the description: {}. Correct the field it is about, or have \
+                 the cluster's rule changed; it is tried again by itself",
+                error.answer()
+            );
+            Ok(Err(Refusal::new(Reason::ObjectRefused, message)))
+        }
+        step => step,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    fn answered(code: u16) -> Step<()> {
+        let status = Status::failure("spec.memory: must be less", "Invalid").with_code(code);
+        let source = Box::new(kube::Error::Api(status.boxed()));
+        Err(Error::Api(ApiError::Request { what: "create StatefulSet".into(), source }))
+    }
+
+    #[test]
+    fn what_the_api_server_does_not_accept_is_told_and_what_fails_is_tried_again() {
+        for code in [422, 403] {
+            let refusal = told(answered(code)).unwrap().unwrap_err();
+            assert_eq!(refusal.reason, Reason::ObjectRefused);
+            assert!(refusal.message.contains("spec.memory: must be less"), "{}", refusal.message);
+        }
+        for code in [401, 404, 409, 429, 500] {
+            assert!(told(answered(code)).is_err(), "{code}");
+        }
+        let deadline = ApiError::Deadline { what: "create".into() };
+        assert!(told::<()>(Err(deadline.into())).is_err());
+    }
+}

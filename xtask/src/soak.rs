@@ -11,7 +11,8 @@ pub fn run() -> Result<()> {
     let mut cargo = cargo();
     cargo.args(["test", "--release", "--locked", "--package", "bsn-core", "--lib"]);
     // Named by their modules; `--nocapture` shows the numbers of states.
-    cargo.args(["--", "check::", "model::", "switch::", "--nocapture", "--test-threads", "1"]);
+    cargo.args(["--", "check::", "model::", "switch::", "budget::"]);
+    cargo.args(["--nocapture", "--test-threads", "1"]);
     succeed(cargo.env("BSN_MODEL", "full"), "the model checks")
 }
 

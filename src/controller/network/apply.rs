@@ -21,6 +21,7 @@ use kube::{Resource, ResourceExt};
 use super::addresses::{Unreached, spans_clusters};
 use super::credentials;
 use super::deletion;
+use super::invalid::made_otherwise;
 use super::members;
 use super::mirrors::{Addresses, ensure_mirrors, observe_addresses};
 use super::observe::ObservedNetwork;
@@ -44,7 +45,7 @@ use crate::cluster::watches::{cached, nodes_of};
 use crate::controller::context::{Context, OperatorLeaf, RandomIds};
 use crate::controller::copies::{self, Ahead};
 use crate::controller::node::brought::fixed_otherwise;
-use crate::controller::{Error, Refusal, Step, refused};
+use crate::controller::{Error, Refusal, Step, refused, told};
 use crate::evidence::poller::{NetworkTargets, Target};
 use crate::pki::{Authority, tls};
 use crate::view::NetworkKey;
@@ -90,7 +91,7 @@ pub async fn apply_network(
     let pass = Pass { ctx, key, meta, validated, observed, owner: owner.as_ref() };
     let mut applied = Applied::untouched(observed.anchor.clone());
     // A refusal ends the pass: what follows depends on what was refused.
-    if let Err(refusal) = pass.run(&mut applied).await? {
+    if let Err(refusal) = told(pass.run(&mut applied).await)? {
         applied.refusals.push(refusal);
     }
     Ok(applied)
@@ -159,6 +160,9 @@ impl Pass<'_> {
         }
         let mut anchor = or_refuse!(self.ensure_anchor().await?);
         applied.anchor = Some(anchor.clone());
+        if let Some(why) = made_otherwise(&anchor, &self.validated.desired.sets) {
+            return Ok(Err(Refusal::new(Reason::InvalidSpec, why)));
+        }
         anchor = or_refuse!(self.ensure_authority(anchor).await?);
         applied.anchor = Some(anchor.clone());
         or_refuse!(self.stamp_nodes(&anchor).await?);

@@ -1,7 +1,9 @@
 //! What is wrong with a description, in words that say what to do.
 
+use bsn_core::anchor::{Anchor, Role};
 use bsn_core::engine::cometbft::transaction::TemplateError;
 use bsn_core::engine::cometbft::{MAX_CHAIN_ID, VersionError};
+use bsn_core::forming::DesiredSet;
 use bsn_core::names::{NameError, NetworkName, SetName};
 
 use super::pods::InvalidPod;
@@ -128,4 +130,68 @@ pub enum InvalidSpec {
     /// Pods.
     #[error(transparent)]
     Pod(#[from] InvalidPod),
+}
+
+/// A set whose nodes were made with another role, or in another cluster; `None` = there is none. The schema compares with the
+/// description before, and knows nothing of one that was deleted, or of a set that was left out for a while.
+pub fn made_otherwise(anchor: &Anchor, sets: &[DesiredSet]) -> Option<String> {
+    sets.iter().find_map(|set| {
+        let own = anchor.members().filter(|(_, identity)| identity.set == set.name.as_str());
+        let other =
+            |role: Role, cluster: &str| role != set.role || cluster != set.cluster.as_str();
+        let others: Vec<_> =
+            own.filter(|(_, identity)| other(identity.role, &identity.cluster)).collect();
+        let (_, first) = others.first()?;
+        let names: Vec<String> = others.iter().map(|(name, _)| name.to_string()).collect();
+        let place = match first.cluster.as_str() {
+            "" => "without cluster".to_owned(),
+            cluster => format!("with cluster {cluster}"),
+        };
+        Some(format!(
+            "spec.nodeSets: nodes of set {} were made with role {:?} and {place}: {}. Describe the set as it was, and give \
+             the new one another name; once the old nodes are gone (replicas: 0), the name is free",
+            set.name,
+            first.role,
+            names.join(", ")
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_set_that_came_back_as_another_is_told_from_what_it_was() {
+        let anchor: Anchor = serde_json::from_value(json!({
+            "version": 1, "hubId": "h1", "networkId": "n1", "chainId": "c",
+            "genesisTime": "2026-01-01T00:00:00Z", "founders": [], "nextIndex": {},
+            "identities": {
+                "n-r-0": {"id": "a", "set": "r", "role": "FullNode"},
+                "n-r-1": {"id": "b", "set": "r", "role": "FullNode", "cluster": "city"},
+                "n-v-0": {"id": "c", "set": "v", "role": "Validator", "retired": true},
+            },
+        }))
+        .unwrap();
+        let told = |name: &str, role, cluster: &str| {
+            let set = DesiredSet {
+                name: SetName::parse(name).unwrap(),
+                role,
+                voting: true,
+                replicas: 1,
+                power: 1,
+                cluster: cluster.to_owned(),
+            };
+            made_otherwise(&anchor, &[set])
+        };
+        let here = told("r", Role::FullNode, "").unwrap();
+        assert!(here.contains("FullNode and with cluster city: n-r-1."), "{here}");
+        let voters = told("r", Role::Validator, "").unwrap();
+        assert!(voters.contains("without cluster: n-r-0, n-r-1."), "{voters}");
+        // Who is gone for good binds nobody.
+        assert_eq!(told("v", Role::FullNode, "city"), None);
+        assert_eq!(told("new", Role::FullNode, ""), None);
+    }
 }

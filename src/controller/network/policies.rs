@@ -7,7 +7,7 @@ use bsn_core::anchor::Anchor;
 use super::addresses::spans_clusters;
 use crate::api::NodeAccess;
 use crate::api::conditions::Reason;
-use crate::apply::{ApiError, delete, ensure, is_ours};
+use crate::apply::{delete, ensure, is_ours};
 use crate::build::NetworkParts;
 use crate::build::network_policy::{Admitted, build_network_policy};
 use crate::cluster::registry::Place;
@@ -49,7 +49,7 @@ pub(super) async fn ensure_policy(
                 "the NetworkPolicy {} cannot be made of spec.networkPolicy; correct gatewayFrom or outsideAddresses: {}. \
                  The policy stays as it was meanwhile",
                 network.name.network_policy(),
-                why(&error)
+                error.answer()
             );
             Ok(Err(Refusal::new(Reason::InvalidSpec, message)))
         }
@@ -58,17 +58,6 @@ pub(super) async fn ensure_policy(
             Ok(Ok(()))
         }
         done => refused(done),
-    }
-}
-
-/// What the API server said, without what was asked.
-fn why(error: &ApiError) -> String {
-    match error {
-        ApiError::Request { source, .. } => match source.as_ref() {
-            kube::Error::Api(status) => status.message.clone(),
-            other => other.to_string(),
-        },
-        other => other.to_string(),
     }
 }
 

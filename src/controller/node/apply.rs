@@ -28,7 +28,7 @@ use crate::controller::network::addresses::exposure_of;
 use crate::controller::network::credentials::read_authority;
 use crate::controller::network::mirrors::are_known;
 use crate::controller::network::validate::ValidatedNetwork;
-use crate::controller::{Error, Refusal, Step, copies, refused};
+use crate::controller::{Error, Refusal, Step, copies, refused, told};
 use crate::pki::observe_leaf;
 use crate::view::NetworkKey;
 
@@ -69,7 +69,7 @@ impl Pass<'_> {
     /// Takes all steps that can be taken now.
     pub async fn run(&self, anchor: &Anchor, identity: &Identity) -> Result<Applied, Error> {
         let mut applied = Applied::untouched(anchor.clone());
-        if let Err(refusal) = self.steps(identity, &mut applied).await? {
+        if let Err(refusal) = told(self.steps(identity, &mut applied).await)? {
             applied.refusal = Some(refusal);
         }
         applied.disk = self.grow_disk(&applied.anchor).await;
