@@ -55,6 +55,14 @@ impl Described {
         Self(serde_saphyr::from_str(SPEC).unwrap())
     }
 
+    /// With what the schema lets through and the API server does not.
+    fn impossible() -> Self {
+        let Self(mut spec) = Self::plain();
+        spec["engine"]["cometbft"]["app"]["container"]["resources"] =
+            json!({"requests": {"memory": "1Gi"}, "limits": {"memory": "256Mi"}});
+        Self(spec)
+    }
+
     /// With all that can be added.
     fn with_extras() -> Self {
         let Self(mut spec) = Self::plain();
@@ -236,6 +244,8 @@ async fn what_is_added_to_pods_comes_one_by_one_and_disks_grow_without_a_restart
     let world = World::new("pods").await;
     remove_class(&world);
     make_settings(&world);
+    Described::impossible().apply(&world);
+    await_told(&world, STALLED, Reason::ObjectRefused, &["pods-a-", "memory limit"]).await;
     Described::plain().apply(&world);
     world.await_converged(LONG).await;
 
