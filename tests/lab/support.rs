@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodCondition, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
+use serde_json::Value;
 
 const POLL: Duration = Duration::from_millis(500);
 /// Longest a network of four may take to be ready, with images present, on a busy machine.
@@ -292,6 +293,16 @@ impl World {
     pub fn lose(&self, name: &str) {
         self.kubectl_ok(&["delete", name, "-n", &self.namespace, "--wait=false"]);
         self.let_go(name);
+    }
+
+    /// Makes an object that was lost again, as from a backup: another uid, the same content.
+    pub fn restore(&self, mut object: Value) {
+        let meta = object["metadata"].as_object_mut().unwrap();
+        for assigned in ["uid", "resourceVersion", "creationTimestamp", "managedFields"] {
+            meta.remove(assigned);
+        }
+        let output = self.kubectl(&["create", "-f", "-"], &object.to_string());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Gives consents, separated by commas, in place of those given before.

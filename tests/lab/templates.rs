@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bsn_operator::api::conditions::Reason;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
-use crate::support::{World, eventually};
+use crate::support::{World, eventually, is_ready};
 
 const LONG: Duration = Duration::from_mins(5);
 
@@ -38,13 +41,29 @@ async fn await_new_pod(world: &World, pod: &str, old_uid: Option<&String>) -> St
     .await
 }
 
+/// Deletes a `ConfigMap`; gives what it was.
+async fn take_map(world: &World, name: &str) -> ConfigMap {
+    let map = world.api::<ConfigMap>().get(name).await.unwrap();
+    world.kubectl_ok(&["delete", "configmap", name, "-n", &world.namespace]);
+    map
+}
+
+/// The configuration that a template mounts.
+fn config_of(node: &str, template: &ConfigMap) -> String {
+    let beginning = format!("{node}-config-");
+    let text = &template.data.as_ref().unwrap()["template.json"];
+    let (_, rest) = text.split_once(&beginning).unwrap();
+    let hash: String = rest.chars().take_while(char::is_ascii_alphanumeric).collect();
+    beginning + &hash
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_rolls_one_by_one_and_no_pod_starts_on_it_before_its_turn() {
     let world = World::new("templates").await;
     world.apply(&world.yaml(&spec("1s")));
     world.await_ready().await;
     let before = templates(&world).await;
-    let last = "templates-nanjing-1-0";
+    let (node, last) = ("templates-nanjing-1", "templates-nanjing-1-0");
     let uid_of = async || {
         let pods = world.pods().await;
         pods.iter().find(|pod| pod.name_any() == last).and_then(ResourceExt::uid)
@@ -63,16 +82,39 @@ async fn a_change_rolls_one_by_one_and_no_pod_starts_on_it_before_its_turn() {
     let view = world.view().unwrap();
     assert!(view.nodes.iter().all(|node| node.in_sync), "{view:?}");
 
-    // Changed while the operator is off, and the StatefulSet deleted: it comes back as it was. The node is held, or it might
-    // be restarted with what is described now before it is back: it is down, and nobody would miss it.
+    // Changed while the operator is off, and the StatefulSet deleted with the template in force: it is not made from another
+    // one. Restored, it comes back as it was. The node is held, or it might be restarted with what is described now before it
+    // is back: it is down, and nobody would miss it.
     world.scale_operator(0).await;
     let uid = uid_of().await;
-    let held = "name: nanjing\n    hold: [templates-nanjing-1]";
-    world.apply(&world.yaml(&spec("1s").replacen("name: nanjing", held, 1)));
-    world.kubectl_ok(&["delete", "statefulset", "templates-nanjing-1", "-n", &world.namespace]);
+    let held = format!("name: nanjing\n    hold: [{node}]");
+    world.apply(&world.yaml(&spec("1s").replacen("name: nanjing", &held, 1)));
+    world.kubectl_ok(&["delete", "statefulset", node, "-n", &world.namespace]);
+    let name = format!("{node}-template-{}", after[last]);
+    let template = take_map(&world, &name).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     world.scale_operator(2).await;
+    let words = format!("{name} with the pod template in force is missing");
+    world.await_node_stalled(node, Reason::TemplateLost, &words, LONG).await;
+    let said = world.await_stalled(Reason::TemplateLost, &words, LONG).await;
+    assert!(said.contains("restore it from a backup"), "{said}");
+    assert!(world.api::<StatefulSet>().get_opt(node).await.unwrap().is_none());
+    let there = uid_of().await;
+    assert!(there.is_none() || there == uid, "a pod was made: {there:?} after {uid:?}");
+    world.restore(serde_json::to_value(&template).unwrap());
     assert_eq!(await_new_pod(&world, last, uid.as_ref()).await, after[last]);
+
+    // The same of the configuration that it mounts: another one follows from what is described now. The pod has it by then.
+    eventually("its pod is ready", LONG, async || {
+        let pods = world.pods().await;
+        let is_up = pods.iter().any(|pod| pod.name_any() == last && is_ready(pod));
+        if is_up { Ok(()) } else { Err("it is not".to_owned()) }
+    })
+    .await;
+    let config = take_map(&world, &config_of(node, &template)).await;
+    let words = "with the configuration in force is missing";
+    world.await_node_stalled(node, Reason::TemplateLost, words, LONG).await;
+    world.restore(serde_json::to_value(config).unwrap());
     world.apply(&world.yaml(&spec("1s")));
     world.await_condition("Ready", "True", LONG).await;
     let end = templates(&world).await;

@@ -89,6 +89,37 @@ fn a_paused_network_is_stalled_only_if_something_waits() {
     assert_eq!(said(&status, STALLED), is("True", Reason::StepRefused));
 }
 
+/// By it the API server decides on a deletion: what is not seen is no reason to let a network go.
+#[test]
+fn whether_others_need_a_network_stays_as_it_was_while_no_powers_are_known() {
+    let seen = |powers: &[u64], foreign: &[u64]| Steps {
+        powers: powers.to_vec(),
+        foreign: foreign.to_vec(),
+        ..decided(Decision::Converged)
+    };
+    let told = |old: &BsnNetworkStatus, steps: Steps| {
+        World { old: old.clone(), steps, ..World::default() }.status()
+    };
+    let numbers = |status: &BsnNetworkStatus| {
+        (status.needed_by_others, status.foreign_validators, status.validators, status.margin)
+    };
+    let needed = told(&BsnNetworkStatus::default(), seen(&[1000; 4], &[1000; 2]));
+    assert_eq!(numbers(&needed), (Some(true), Some(2), Some(4), Some(1)));
+    // No node tells; an operator that has just started; a network that cannot be looked at.
+    for unseen in [seen(&[], &[]), Steps::default()] {
+        assert_eq!(numbers(&told(&needed, unseen)), numbers(&needed));
+    }
+    let refusal = Refusal::new(Reason::AnchorRefused, "the anchor is missing");
+    let refused = refused_status(&needed, &refusal, Some(2), now());
+    assert_eq!(numbers(&refused), numbers(&needed));
+    // Known not to be: the others are a quorum without us, or have left.
+    for (powers, foreign) in [(vec![1000; 4], vec![1000; 3]), (vec![1000; 2], vec![])] {
+        let free = told(&needed, seen(&powers, &foreign));
+        assert_eq!(free.needed_by_others, None, "{powers:?}, {foreign:?} of them others'");
+        assert_eq!(told(&free, seen(&[], &[])).needed_by_others, None);
+    }
+}
+
 /// kstatus takes the first of the two that is true.
 #[test]
 fn nothing_is_reconciling_and_stalled_at_once() {

@@ -514,3 +514,7 @@ pub fn parse_authority(secret: &Secret, name: &str) -> Result<Authority, Refusal
         )),
     }
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

@@ -1,6 +1,6 @@
 //! Certificates that belong to no node: the operator's own, in memory, and the clients'.
 
-use bsn_core::anchor::Anchor;
+use bsn_core::anchor::{Anchor, KeyRecord};
 use bsn_core::names::NetworkName;
 use bsn_core::pki::{OPERATOR_VALIDITY, Role, client_names, next_leaf};
 use jiff::{SignedDuration, Timestamp};
@@ -74,29 +74,42 @@ pub async fn read_authority(
     anchor: &Anchor,
 ) -> Step<Authority> {
     let name = network.ca();
-    let lost = |what: &str| {
-        let message = format!(
-            "Secret {}/{name} {what}; restore it from a backup. It is never made again: no node would trust it. \
-             Nodes run on until their certificates end",
-            key.namespace
-        );
-        Ok(Err(Refusal::new(Reason::KeyLost, message)))
-    };
+    let namespace = &key.namespace;
     let Some(record) = &anchor.ca else {
-        return lost("is not recorded in the anchor");
+        return Ok(Err(lost(namespace, &name, "is not recorded in the anchor")));
     };
-    let Some(secret) = read::<Secret>(&ctx.client, &key.namespace, &name).await? else {
-        return lost("with the network's CA is missing");
+    let Some(secret) = read::<Secret>(&ctx.client, namespace, &name).await? else {
+        return Ok(Err(lost(namespace, &name, "with the network's CA is missing")));
     };
-    match parse_authority(&secret, &name) {
-        Ok(authority) if authority.spki_sha256() == record.spki_sha256 => {
-            let marks = NetworkParts::new(&key.namespace, network, anchor, None).held(name);
-            restore_marks(&ctx.client, &secret, &marks).await?;
-            Ok(Ok(authority))
-        }
-        Ok(_) => lost("holds another CA than the one this network was formed with"),
-        Err(refusal) => Ok(Err(refusal)),
+    let authority = or_refuse!(parse_recorded(&secret, namespace, &name, record));
+    let marks = NetworkParts::new(namespace, network, anchor, None).held(name);
+    restore_marks(&ctx.client, &secret, &marks).await?;
+    Ok(Ok(authority))
+}
+
+/// Reads a CA out of its Secret. Which object that is does not count: only the CA that was recorded is taken.
+fn parse_recorded(
+    secret: &Secret,
+    namespace: &str,
+    name: &str,
+    record: &KeyRecord,
+) -> Result<Authority, Refusal> {
+    let authority = parse_authority(secret, name)?;
+    if authority.spki_sha256() == record.spki_sha256 {
+        Ok(authority)
+    } else {
+        let what = "holds another CA than the one this network was formed with";
+        Err(lost(namespace, name, what))
     }
+}
+
+/// What is told where a network's CA is not what it was.
+fn lost(namespace: &str, name: &str, what: &str) -> Refusal {
+    let message = format!(
+        "Secret {namespace}/{name} {what}; restore it from a backup. It is never made again: no node would trust it. \
+         Nodes run on until their certificates end"
+    );
+    Refusal::new(Reason::KeyLost, message)
 }
 
 /// The clients' certificate. Losing it harms nobody: it is made anew. Returns when it is due.
@@ -147,4 +160,53 @@ async fn ensure_client(
     let id = &anchor.network_id;
     let made = ensure(&ctx.client, existing.as_ref(), wish, None, id).await;
     Ok(refused(made)?.map(|_| now + policy.validity - policy.renew_before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::samples::with_node;
+    use crate::build::secret::build_ca_secret;
+
+    /// The Secret of a new CA, and its fingerprint.
+    fn made() -> (Secret, String) {
+        let network = NetworkName::parse("city-ledger").unwrap();
+        let (cert, key) = Authority::make(&network, Timestamp::now()).unwrap();
+        let spki = Authority::parse(&cert, &key).unwrap().spki_sha256().to_owned();
+        (with_node(None, |node| build_ca_secret(&node.network, &cert, &key)), spki)
+    }
+
+    fn parsed(secret: &Secret, spki: &str) -> Result<Authority, Refusal> {
+        let record = KeyRecord { spki_sha256: spki.to_owned(), secret_uid: "u1".to_owned() };
+        parse_recorded(secret, "ledger", "city-ledger-ca", &record)
+    }
+
+    /// No node would trust what another one issues.
+    #[test]
+    fn another_authority_in_the_place_of_the_one_recorded_is_refused() {
+        let ((secret, spki), (other, _)) = (made(), made());
+        // As from a backup: with whatever uid.
+        let mut restored = secret.clone();
+        restored.metadata.uid = Some("u2".to_owned());
+        assert_eq!(parsed(&restored, &spki).unwrap().spki_sha256(), spki);
+        let refusal = parsed(&other, &spki).unwrap_err();
+        assert_eq!(refusal.reason, Reason::KeyLost);
+        let words = "Secret ledger/city-ledger-ca holds another CA than the one this network was \
+                     formed with; restore it from a backup";
+        assert!(refusal.message.starts_with(words), "{}", refusal.message);
+    }
+
+    #[test]
+    fn an_authority_in_parts_is_refused() {
+        let ((secret, spki), (mut other, _)) = (made(), made());
+        let own = secret.data.clone().unwrap();
+        other.data.as_mut().unwrap().insert(TLS_CERT.to_owned(), own[TLS_CERT].clone());
+        let mut half = secret;
+        half.data.as_mut().unwrap().remove(TLS_KEY);
+        for (secret, words) in [(other, "does not hold the network's CA"), (half, "lacks")] {
+            let refusal = parsed(&secret, &spki).unwrap_err();
+            assert_eq!(refusal.reason, Reason::KeyLost);
+            assert!(refusal.message.contains(words), "{}", refusal.message);
+        }
+    }
 }

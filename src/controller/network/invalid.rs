@@ -159,9 +159,12 @@ pub fn made_otherwise(anchor: &Anchor, sets: &[DesiredSet]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use bsn_core::engine::cometbft::Version;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::BsnNetwork;
+    use crate::controller::network::validate::validate_network;
 
     #[test]
     fn a_set_that_came_back_as_another_is_told_from_what_it_was() {
@@ -193,5 +196,65 @@ mod tests {
         // Who is gone for good binds nobody.
         assert_eq!(told("v", Role::FullNode, "city"), None);
         assert_eq!(told("new", Role::FullNode, ""), None);
+    }
+
+    /// What is wrong with a network of one voter, described like this but for one thing.
+    fn wrong(name: &str, pointer: &str, value: Value) -> InvalidSpec {
+        let mut spec = json!({
+            "chainId": "net-1",
+            "engine": {"cometbft": {"version": "0.38.25", "app": {"persistentKvstore": {}}}},
+            "nodeSets": [{"name": "v", "role": "Validator", "replicas": 1}],
+            "pki": {"leaf": {"validity": "2h", "renewBefore": "1h"}},
+        });
+        *spec.pointer_mut(pointer).unwrap() = value;
+        let network = BsnNetwork::new(name, serde_json::from_value(spec).unwrap());
+        validate_network(&network, "").unwrap_err()
+    }
+
+    /// Two sets of one name would share disks, resources and names of nodes.
+    #[test]
+    fn two_node_sets_never_have_one_name() {
+        let set = |role: &str| json!({"name": "v", "role": role, "replicas": 1});
+        for role in ["Validator", "FullNode"] {
+            let found = wrong("net", "/nodeSets", json!([set("Validator"), set(role)]));
+            assert_eq!(found, InvalidSpec::DuplicateSet("v".to_owned()));
+            assert!(found.to_string().contains("give each its own name"), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_version_outside_of_the_supported_line_is_refused_with_one_that_fits() {
+        for version in ["0.38.14", "0.38.4", "0.37.15", "0.39.0", "1.0.1", "v0.38.25", ""] {
+            let found = wrong("net", "/engine/cometbft/version", json!(version));
+            assert_eq!(found, InvalidSpec::Version(Version::parse(version).unwrap_err()));
+            assert!(found.to_string().contains("use 0.38.15 or a later 0.38 release"), "{found}");
+        }
+    }
+
+    /// An older schema may have let it through.
+    #[test]
+    fn what_admission_did_not_see_is_refused_all_the_same() {
+        let (store, app) = (json!({}), json!({"image": "x"}));
+        for (pointer, value, expected) in [
+            ("/engine", json!({}), InvalidSpec::NoEngine),
+            ("/engine/cometbft/app", json!({}), InvalidSpec::OneApp),
+            (
+                "/engine/cometbft/app",
+                json!({"persistentKvstore": store, "container": app}),
+                InvalidSpec::OneApp,
+            ),
+            ("/chainId", json!(""), InvalidSpec::ChainId(0)),
+            ("/chainId", json!("c".repeat(51)), InvalidSpec::ChainId(51)),
+            ("/nodeSets", json!([]), InvalidSpec::NoValidators),
+            ("/pki/leaf/renewBefore", json!("2h"), InvalidSpec::RenewBefore),
+        ] {
+            assert_eq!(wrong("net", pointer, value), expected);
+        }
+        let long = "v".repeat(16);
+        let expected = InvalidSpec::Name(SetName::parse(&long).unwrap_err());
+        assert_eq!(wrong("net", "/nodeSets/0/name", json!(long)), expected);
+        let long = "n".repeat(31);
+        let expected = InvalidSpec::Name(NetworkName::parse(&long).unwrap_err());
+        assert_eq!(wrong(&long, "/chainId", json!("net-1")), expected);
     }
 }

@@ -57,16 +57,19 @@ fn own_application(template: &str) -> Value {
 
 /// What kubectl says to this object.
 fn answer(world: &World, name: &str, spec: &Value, dry: bool) -> Result<(), String> {
+    let dry = if dry { "--dry-run=server" } else { "--dry-run=none" };
+    ask(world, name, spec, &["--validate=strict", dry])
+}
+
+/// The same with these flags.
+fn ask(world: &World, name: &str, spec: &Value, flags: &[&str]) -> Result<(), String> {
     let object = json!({
         "apiVersion": "bsn-operator.io/v1alpha1",
         "kind": "BsnNetwork",
         "metadata": {"name": name, "namespace": world.namespace},
         "spec": spec,
     });
-    let mut args = vec!["apply", "--validate=strict", "-f", "-"];
-    if dry {
-        args.push("--dry-run=server");
-    }
+    let args = [&["apply", "-f", "-"][..], flags].concat();
     let output = world.kubectl(&args, &object.to_string());
     if output.status.success() {
         Ok(())
@@ -76,8 +79,12 @@ fn answer(world: &World, name: &str, spec: &Value, dry: bool) -> Result<(), Stri
 }
 
 fn assert_refused(world: &World, cases: &[(Value, &str)]) {
+    assert_refused_of(world, "admission", cases);
+}
+
+fn assert_refused_of(world: &World, network: &str, cases: &[(Value, &str)]) {
     for (spec, expected) in cases {
-        match answer(world, "admission", spec, true) {
+        match answer(world, network, spec, true) {
             Ok(()) => panic!("accepted, instead of {expected:?}: {spec}"),
             Err(message) => {
                 assert!(message.contains(expected), "{message}\ninstead of {expected:?}");
@@ -170,16 +177,25 @@ fn joining(genesis: &Value, peers: &Value) -> Value {
 }
 
 fn wrong_access() -> Vec<(Value, &'static str)> {
+    let block = json!({"cidr": "192.168.7.0/24"});
+    let secret = |name: &str| json!({"node": "admission-voter-0", "secretName": name});
+    let keys = |keys: Value| with("/nodeSets/0/keys", keys);
     vec![
         (with("/networkPolicy", json!({"gatewayFrom": [{}]})), "give it a podSelector"),
+        (
+            with("/networkPolicy", json!({"gatewayFrom": [{"ipBlock": block, "podSelector": {}}]})),
+            "or else an ipBlock alone",
+        ),
         (
             with("/networkPolicy", json!({"outsideAddresses": ["192.168.7.1"]})),
             "outsideAddresses holds ranges of addresses",
         ),
         (
-            with("/nodeSets/0/keys", json!([{"node": "admission-w-0", "secretName": "k"}])),
+            keys(json!([{"node": "admission-w-0", "secretName": "k"}])),
             "keys take names of this set's nodes",
         ),
+        (keys(json!([secret("a"), secret("b")])), "Duplicate"),
+        (keys(json!([secret("Upper")])), "secretName: Invalid value"),
     ]
 }
 
@@ -188,9 +204,12 @@ fn wrong_joins() -> Vec<(Value, &'static str)> {
     let upper = json!({"from": {"configMapRef": {"name": "x"}, "sha256": "AB"}});
     let nameless = json!({"from": {"sha256": "ab".repeat(32)}});
     let listed = |peers: Value| with("/externalPeers", peers);
+    let mut both = from();
+    both["create"] = json!({});
     vec![
         (with("/genesis", json!({})), "name one origin of the chain"),
         (joining(&from(), &json!([])), "needs externalPeers"),
+        (joining(&both, &peers()), "name one origin of the chain"),
         (joining(&json!({"create": {}}), &peers()), "a chain needs a validator that votes"),
         (joining(&nameless, &peers()), "configMapRef"),
         (joining(&upper, &peers()), "sha256"),
@@ -202,91 +221,233 @@ fn wrong_joins() -> Vec<(Value, &'static str)> {
     ]
 }
 
+fn wrong_descriptions() -> Vec<(Value, &'static str)> {
+    let app = |app: Value| with("/engine/cometbft/app", app);
+    vec![
+        (with("/chainId", json!("")), "chainId"),
+        (with("/engine", json!({})), "name one engine"),
+        (with("/engine/cometbft/version", json!("0.37.1")), "version"),
+        (app(json!({})), "name one application"),
+        (
+            app(json!({"persistentKvstore": {}, "container": {"image": "x"}})),
+            "name one application",
+        ),
+        (with("/nodeSets", json!([])), "nodeSets"),
+        (with("/deletionPolicy", json!({"keys": "Delete"})), "needs data: Delete"),
+        (with("/deletionPolicy", json!({"data": "Keep"})), "deletionPolicy.data"),
+        (
+            with("/nodeSets", json!([{"name": "r", "role": "FullNode", "replicas": 1}])),
+            "add a node set with role: Validator",
+        ),
+        (with("/nodeSets/0/replicas", json!(0)), "a chain needs a validator that votes"),
+        (with("/nodeSets/0/voting", json!(false)), "a chain needs a validator that votes"),
+        (with("/nodeSets/1/votingPower", json!(5)), "votingPower is for validators"),
+        (with("/nodeSets/1/voting", json!(true)), "voting is for validators"),
+        (with("/nodeSets/0/retire", json!(["admission-reader-0"])), "names of this set's nodes"),
+        (with("/nodeSets/0/hold", json!(["voter0"])), "names of this set's nodes"),
+        (
+            with("/nodeSets/0/retire", json!(["admission-voter-1", "admission-voter-1"])),
+            "Duplicate",
+        ),
+        (with("/nodeSets/0/name", json!("Voter")), "name"),
+        (with("/nodeSets/0/replica", json!(3)), "unknown field"),
+        (
+            with("/pki", json!({"leaf": {"validity": "1h", "renewBefore": "2h"}})),
+            "renewBefore must be shorter",
+        ),
+        (
+            with("/pki", json!({"leaf": {"validity": "1s", "renewBefore": "0s"}})),
+            "validity must be between",
+        ),
+        (with("/membership", json!({"authority": "Nobody"})), "authority"),
+        (with("/membership", json!({"catchUp": {"maxLagBlocks": 0}})), "maxLagBlocks"),
+        (
+            with("/membership", submit("{address} {power} {serial}")),
+            "membership.submit is for an application of your own",
+        ),
+        (with("/upgrade", json!({"strategy": "AtHeight"})), "AtHeight needs app.container.halt"),
+        (with("/upgrade", json!({"strategy": "Rolling", "restartTime": "0s"})), "restartTime"),
+        (with("/disruption", json!({"reserve": 31})), "reserve"),
+        (with("/repair", json!({"mode": "Never"})), "mode"),
+        (with("/repair", json!({"cureAfter": "0s"})), "cureAfter must be at least 1s"),
+        (with("/repair", json!({"gracePeriod": "1m"})), "make gracePeriod longer"),
+        (own_application("{power} {serial}"), "txTemplate must hold {power}, {serial} and one of"),
+        (own_application("{address} {power}"), "txTemplate must hold {power}, {serial} and one of"),
+    ]
+}
+
+/// What is too long, too many, too large, or none of the words there are.
+fn out_of_bounds() -> Vec<(Value, &'static str)> {
+    let set = |field: &str, value: Value| with(&format!("/nodeSets/0/{field}"), value);
+    let sets: Vec<Value> = (0..21)
+        .map(|number| json!({"name": format!("v{number}"), "role": "Validator", "replicas": 1}))
+        .collect();
+    let names: Vec<String> = (0..101).map(|index| format!("admission-voter-{index}")).collect();
+    let template = format!("{{address}} {{power}} {{serial}}{}", "x".repeat(4096));
+    let leaf = json!({"leaf": {"validity": "43801h", "renewBefore": "1h"}});
+    vec![
+        (with("/chainId", json!("c".repeat(51))), "spec.chainId: Too long"),
+        (with("/chainId", json!("-c")), "spec.chainId: Invalid value"),
+        (with("/nodeSets", json!(sets)), "spec.nodeSets: Too many"),
+        (set("name", json!("v".repeat(16))), "spec.nodeSets[0].name: Too long"),
+        (with("/nodeSets/1/name", json!("voter")), "spec.nodeSets[1]: Duplicate value"),
+        (set("role", json!("Observer")), "spec.nodeSets[0].role: Unsupported value"),
+        (set("replicas", json!(101)), "spec.nodeSets[0].replicas: Invalid value"),
+        (set("votingPower", json!(0)), "spec.nodeSets[0].votingPower: Invalid value"),
+        (set("votingPower", json!(1_000_000_001)), "spec.nodeSets[0].votingPower: Invalid value"),
+        (set("retire", json!(names)), "spec.nodeSets[0].retire: Too many"),
+        (set("hold", json!(names)), "spec.nodeSets[0].hold: Too many"),
+        (set("storage", json!({"size": "20 GB"})), "storage.size: Invalid value"),
+        (own_application(&template), "membership.submit.txTemplate: Too long"),
+        (with("/membership", json!({"catchUp": {"maxLagBlocks": 1001}})), "maxLagBlocks"),
+        (with("/membership", json!({"catchUp": {"stableSeconds": 3601}})), "stableSeconds"),
+        (with("/pki", leaf), "validity must be between 2m and 43800h"),
+        (with("/repair", json!({"gracePeriod": "721h"})), "gracePeriod at most 720h"),
+        (with("/repair", json!({"gracePeriod": "30d"})), "repair.gracePeriod: Invalid value"),
+        (
+            with("/upgrade", json!({"strategy": "Rolling", "restartTime": "25h"})),
+            "restartTime must be between 1s and 24h",
+        ),
+        (application(&json!({"halt": {"env": "APP_DATA"}})), "this name is taken"),
+    ]
+}
+
+/// Other engines, and other versions than the line that is supported.
+fn wrong_engines() -> Vec<(Value, &'static str)> {
+    let unknown = r#"unknown field "spec.engine.fabric""#;
+    let version = |version: &str| with("/engine/cometbft/version", json!(version));
+    ["0.38.14", "0.38.4", "0.38.1000", "0.39.0", "v0.38.25", "0.38.25-dev"]
+        .map(|given| (version(given), "spec.engine.cometbft.version: Invalid value"))
+        .into_iter()
+        .chain([
+            (with("/engine", json!({"fabric": {}})), unknown),
+            (with("/engine/fabric", json!({})), unknown),
+        ])
+        .collect()
+}
+
+/// A set whose nodes are reached like this from other clusters.
+fn reached(exposure: &str, addresses: Value) -> Value {
+    let mut spec = with("/nodeSets/0/externalAddresses", addresses);
+    spec["nodeSets"][0]["exposure"] = json!(exposure);
+    spec
+}
+
+fn addresses(node: &str) -> Value {
+    json!([{"node": node, "host": "a.example", "p2pPort": 30656}])
+}
+
+/// What cannot be said of where nodes are, and of how they are reached there.
+fn wrong_places() -> Vec<(Value, &'static str)> {
+    let node = "admission-voter-0";
+    let unreached = with("/nodeSets/0/externalAddresses", addresses(node));
+    let cluster = |name: &str| with("/nodeSets/0/cluster", json!(name));
+    let mut shut_out = cluster("hangzhou");
+    shut_out["networkPolicy"] = json!({"outsideAddresses": []});
+    vec![
+        (unreached, "externalAddresses are for exposure: External"),
+        (reached("NodePort", addresses(node)), "externalAddresses are for exposure: External"),
+        (
+            reached("External", addresses("admission-reader-0")),
+            "externalAddresses take names of this set's nodes",
+        ),
+        (
+            reached("External", json!([{"node": node, "host": "a"}, {"node": node, "host": "b"}])),
+            "Duplicate",
+        ),
+        (
+            reached("External", json!([{"node": node, "host": "a", "gatewayPort": 0}])),
+            "gatewayPort: Invalid value",
+        ),
+        (with("/nodeSets/0/exposure", json!("Ingress")), "exposure: Unsupported value"),
+        (cluster("hub"), "leave cluster out for the cluster the operator runs in"),
+        (cluster("Hangzhou"), "spec.nodeSets[0].cluster: Invalid value"),
+        (shut_out, "nodes in other clusters come from outside addresses"),
+    ]
+}
+
+/// A network with such an application of the user's own, and readers in another cluster.
+fn elsewhere(container: &Value, upgrade: Option<&str>) -> Value {
+    let mut spec = with("/engine/cometbft/app", json!({"container": container}));
+    spec["nodeSets"][1]["cluster"] = json!("hangzhou");
+    if let Some(strategy) = upgrade {
+        spec["upgrade"] = json!({"strategy": strategy});
+    }
+    spec
+}
+
+/// An application changes only in a way that is said, and a node set never moves.
+fn assert_kept(world: &World) {
+    let network = "admission-own";
+    let plain = json!({"image": "x"});
+    answer(world, network, &elsewhere(&plain, None), false).unwrap();
+    let halts = |image: &str| json!({"image": image, "halt": {"env": "STOP_AT"}});
+    let with_more = |field: &str, value: Value| {
+        let mut container = plain.clone();
+        container[field] = value;
+        elsewhere(&container, None)
+    };
+    let (mut moved, mut back) = (elsewhere(&plain, None), elsewhere(&plain, None));
+    moved["nodeSets"][1]["cluster"] = json!("nanjing");
+    back["nodeSets"][1].as_object_mut().unwrap().remove("cluster");
+    let unsaid = "say how the application's new version reaches the nodes";
+    let mount = json!([{"path": "/etc/x", "secret": {"name": "x"}}]);
+    assert_refused_of(
+        world,
+        network,
+        &[
+            (elsewhere(&json!({"image": "y"}), None), unsaid),
+            (with_more("command", json!(["x"])), unsaid),
+            (with_more("args", json!(["x"])), unsaid),
+            (with_more("env", json!([{"name": "A", "value": "1"}])), unsaid),
+            (with_more("mounts", mount), unsaid),
+            (
+                elsewhere(&halts("y"), Some("AtHeight")),
+                "add that first, and change the image afterwards",
+            ),
+            (moved, "the cluster of a node set is immutable"),
+            (back, "the cluster of a node set is immutable"),
+        ],
+    );
+    for spec in [
+        elsewhere(&json!({"image": "y"}), Some("Rolling")),
+        elsewhere(&halts("x"), None),
+        with_more("resources", json!({"limits": {"memory": "1Gi"}})),
+    ] {
+        answer(world, network, &spec, true).unwrap_or_else(|error| panic!("{error}: {spec}"));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_input_is_refused_with_an_instruction() {
     let world = World::new("admission").await;
-    let cometbft = "/engine/cometbft";
-    assert_refused(
-        &world,
-        &[
-            (with("/chainId", json!("")), "chainId"),
-            (with("/engine", json!({})), "name one engine"),
-            (with(&format!("{cometbft}/version"), json!("0.37.1")), "version"),
-            (with(&format!("{cometbft}/app"), json!({})), "name one application"),
-            (
-                with(
-                    &format!("{cometbft}/app"),
-                    json!({"persistentKvstore": {}, "container": {"image": "x"}}),
-                ),
-                "name one application",
-            ),
-            (with("/nodeSets", json!([])), "nodeSets"),
-            (with("/deletionPolicy", json!({"keys": "Delete"})), "needs data: Delete"),
-            (with("/deletionPolicy", json!({"data": "Keep"})), "deletionPolicy.data"),
-            (
-                with("/nodeSets", json!([{"name": "r", "role": "FullNode", "replicas": 1}])),
-                "add a node set with role: Validator",
-            ),
-            (with("/nodeSets/0/replicas", json!(0)), "a chain needs a validator that votes"),
-            (with("/nodeSets/0/voting", json!(false)), "a chain needs a validator that votes"),
-            (with("/nodeSets/1/votingPower", json!(5)), "votingPower is for validators"),
-            (with("/nodeSets/1/voting", json!(true)), "voting is for validators"),
-            (
-                with("/nodeSets/0/retire", json!(["admission-reader-0"])),
-                "names of this set's nodes",
-            ),
-            (with("/nodeSets/0/hold", json!(["voter0"])), "names of this set's nodes"),
-            (
-                with("/nodeSets/0/retire", json!(["admission-voter-1", "admission-voter-1"])),
-                "Duplicate",
-            ),
-            (with("/nodeSets/0/name", json!("Voter")), "name"),
-            (with("/nodeSets/0/replica", json!(3)), "unknown field"),
-            (
-                with("/pki", json!({"leaf": {"validity": "1h", "renewBefore": "2h"}})),
-                "renewBefore must be shorter",
-            ),
-            (
-                with("/pki", json!({"leaf": {"validity": "1s", "renewBefore": "0s"}})),
-                "validity must be between",
-            ),
-            (with("/membership", json!({"authority": "Nobody"})), "authority"),
-            (with("/membership", json!({"catchUp": {"maxLagBlocks": 0}})), "maxLagBlocks"),
-            (
-                with("/membership", submit("{address} {power} {serial}")),
-                "membership.submit is for an application of your own",
-            ),
-            (
-                with("/upgrade", json!({"strategy": "AtHeight"})),
-                "AtHeight needs app.container.halt",
-            ),
-            (with("/upgrade", json!({"strategy": "Rolling", "restartTime": "0s"})), "restartTime"),
-            (with("/disruption", json!({"reserve": 31})), "reserve"),
-            (with("/repair", json!({"mode": "Never"})), "mode"),
-            (with("/repair", json!({"cureAfter": "0s"})), "cureAfter must be at least 1s"),
-            (with("/repair", json!({"gracePeriod": "1m"})), "make gracePeriod longer"),
-            (
-                own_application("{power} {serial}"),
-                "txTemplate must hold {power}, {serial} and one of",
-            ),
-            (
-                own_application("{address} {power}"),
-                "txTemplate must hold {power}, {serial} and one of",
-            ),
-        ],
-    );
-    assert_refused(&world, &wrong_joins());
-    assert_refused(&world, &wrong_access());
+    for cases in [
+        wrong_descriptions(),
+        out_of_bounds(),
+        wrong_engines(),
+        wrong_places(),
+        wrong_joins(),
+        wrong_access(),
+        wrong_pods(),
+    ] {
+        assert_refused(&world, &cases);
+    }
+    // Who does not ask for unknown fields has them taken away unheard, and is told that no engine is left.
+    let other = with("/engine", json!({"fabric": {}}));
+    let unasked = ["--validate=ignore", "--dry-run=server"];
+    let message = ask(&world, "admission", &other, &unasked).unwrap_err();
+    assert!(message.contains("name one engine"), "{message}");
     answer(&world, "admission", &joining(&from(), &peers()), true).unwrap();
-    assert_refused(&world, &wrong_pods());
-    for spec in good_pods() {
+    for spec in good_pods().into_iter().chain([reached("External", addresses("admission-voter-0"))])
+    {
         answer(&world, "admission", &spec, true).unwrap_or_else(|error| panic!("{error}: {spec}"));
     }
     let template = r#"{"key":"{pubKeyBase64}","power":{power},"serial":{serial}}"#;
     answer(&world, "admission", &own_application(template), true).unwrap();
-    let long = "n".repeat(31);
-    let message = answer(&world, &long, &good(), true).unwrap_err();
-    assert!(message.contains("use a name of at most 30 characters"), "{message}");
+    for name in ["1st", "dot.ted", &"n".repeat(31)] {
+        let message = answer(&world, name, &good(), true).unwrap_err();
+        assert!(message.contains("use a name of at most 30 characters"), "{message}");
+    }
 
     // What a running chain depends on can't be changed. It is paused: nothing is made of it.
     answer(&world, "admission", &good(), false).unwrap();
@@ -295,11 +456,15 @@ async fn wrong_input_is_refused_with_an_instruction() {
         &[
             (with("/chainId", json!("admission-2")), "chainId is immutable"),
             (
-                with(&format!("{cometbft}/app"), json!({"container": {"image": "x"}})),
+                with("/engine/cometbft/app", json!({"container": {"image": "x"}})),
                 "a chain keeps its kind of application",
             ),
-            (with(&format!("{cometbft}/timeoutCommit"), json!("fast")), "timeoutCommit"),
+            (with("/engine/cometbft/timeoutCommit", json!("fast")), "timeoutCommit"),
             (with("/nodeSets/1/role", json!("Validator")), "role of a node set is immutable"),
+            (
+                with("/nodeSets/1/cluster", json!("hangzhou")),
+                "the cluster of a node set is immutable",
+            ),
             (
                 joining(&from(), &peers()),
                 "whether a network forms a chain or joins one is immutable",
@@ -339,6 +504,7 @@ async fn wrong_input_is_refused_with_an_instruction() {
     ] {
         answer(&world, "admission", &spec, true).unwrap_or_else(|error| panic!("{error}: {spec}"));
     }
+    assert_kept(&world);
     assert!(world.pods().await.is_empty() && world.fingerprint().await.is_empty());
     world.remove();
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_operator::api::conditions::Reason;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{World, eventually};
 
@@ -21,6 +21,7 @@ async fn object(world: &World, name: &str) -> Result<Value, String> {
         "secret" => ("api/v1", "secrets"),
         "statefulset" => ("apis/apps/v1", "statefulsets"),
         "pdb" => ("apis/policy/v1", "poddisruptionbudgets"),
+        "pvc" => ("api/v1", "persistentvolumeclaims"),
         "bsnnode" => ("apis/bsn-operator.io/v1alpha1", "bsnnodes"),
         other => panic!("no path for {other}"),
     };
@@ -38,8 +39,8 @@ fn content(mut object: Value) -> Value {
             value.take();
         }
     }
-    let owners = meta["ownerReferences"].clone();
-    serde_json::json!({ "object": object, "labels": meta["labels"], "owners": owners })
+    let (owners, kept_by) = (&meta["ownerReferences"], &meta["finalizers"]);
+    json!({"object": object, "labels": meta["labels"], "owners": owners, "finalizers": kept_by})
 }
 
 /// Does something to an object and waits until it is as before.
@@ -59,7 +60,34 @@ async fn is_edited_in_vain(world: &World, name: &str, patch: &str) {
 }
 
 async fn is_deleted_in_vain(world: &World, name: &str) {
+    let before = object(world, name).await.unwrap();
     is_put_back(world, name, &["delete", name, "--wait=false"]).await;
+    let now = object(world, name).await.unwrap();
+    assert_ne!(now["metadata"]["uid"], before["metadata"]["uid"], "{name} was never gone");
+}
+
+/// Deletes what comes back with other content; gives what it was.
+async fn remove(world: &World, name: &str) -> Value {
+    let object = object(world, name).await.unwrap();
+    world.kubectl_ok(&["delete", name, "-n", &world.namespace]);
+    object
+}
+
+/// Waits until something is there again with the same entries, and new content in them.
+async fn is_made_anew(world: &World, name: &str, before: &Value) {
+    let entries = |object: &Value| -> Vec<String> {
+        object["data"].as_object().unwrap().keys().cloned().collect()
+    };
+    eventually(&format!("another {name}"), LONG, async || {
+        let now = object(world, name).await?;
+        let another = now["metadata"]["uid"] != before["metadata"]["uid"];
+        if another && entries(&now) == entries(before) && now["data"] != before["data"] {
+            Ok(())
+        } else {
+            Err(format!("{now}"))
+        }
+    })
+    .await;
 }
 
 /// The `ConfigMap` whose name begins like this.
@@ -74,16 +102,6 @@ async fn take_away(world: &World, name: &str) -> Value {
     let object = object(world, name).await.unwrap();
     world.lose(name);
     object
-}
-
-/// As from a backup: another uid, the same content.
-fn restore(world: &World, mut object: Value) {
-    let meta = object["metadata"].as_object_mut().unwrap();
-    for assigned in ["uid", "resourceVersion", "creationTimestamp", "managedFields"] {
-        meta.remove(assigned);
-    }
-    let output = world.kubectl(&["create", "-f", "-"], &object.to_string());
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,11 +131,22 @@ async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
     is_edited_in_vain(&world, &set, r#"{"spec":{"updateStrategy":{"type":"RollingUpdate"}}}"#)
         .await;
     is_edited_in_vain(&world, "configmap/objects-peers", r#"{"data":{"peers":"x"}}"#).await;
+    is_edited_in_vain(&world, "configmap/objects-ca", r#"{"data":{"ca.crt":"x"}}"#).await;
     is_edited_in_vain(&world, "pdb/objects-voters", r#"{"spec":{"minAvailable":0}}"#).await;
     let node = format!("bsnnode/{NODE}");
     is_edited_in_vain(&world, &node, r#"{"metadata":{"ownerReferences":null}}"#).await;
+    is_edited_in_vain(&world, &node, r#"{"metadata":{"finalizers":null}}"#).await;
+    let other = r#"{"spec":{"role":"FullNode","nodeSet":"other","storage":{"size":"999Gi"}}}"#;
+    let disk = object(&world, &format!("pvc/{NODE}-data")).await.unwrap();
+    is_edited_in_vain(&world, &node, other).await;
+    assert_eq!(object(&world, &format!("pvc/{NODE}-data")).await.unwrap()["spec"], disk["spec"]);
 
-    // Deleted.
+    // Deleted. Secrets are not watched but looked at once a minute: meanwhile the rest.
+    let client = remove(&world, "secret/objects-client").await;
+    let certificate = format!("configmap/{NODE}-cert");
+    let leaf = remove(&world, &certificate).await;
+    is_made_anew(&world, &certificate, &leaf).await;
+    is_deleted_in_vain(&world, &service).await;
     is_deleted_in_vain(&world, "configmap/objects-peers").await;
     is_deleted_in_vain(&world, "configmap/objects-ca").await;
     is_deleted_in_vain(&world, "pdb/objects-voters").await;
@@ -125,20 +154,34 @@ async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
     {
         is_deleted_in_vain(&world, &map_named(&world, beginning)).await;
     }
+    is_made_anew(&world, "secret/objects-client", &client).await;
 
     // What cannot be made again is asked for, and nothing else happens meanwhile.
     let authority = take_away(&world, "secret/objects-ca").await;
     world.await_stalled(Reason::KeyLost, "restore", LONG).await;
-    restore(&world, authority);
+    world.restore(authority);
     world.await_ready().await;
     let anchor = take_away(&world, "configmap/objects-anchor").await;
     world.await_stalled(Reason::AnchorRefused, "restore", LONG).await;
-    restore(&world, anchor);
+    world.restore(anchor);
     world.await_ready().await;
 
     // A chain does not notice any of it.
     world.await_height_above(world.head().await + 3, LONG).await;
     let now: BTreeMap<_, _> = world.pod_uids().await;
     assert_eq!(now, pods, "a pod was restarted");
+
+    // A StatefulSet takes its pod along, and comes back as it was.
+    is_deleted_in_vain(&world, &set).await;
+    eventually("a new pod", LONG, async || {
+        let now = world.pod_uids().await;
+        let is_new = now.get(NODE).is_some_and(|uid| *uid != pods[NODE]);
+        if is_new { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .await;
+    world.await_height_above(world.head().await + 3, LONG).await;
+    let mut now = world.pod_uids().await;
+    now.insert(NODE.to_owned(), pods[NODE].clone());
+    assert_eq!(now, pods, "another pod was restarted");
     world.remove();
 }
