@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bsn_core::hash::short_hash;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
@@ -188,18 +189,22 @@ fn name_taken<K: Object>(object: &K) -> ApiError {
 pub async fn ensure<K: Object>(
     client: &kube::Client,
     cached: Option<&K>,
-    desired: K,
+    mut desired: K,
     recorded_uid: Option<&str>,
     network_id: &str,
 ) -> Result<(K, Outcome), ApiError> {
-    let owners = desired.meta().owner_references.clone().unwrap_or_default();
-    let may =
-        |object: &K| is_ours(object, recorded_uid, network_id) || is_owned_by(object, &owners);
-    ensure_if(client, cached, desired, may).await
+    note_wish(&mut desired);
+    match create_unless_known(client, cached, &desired).await? {
+        Created::Now(object) => Ok((object, Outcome::Created)),
+        Created::Already(object) => {
+            let object = claim(client, object, &desired, recorded_uid, network_id).await?;
+            apply_unless_satisfied(client, object, desired).await
+        }
+    }
 }
 
 /// One of these owns the object: that names it as ours, too, when somebody took its labels away.
-fn is_owned_by(object: &impl Resource, owners: &[OwnerReference]) -> bool {
+pub fn is_owned_by(object: &impl Resource, owners: &[OwnerReference]) -> bool {
     let named = object.meta().owner_references.iter().flatten();
     let mut named = named.map(|owner| &owner.uid);
     named.any(|uid| owners.iter().any(|owner| owner.uid == *uid))
@@ -212,19 +217,74 @@ pub async fn ensure_if<K: Object>(
     mut desired: K,
     may: impl Fn(&K) -> bool,
 ) -> Result<(K, Outcome), ApiError> {
-    let namespace = desired.namespace().unwrap_or_default();
     note_wish(&mut desired);
-    let existing = match cached {
-        Some(object) => object.clone(),
-        None => match create(client, &namespace, &desired).await? {
-            Created::Now(object) => return Ok((object, Outcome::Created)),
-            // The cache was behind.
-            Created::Already(object) => object,
-        },
-    };
-    if !may(&existing) {
-        return Err(name_taken(&existing));
+    match create_unless_known(client, cached, &desired).await? {
+        Created::Now(object) => Ok((object, Outcome::Created)),
+        Created::Already(object) if may(&object) => {
+            apply_unless_satisfied(client, object, desired).await
+        }
+        Created::Already(object) => Err(name_taken(&object)),
     }
+}
+
+/// Gives an object back that is ours. One that says so no more, but is what we would write, has its marks put back first.
+async fn claim<K: Object>(
+    client: &kube::Client,
+    object: K,
+    desired: &K,
+    recorded_uid: Option<&str>,
+    network_id: &str,
+) -> Result<K, ApiError> {
+    let owners = desired.meta().owner_references.as_deref().unwrap_or_default();
+    if is_ours(&object, recorded_uid, network_id) || is_owned_by(&object, owners) {
+        return Ok(object);
+    }
+    if !is_same_content(&object, desired, network_id) {
+        return Err(name_taken(&object));
+    }
+    // Only as it was read: what somebody wrote into it since is not ours.
+    let restored = restore_marks(client, &object, desired.meta()).await?;
+    Ok(restored.unwrap_or(object))
+}
+
+/// Whether an object holds exactly what we would write, and carries no other network's id. Then it is ours whoever wrote it,
+/// if its kind holds nothing but public bytes: a genesis, a template and a configuration are named by their hash, and the
+/// CA's certificate is the recorded one. A stranger's `ConfigMap` that is the same to the byte is taken over by that, which
+/// is meant: what is in it is what counts. Of a Secret or a disk it would not be: they are whose they are.
+fn is_same_content<K: Object>(object: &K, desired: &K, network_id: &str) -> bool {
+    let others = object.labels().get(labels::NETWORK_ID).is_some_and(|id| id != network_id);
+    if others || K::kind(&()) != ConfigMap::kind(&()) {
+        return false;
+    }
+    match (serde_json::to_value(object), serde_json::to_value(desired)) {
+        (Ok(mut object), Ok(mut desired)) => {
+            for fields in [&mut object, &mut desired].into_iter().filter_map(Value::as_object_mut) {
+                fields.remove("metadata");
+            }
+            object == desired
+        }
+        _ => false,
+    }
+}
+
+/// What the cache knows, else the object as it was made, or as it was found when it could not be made: the cache was
+/// behind, or does not see it without our labels.
+async fn create_unless_known<K: Object>(
+    client: &kube::Client,
+    cached: Option<&K>,
+    desired: &K,
+) -> Result<Created<K>, ApiError> {
+    match cached {
+        Some(object) => Ok(Created::Already(object.clone())),
+        None => create(client, &desired.namespace().unwrap_or_default(), desired).await,
+    }
+}
+
+async fn apply_unless_satisfied<K: Object>(
+    client: &kube::Client,
+    existing: K,
+    desired: K,
+) -> Result<(K, Outcome), ApiError> {
     if satisfied(&desired, &existing) {
         return Ok((existing, Outcome::Unchanged));
     }
@@ -280,21 +340,13 @@ pub async fn ensure_exists<K: Object>(
     recorded_uid: Option<&str>,
     network_id: &str,
 ) -> Result<(K, Outcome), ApiError> {
-    let (object, outcome) = match cached {
-        Some(object) => (object.clone(), Outcome::Unchanged),
-        None => {
-            let namespace = desired.namespace().unwrap_or_default();
-            match create(client, &namespace, &desired).await? {
-                Created::Now(object) => return Ok((object, Outcome::Created)),
-                Created::Already(object) => (object, Outcome::Unchanged),
-            }
+    match create_unless_known(client, cached, &desired).await? {
+        Created::Now(object) => Ok((object, Outcome::Created)),
+        Created::Already(object) => {
+            let object = claim(client, object, &desired, recorded_uid, network_id).await?;
+            let restored = restore_marks(client, &object, desired.meta()).await?;
+            Ok((restored.unwrap_or(object), Outcome::Unchanged))
         }
-    };
-    if is_ours(&object, recorded_uid, network_id) {
-        let restored = restore_marks(client, &object, desired.meta()).await?;
-        Ok((restored.unwrap_or(object), outcome))
-    } else {
-        Err(name_taken(&object))
     }
 }
 

@@ -117,6 +117,12 @@ async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
     let node = format!("bsnnode/{NODE}");
     is_edited_in_vain(&world, &node, r#"{"metadata":{"ownerReferences":null}}"#).await;
 
+    // Without labels: nothing owns the first two, and what is in them is enough.
+    let genesis = map_named(&world, "objects-genesis-");
+    for name in ["configmap/objects-ca", &genesis, "secret/objects-client"] {
+        is_edited_in_vain(&world, name, r#"{"metadata":{"labels":null}}"#).await;
+    }
+
     // Deleted.
     is_deleted_in_vain(&world, "configmap/objects-peers").await;
     is_deleted_in_vain(&world, "configmap/objects-ca").await;
