@@ -174,7 +174,19 @@ pub fn is_ours(object: &impl Resource, recorded_uid: Option<&str>, network_id: &
             && label(labels::NETWORK_ID) == Some(network_id))
 }
 
-fn name_taken<K: Object>(object: &K) -> ApiError {
+/// Whether anything on `object` says that this operator made it, for whatever network.
+pub fn is_marked(object: &impl Resource) -> bool {
+    let meta = object.meta();
+    let labels = meta.labels.iter().flatten();
+    let managed =
+        labels.clone().any(|(key, value)| key == labels::MANAGED_BY && value == labels::OPERATOR);
+    let keys = labels.chain(meta.annotations.iter().flatten()).map(|(key, _)| key);
+    let mut keys = keys.chain(meta.finalizers.iter().flatten());
+    managed || keys.any(|key| key.starts_with(labels::PREFIX))
+}
+
+/// Somebody else has the object of this name.
+pub fn name_taken<K: Object>(object: &K) -> ApiError {
     let owner = match object.labels().get(labels::NETWORK_ID) {
         Some(id) => format!("it carries the marks of network id {id}"),
         None => "it has no mark of this operator".to_owned(),

@@ -95,7 +95,12 @@ async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
     let make = ["create", "service", "clusterip", NODE, "--tcp=80:80", "-n", &namespace];
     world.kubectl_ok(&make);
     let foreign = object(&world, &format!("service/{NODE}")).await.unwrap();
+    // Another's ConfigMap has the anchor's name: of a new network nobody has a backup.
+    let make = ["create", "configmap", "objects-anchor", "--from-literal=a=b", "-n", &namespace];
+    world.kubectl_ok(&make);
     world.apply(&world.yaml(&World::sample_spec()));
+    world.await_stalled(Reason::NameTaken, "delete or rename", LONG).await;
+    world.kubectl_ok(&["delete", "configmap", "objects-anchor", "-n", &namespace]);
     world.await_node_stalled(NODE, Reason::NameTaken, "delete or rename", LONG).await;
     assert_eq!(object(&world, &format!("service/{NODE}")).await.unwrap(), foreign);
     world.kubectl_ok(&["delete", "service", NODE, "-n", &namespace]);
