@@ -103,6 +103,8 @@ fn text_of(map: &ConfigMap) -> Result<&str, AnchorError> {
 fn put(map: &mut ConfigMap, wish: ConfigMap) {
     map.metadata.labels = wish.metadata.labels;
     map.metadata.finalizers = wish.metadata.finalizers;
+    let annotations = map.metadata.annotations.get_or_insert_default();
+    annotations.extend(wish.metadata.annotations.unwrap_or_default());
     map.metadata.managed_fields = None;
     map.data.get_or_insert_default().extend(wish.data.unwrap_or_default());
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_core::hash::short_hash;
+use bsn_core::retention::KEPT_ANNOTATION;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -362,9 +363,9 @@ pub async fn ensure_exists<K: Object>(
     }
 }
 
-/// Puts back labels and finalizers of an object of ours that lacks some of `desired`'s: somebody took them
-/// away, or it came back from a backup without them. Its content is not touched. Returns it as it is then;
-/// `None` = it lacked nothing, and nothing was written.
+/// Puts labels and finalizers, and what it says of being kept, on an object of ours that lacks some of `desired`'s:
+/// somebody took them away, it came back from a backup without them, or an older version made it. Its content is not
+/// touched. Returns it as it is then; `None` = it lacked nothing, and nothing was written.
 pub async fn restore_marks<K: Object>(
     client: &kube::Client,
     object: &K,
@@ -372,7 +373,7 @@ pub async fn restore_marks<K: Object>(
 ) -> Result<Option<K>, ApiError> {
     let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(None) };
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it has lost marks of ours; they are put back");
+    tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it lacks marks of ours; they are put there");
     merge_as_read(client, object, json!({ "metadata": marks })).await.map(Some)
 }
 
@@ -484,18 +485,16 @@ pub async fn drop_finalizer<K: Object>(
     }
 }
 
-/// The patch that gives `object` the labels and finalizers of `desired` that it lacks, if any.
+/// The patch that gives `object` the marks of `desired` that it lacks, if any. Of annotations only the one for people is a
+/// mark: the others say how the object came about.
 fn missing_marks(object: &ObjectMeta, desired: &ObjectMeta) -> Option<Value> {
     // The API server lets nobody add a finalizer to an object that is being deleted.
     if object.deletion_timestamp.is_some() {
         return None;
     }
-    let labels: BTreeMap<_, _> = desired
-        .labels
-        .iter()
-        .flatten()
-        .filter(|(key, value)| object.labels.as_ref().and_then(|all| all.get(*key)) != Some(value))
-        .collect();
+    let labels = lacking(object.labels.as_ref(), desired.labels.iter().flatten());
+    let kept = desired.annotations.iter().flatten().filter(|(key, _)| *key == KEPT_ANNOTATION);
+    let annotations = lacking(object.annotations.as_ref(), kept);
     let has = object.finalizers.iter().flatten();
     let lacks: Vec<_> = desired
         .finalizers
@@ -503,11 +502,19 @@ fn missing_marks(object: &ObjectMeta, desired: &ObjectMeta) -> Option<Value> {
         .flatten()
         .filter(|finalizer| !has.clone().any(|known| known == *finalizer))
         .collect();
-    if labels.is_empty() && lacks.is_empty() {
+    if labels.is_empty() && annotations.is_empty() && lacks.is_empty() {
         return None;
     }
     let finalizers: Vec<_> = has.clone().chain(lacks).collect();
-    Some(json!({"labels": labels, "finalizers": finalizers}))
+    Some(json!({"labels": labels, "annotations": annotations, "finalizers": finalizers}))
+}
+
+/// Those of `wanted` that are not among `all`, or not with this value.
+fn lacking<'a>(
+    all: Option<&BTreeMap<String, String>>,
+    wanted: impl Iterator<Item = (&'a String, &'a String)>,
+) -> BTreeMap<&'a String, &'a String> {
+    wanted.filter(|(key, value)| all.and_then(|all| all.get(*key)) != Some(*value)).collect()
 }
 
 enum Created<K> {

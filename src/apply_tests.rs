@@ -249,6 +249,13 @@ fn lost_marks_are_put_back_and_strangers_stay() {
     let patch = missing_marks(&meta(&["b"], &["other"]), &desired).unwrap();
     assert_eq!(patch["labels"], json!({"a": "v"}));
     assert_eq!(patch["finalizers"], json!(["other", "keep"]));
+    let mut said = desired.clone();
+    let annotations = [(KEPT_ANNOTATION, "why"), (labels::APPLIED_HASH, "hash")];
+    let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    said.annotations = Some(annotations.into());
+    let patch = missing_marks(&desired, &said).unwrap();
+    assert_eq!(patch["annotations"], json!({(KEPT_ANNOTATION): "why"}));
+    assert_eq!(missing_marks(&said, &said), None);
     let mut going = meta(&[], &[]);
     going.deletion_timestamp =
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
