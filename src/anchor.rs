@@ -11,9 +11,10 @@ use kube::api::{Api, PostParams};
 use kube::runtime::reflector::Store;
 use tokio::time::Instant;
 
-use crate::apply::{ApiError, bounded, read};
+use crate::apply::{ApiError, bounded, is_marked, name_taken, read};
 use crate::cluster::registry::Place;
 use crate::cluster::watches::cached;
+use crate::intent::STEPS_KEY;
 use crate::labels;
 use crate::turns::Turns;
 use crate::view::NetworkKey;
@@ -79,6 +80,13 @@ pub fn copy_of(map: &ConfigMap) -> Result<Anchor, AnchorError> {
     Anchor::parse_copy(text_of(map)?)
 }
 
+/// Whether a `ConfigMap` of an anchor's name is somebody else's: nothing in it is ours, and no mark says that it ever was. An
+/// anchor that was emptied still has its marks, and one that lost its marks still says whose it is.
+pub fn is_strangers(map: &ConfigMap) -> bool {
+    let holds = |key: &str| map.data.as_ref().is_some_and(|data| data.contains_key(key));
+    !holds(ANCHOR_KEY) && !holds(STEPS_KEY) && !is_marked(map)
+}
+
 /// A copy of an anchor, as a cache shows it; `None` = there is none that can be read.
 pub fn seen_copy(maps: &Store<ConfigMap>, namespace: &str, name: &str) -> Option<Anchor> {
     copy_of(&*cached(maps, namespace, name)?).ok()
@@ -95,6 +103,8 @@ fn text_of(map: &ConfigMap) -> Result<&str, AnchorError> {
 fn put(map: &mut ConfigMap, wish: ConfigMap) {
     map.metadata.labels = wish.metadata.labels;
     map.metadata.finalizers = wish.metadata.finalizers;
+    let annotations = map.metadata.annotations.get_or_insert_default();
+    annotations.extend(wish.metadata.annotations.unwrap_or_default());
     map.metadata.managed_fields = None;
     map.data.get_or_insert_default().extend(wish.data.unwrap_or_default());
 }
@@ -265,6 +275,9 @@ impl AnchorStore {
                         name: full_name.clone(),
                         owner,
                     };
+                    if is_strangers(&map) {
+                        return Err(name_taken(&map).into());
+                    }
                     let copy = copy_of(&map).map_err(|error| taken(error.to_string()))?;
                     match anchor.compare(&copy) {
                         CopyStanding::Current => {
@@ -297,5 +310,41 @@ impl AnchorStore {
             }
         }
         Err(StoreError::Contended(full_name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn map(metadata: &Value, data: &Value) -> ConfigMap {
+        serde_json::from_value(json!({"metadata": metadata, "data": data})).unwrap()
+    }
+
+    #[test]
+    fn a_map_without_any_trace_of_ours_is_a_strangers() {
+        assert!(is_strangers(&map(&json!({"name": "net-anchor"}), &Value::Null)));
+        let labels = json!({"labels": {"app.kubernetes.io/managed-by": "Helm"}});
+        assert!(is_strangers(&map(&labels, &json!({"a": "b"}))));
+    }
+
+    /// Else somebody would be told to delete what is left of an anchor.
+    #[test]
+    fn an_entry_or_a_mark_says_that_it_is_an_anchor_though_it_cannot_be_read() {
+        let nothing = json!({});
+        for (metadata, data) in [
+            (&nothing, &json!({"anchor.json": ""})),
+            (&nothing, &json!({"steps.json": "{"})),
+            (&json!({"finalizers": ["bsn-operator.io/keep"]}), &nothing),
+            (&json!({"labels": {"bsn-operator.io/network": "net"}}), &nothing),
+            (&json!({"labels": {"app.kubernetes.io/managed-by": "bsn-operator"}}), &nothing),
+            (&json!({"annotations": {"bsn-operator.io/release": "n1"}}), &nothing),
+        ] {
+            let map = map(metadata, data);
+            assert!(!is_strangers(&map), "{metadata} {data}");
+            assert!(matches!(copy_of(&map), Err(AnchorError::Unreadable(_))), "{metadata} {data}");
+        }
     }
 }

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bsn_core::hash::short_hash;
+use bsn_core::retention::KEPT_ANNOTATION;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, DeserializeGuard, DynamicObject};
@@ -190,7 +192,19 @@ pub fn is_ours(object: &impl Resource, recorded_uid: Option<&str>, network_id: &
             && label(labels::NETWORK_ID) == Some(network_id))
 }
 
-fn name_taken<K: Object>(object: &K) -> ApiError {
+/// Whether anything on `object` says that this operator made it, for whatever network.
+pub fn is_marked(object: &impl Resource) -> bool {
+    let meta = object.meta();
+    let labels = meta.labels.iter().flatten();
+    let managed =
+        labels.clone().any(|(key, value)| key == labels::MANAGED_BY && value == labels::OPERATOR);
+    let keys = labels.chain(meta.annotations.iter().flatten()).map(|(key, _)| key);
+    let mut keys = keys.chain(meta.finalizers.iter().flatten());
+    managed || keys.any(|key| key.starts_with(labels::PREFIX))
+}
+
+/// Somebody else has the object of this name.
+pub fn name_taken<K: Object>(object: &K) -> ApiError {
     let owner = match object.labels().get(labels::NETWORK_ID) {
         Some(id) => format!("it carries the marks of network id {id}"),
         None => "it has no mark of this operator".to_owned(),
@@ -205,18 +219,22 @@ fn name_taken<K: Object>(object: &K) -> ApiError {
 pub async fn ensure<K: Object>(
     client: &kube::Client,
     cached: Option<&K>,
-    desired: K,
+    mut desired: K,
     recorded_uid: Option<&str>,
     network_id: &str,
 ) -> Result<(K, Outcome), ApiError> {
-    let owners = desired.meta().owner_references.clone().unwrap_or_default();
-    let may =
-        |object: &K| is_ours(object, recorded_uid, network_id) || is_owned_by(object, &owners);
-    ensure_if(client, cached, desired, may).await
+    note_wish(&mut desired);
+    match create_unless_known(client, cached, &desired).await? {
+        Created::Now(object) => Ok((object, Outcome::Created)),
+        Created::Already(object) => {
+            let object = claim(client, object, &desired, recorded_uid, network_id).await?;
+            apply_unless_satisfied(client, object, desired).await
+        }
+    }
 }
 
 /// One of these owns the object: that names it as ours, too, when somebody took its labels away.
-fn is_owned_by(object: &impl Resource, owners: &[OwnerReference]) -> bool {
+pub fn is_owned_by(object: &impl Resource, owners: &[OwnerReference]) -> bool {
     let named = object.meta().owner_references.iter().flatten();
     let mut named = named.map(|owner| &owner.uid);
     named.any(|uid| owners.iter().any(|owner| owner.uid == *uid))
@@ -229,19 +247,74 @@ pub async fn ensure_if<K: Object>(
     mut desired: K,
     may: impl Fn(&K) -> bool,
 ) -> Result<(K, Outcome), ApiError> {
-    let namespace = desired.namespace().unwrap_or_default();
     note_wish(&mut desired);
-    let existing = match cached {
-        Some(object) => object.clone(),
-        None => match create(client, &namespace, &desired).await? {
-            Created::Now(object) => return Ok((object, Outcome::Created)),
-            // The cache was behind.
-            Created::Already(object) => object,
-        },
-    };
-    if !may(&existing) {
-        return Err(name_taken(&existing));
+    match create_unless_known(client, cached, &desired).await? {
+        Created::Now(object) => Ok((object, Outcome::Created)),
+        Created::Already(object) if may(&object) => {
+            apply_unless_satisfied(client, object, desired).await
+        }
+        Created::Already(object) => Err(name_taken(&object)),
     }
+}
+
+/// Gives an object back that is ours. One that says so no more, but is what we would write, has its marks put back first.
+async fn claim<K: Object>(
+    client: &kube::Client,
+    object: K,
+    desired: &K,
+    recorded_uid: Option<&str>,
+    network_id: &str,
+) -> Result<K, ApiError> {
+    let owners = desired.meta().owner_references.as_deref().unwrap_or_default();
+    if is_ours(&object, recorded_uid, network_id) || is_owned_by(&object, owners) {
+        return Ok(object);
+    }
+    if !is_same_content(&object, desired, network_id) {
+        return Err(name_taken(&object));
+    }
+    // Only as it was read: what somebody wrote into it since is not ours.
+    let restored = restore_marks(client, &object, desired.meta()).await?;
+    Ok(restored.unwrap_or(object))
+}
+
+/// Whether an object holds exactly what we would write, and carries no other network's id. Then it is ours whoever wrote it,
+/// if its kind holds nothing but public bytes: a genesis, a template and a configuration are named by their hash, and the
+/// CA's certificate is the recorded one. A stranger's `ConfigMap` that is the same to the byte is taken over by that, which
+/// is meant: what is in it is what counts. Of a Secret or a disk it would not be: they are whose they are.
+fn is_same_content<K: Object>(object: &K, desired: &K, network_id: &str) -> bool {
+    let others = object.labels().get(labels::NETWORK_ID).is_some_and(|id| id != network_id);
+    if others || K::kind(&()) != ConfigMap::kind(&()) {
+        return false;
+    }
+    match (serde_json::to_value(object), serde_json::to_value(desired)) {
+        (Ok(mut object), Ok(mut desired)) => {
+            for fields in [&mut object, &mut desired].into_iter().filter_map(Value::as_object_mut) {
+                fields.remove("metadata");
+            }
+            object == desired
+        }
+        _ => false,
+    }
+}
+
+/// What the cache knows, else the object as it was made, or as it was found when it could not be made: the cache was
+/// behind, or does not see it without our labels.
+async fn create_unless_known<K: Object>(
+    client: &kube::Client,
+    cached: Option<&K>,
+    desired: &K,
+) -> Result<Created<K>, ApiError> {
+    match cached {
+        Some(object) => Ok(Created::Already(object.clone())),
+        None => create(client, &desired.namespace().unwrap_or_default(), desired).await,
+    }
+}
+
+async fn apply_unless_satisfied<K: Object>(
+    client: &kube::Client,
+    existing: K,
+    desired: K,
+) -> Result<(K, Outcome), ApiError> {
     if satisfied(&desired, &existing) {
         return Ok((existing, Outcome::Unchanged));
     }
@@ -297,27 +370,19 @@ pub async fn ensure_exists<K: Object>(
     recorded_uid: Option<&str>,
     network_id: &str,
 ) -> Result<(K, Outcome), ApiError> {
-    let (object, outcome) = match cached {
-        Some(object) => (object.clone(), Outcome::Unchanged),
-        None => {
-            let namespace = desired.namespace().unwrap_or_default();
-            match create(client, &namespace, &desired).await? {
-                Created::Now(object) => return Ok((object, Outcome::Created)),
-                Created::Already(object) => (object, Outcome::Unchanged),
-            }
+    match create_unless_known(client, cached, &desired).await? {
+        Created::Now(object) => Ok((object, Outcome::Created)),
+        Created::Already(object) => {
+            let object = claim(client, object, &desired, recorded_uid, network_id).await?;
+            let restored = restore_marks(client, &object, desired.meta()).await?;
+            Ok((restored.unwrap_or(object), Outcome::Unchanged))
         }
-    };
-    if is_ours(&object, recorded_uid, network_id) {
-        let restored = restore_marks(client, &object, desired.meta()).await?;
-        Ok((restored.unwrap_or(object), outcome))
-    } else {
-        Err(name_taken(&object))
     }
 }
 
-/// Puts back labels and finalizers of an object of ours that lacks some of `desired`'s: somebody took them
-/// away, or it came back from a backup without them. Its content is not touched. Returns it as it is then;
-/// `None` = it lacked nothing, and nothing was written.
+/// Puts labels and finalizers, and what it says of being kept, on an object of ours that lacks some of `desired`'s:
+/// somebody took them away, it came back from a backup without them, or an older version made it. Its content is not
+/// touched. Returns it as it is then; `None` = it lacked nothing, and nothing was written.
 pub async fn restore_marks<K: Object>(
     client: &kube::Client,
     object: &K,
@@ -325,7 +390,7 @@ pub async fn restore_marks<K: Object>(
 ) -> Result<Option<K>, ApiError> {
     let Some(marks) = missing_marks(object.meta(), desired) else { return Ok(None) };
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it has lost marks of ours; they are put back");
+    tracing::warn!(kind = %K::kind(&()), %namespace, %name, "it lacks marks of ours; they are put there");
     merge_as_read(client, object, json!({ "metadata": marks })).await.map(Some)
 }
 
@@ -437,18 +502,16 @@ pub async fn drop_finalizer<K: Object>(
     }
 }
 
-/// The patch that gives `object` the labels and finalizers of `desired` that it lacks, if any.
+/// The patch that gives `object` the marks of `desired` that it lacks, if any. Of annotations only the one for people is a
+/// mark: the others say how the object came about.
 fn missing_marks(object: &ObjectMeta, desired: &ObjectMeta) -> Option<Value> {
     // The API server lets nobody add a finalizer to an object that is being deleted.
     if object.deletion_timestamp.is_some() {
         return None;
     }
-    let labels: BTreeMap<_, _> = desired
-        .labels
-        .iter()
-        .flatten()
-        .filter(|(key, value)| object.labels.as_ref().and_then(|all| all.get(*key)) != Some(value))
-        .collect();
+    let labels = lacking(object.labels.as_ref(), desired.labels.iter().flatten());
+    let kept = desired.annotations.iter().flatten().filter(|(key, _)| *key == KEPT_ANNOTATION);
+    let annotations = lacking(object.annotations.as_ref(), kept);
     let has = object.finalizers.iter().flatten();
     let lacks: Vec<_> = desired
         .finalizers
@@ -456,11 +519,19 @@ fn missing_marks(object: &ObjectMeta, desired: &ObjectMeta) -> Option<Value> {
         .flatten()
         .filter(|finalizer| !has.clone().any(|known| known == *finalizer))
         .collect();
-    if labels.is_empty() && lacks.is_empty() {
+    if labels.is_empty() && annotations.is_empty() && lacks.is_empty() {
         return None;
     }
     let finalizers: Vec<_> = has.clone().chain(lacks).collect();
-    Some(json!({"labels": labels, "finalizers": finalizers}))
+    Some(json!({"labels": labels, "annotations": annotations, "finalizers": finalizers}))
+}
+
+/// Those of `wanted` that are not among `all`, or not with this value.
+fn lacking<'a>(
+    all: Option<&BTreeMap<String, String>>,
+    wanted: impl Iterator<Item = (&'a String, &'a String)>,
+) -> BTreeMap<&'a String, &'a String> {
+    wanted.filter(|(key, value)| all.and_then(|all| all.get(*key)) != Some(*value)).collect()
 }
 
 enum Created<K> {
@@ -551,77 +622,5 @@ fn is_empty(value: &Value) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn defaults_of_the_server_are_not_a_difference_but_edits_are() {
-        let wish = json!({"spec": {"ports": [{"port": 1}], "type": "ClusterIP"}, "empty": {}});
-        let live = json!({
-            "spec": {"ports": [{"port": 1, "nodePort": 0}], "type": "ClusterIP", "clusterIP": "x"},
-            "status": {}
-        });
-        assert!(contains(&live, &wish));
-        for edited in [
-            json!({"spec": {"ports": [{"port": 2}], "type": "ClusterIP"}}),
-            json!({"spec": {"ports": [{"port": 1}, {"port": 3}], "type": "ClusterIP"}}),
-            json!({"spec": {"ports": [{"port": 1}]}}),
-        ] {
-            assert!(!contains(&edited, &wish), "{edited}");
-        }
-    }
-
-    #[test]
-    fn a_status_loses_what_is_gone_at_every_depth() {
-        let old = json!({"validators": 4, "foreign": 1, "at": {"a": 1, "b": 2}, "all": [1]});
-        let mut patch = json!({"validators": 3, "at": {"a": 1}, "all": []});
-        null_what_is_gone(&old, &mut patch);
-        let expected =
-            json!({"validators": 3, "foreign": null, "at": {"a": 1, "b": null}, "all": []});
-        assert_eq!(patch, expected);
-    }
-
-    #[test]
-    fn ours_is_what_is_recorded_or_marked_with_this_network() {
-        use k8s_openapi::api::core::v1::ConfigMap;
-        let mut object = ConfigMap::default();
-        object.metadata.uid = Some("u1".into());
-        assert!(!is_ours(&object, None, "n1"));
-        assert!(is_ours(&object, Some("u1"), "n1"));
-        assert!(!is_ours(&object, Some("u2"), "n1"));
-        let labels = object.labels_mut();
-        labels.insert(labels::MANAGED_BY.into(), labels::OPERATOR.into());
-        labels.insert(labels::NETWORK_ID.into(), "n1".into());
-        assert!(is_ours(&object, None, "n1"));
-        assert!(!is_ours(&object, None, "n2"));
-    }
-
-    #[test]
-    fn what_our_objects_own_is_ours_without_labels() {
-        use k8s_openapi::api::core::v1::ConfigMap;
-        let owner = |uid: &str| OwnerReference { uid: uid.into(), ..OwnerReference::default() };
-        let mut object = ConfigMap::default();
-        assert!(!is_owned_by(&object, &[owner("node")]));
-        object.metadata.owner_references = Some(vec![owner("node")]);
-        assert!(is_owned_by(&object, &[owner("node")]));
-        assert!(!is_owned_by(&object, &[owner("other")]) && !is_owned_by(&object, &[]));
-    }
-
-    #[test]
-    fn lost_marks_are_put_back_and_strangers_stay() {
-        let meta = |labels: &[&str], finalizers: &[&str]| ObjectMeta {
-            labels: Some(labels.iter().map(|key| ((*key).to_owned(), "v".to_owned())).collect()),
-            finalizers: Some(finalizers.iter().map(|name| (*name).to_owned()).collect()),
-            ..ObjectMeta::default()
-        };
-        let desired = meta(&["a"], &["keep"]);
-        assert_eq!(missing_marks(&meta(&["a", "b"], &["other", "keep"]), &desired), None);
-        let patch = missing_marks(&meta(&["b"], &["other"]), &desired).unwrap();
-        assert_eq!(patch["labels"], json!({"a": "v"}));
-        assert_eq!(patch["finalizers"], json!(["other", "keep"]));
-        let mut going = meta(&[], &[]);
-        going.deletion_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
-        assert_eq!(missing_marks(&going, &desired), None);
-    }
-}
+#[path = "apply_tests.rs"]
+mod tests;

@@ -1,5 +1,8 @@
 //! Labels, annotations, field manager and ports, each defined once.
 
+/// Prefix of the operator's own labels, annotations and finalizers.
+pub const PREFIX: &str = "bsn-operator.io/";
+
 /// Standard label: what made the object. Watches select on it.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`].

@@ -5,7 +5,7 @@
 //! annotation of the anchor.
 
 use crate::anchor::Anchor;
-use crate::names::NodeName;
+use crate::names::{NetworkName, NodeName};
 
 /// Finalizer of keys, disks, CAs and anchors.
 pub const KEEP_FINALIZER: &str = "bsn-operator.io/keep";
@@ -15,6 +15,8 @@ pub const NODE_FINALIZER: &str = "bsn-operator.io/replaced-first";
 pub const POLICY_FINALIZER: &str = "bsn-operator.io/deletion-policy";
 /// Annotation of the anchor: ids of identities, or the network's id; separated by commas.
 pub const RELEASE_ANNOTATION: &str = "bsn-operator.io/release";
+/// Annotation of all that is kept: what it is, and what releases it. For people; nothing is decided on it.
+pub const KEPT_ANNOTATION: &str = "bsn-operator.io/kept";
 
 /// What may be let go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,6 +27,15 @@ pub struct Release {
     pub anchor: bool,
     /// What was asked for and is not done, with the reason.
     pub refused: Vec<String>,
+}
+
+/// Says on an object that is kept why it stays, and how all of its network is let go. The object has to say it: the network
+/// that could is gone by then. The command comes last, to be copied.
+pub fn render_kept(namespace: &str, network: &NetworkName, network_id: &str) -> String {
+    format!(
+        "kept when BsnNetwork {network} or this namespace is deleted: keys, disks, CA and anchor are not made again. To let all          of them go for good, delete the BsnNetwork, then on its hub: kubectl annotate configmap {} -n {namespace} --overwrite          {RELEASE_ANNOTATION}={network_id}",
+        network.anchor()
+    )
 }
 
 /// Decides what `annotation` releases. `network_exists` = the `BsnNetwork` is there, by a live read.
@@ -110,5 +121,18 @@ mod tests {
         assert!(release.anchor && release.refused.is_empty());
         let release = plan_release(&anchor(), "i0", false);
         assert_eq!((release.nodes.len(), release.anchor), (1, false));
+    }
+
+    #[test]
+    fn what_is_kept_says_in_one_line_what_releases_all_of_it() {
+        let said = render_kept("ledger", &NetworkName::parse("net").unwrap(), "n1");
+        assert!(!said.contains('\n'), "{said}");
+        let (_, command) = said.split_once("kubectl annotate ").unwrap();
+        let words: Vec<&str> = command.split(' ').collect();
+        assert_eq!(words[..5], ["configmap", "net-anchor", "-n", "ledger", "--overwrite"]);
+        let (key, value) = words[5].split_once('=').unwrap();
+        assert_eq!((key, words.len()), (RELEASE_ANNOTATION, 6));
+        let release = plan_release(&anchor(), value, false);
+        assert!(release.anchor && release.nodes.len() == 2 && release.refused.is_empty());
     }
 }

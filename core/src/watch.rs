@@ -297,8 +297,10 @@ impl Watch {
         });
         // On a chain that stands still one is believed: nothing but cures is done there.
         let enough = if head == Head::Producing { own_voters.clamp(1, 2) } else { 1 };
-        // If no engine answers at all, that is what is known: see `Known::power`.
-        let silent = reports.is_empty() && head == Head::Standing;
+        // If no engine answers at all, that is what is known: see `Known::power`. So it is before the first block, of
+        // which no engine can tell who voted.
+        let untold = reports.is_empty() || (height == 0 && current.is_empty());
+        let silent = untold && head == Head::Standing;
         let agreed = silent || (powers.is_some() && current.len() >= enough);
         Seen { head, reports, current, powers, agreed }
     }

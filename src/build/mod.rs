@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use bsn_core::anchor::{Anchor, Identity, Role};
 use bsn_core::names::{NetworkName, NodeName};
-use bsn_core::retention::KEEP_FINALIZER;
+use bsn_core::retention::{KEEP_FINALIZER, KEPT_ANNOTATION, render_kept};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use crate::api::NodeRole;
@@ -76,7 +76,12 @@ impl<'a> NetworkParts<'a> {
 
     /// Metadata of an object that not even its own deletion takes, until a person releases it.
     pub fn held(&self, name: String) -> ObjectMeta {
-        ObjectMeta { finalizers: Some(vec![KEEP_FINALIZER.to_owned()]), ..self.kept(name) }
+        let said = render_kept(self.namespace, self.name, self.network_id);
+        ObjectMeta {
+            finalizers: Some(vec![KEEP_FINALIZER.to_owned()]),
+            annotations: Some([(KEPT_ANNOTATION.to_owned(), said)].into()),
+            ..self.kept(name)
+        }
     }
 
     /// Metadata of an object that stays when the `BsnNetwork` goes: whatever holds state.

@@ -6,7 +6,6 @@ use bsn_core::engine::cometbft::keys::{CONSENSUS_KEY_FILE, NODE_KEY_FILE, Privat
 use bsn_core::guard::Token;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{NetworkParts, NodeParts};
 use crate::agent::paths;
@@ -63,9 +62,13 @@ pub fn build_keys_secret(
     tls_key_pem: &str,
     from: Option<&str>,
 ) -> Secret {
-    let annotations = from.map(|from| [(KEYS_FROM.to_owned(), from.to_owned())].into());
+    let mut metadata = node.held(node.name.keys());
+    if let Some(from) = from {
+        let annotations = metadata.annotations.get_or_insert_default();
+        annotations.insert(KEYS_FROM.to_owned(), from.to_owned());
+    }
     Secret {
-        metadata: ObjectMeta { annotations, ..node.held(node.name.keys()) },
+        metadata,
         type_: Some("Opaque".to_owned()),
         data: data([
             (CONSENSUS_KEY_FILE, &consensus.consensus_key_file()),
@@ -93,4 +96,25 @@ pub fn build_token_secret(node: &NodeParts<'_>, token: &Token) -> Secret {
 /// One entry of a Secret as text.
 pub fn entry<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
     secret.data.as_ref()?.get(key).and_then(|bytes| std::str::from_utf8(&bytes.0).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use bsn_core::retention::{KEEP_FINALIZER, KEPT_ANNOTATION};
+
+    use super::*;
+    use crate::build::samples::with_node;
+
+    #[test]
+    fn keys_say_where_they_came_from_and_why_they_stay() {
+        let key = PrivateKey::from_random([1; 32]);
+        let secret = with_node(None, |node| build_keys_secret(node, &key, &key, "", Some("mine")));
+        let metadata = secret.metadata;
+        assert_eq!(metadata.finalizers, Some(vec![KEEP_FINALIZER.to_owned()]));
+        let annotations = metadata.annotations.unwrap();
+        assert_eq!(annotations[KEYS_FROM], "mine");
+        let command = "kubectl annotate configmap city-ledger-anchor -n ledger --overwrite \
+                       bsn-operator.io/release=n1";
+        assert!(annotations[KEPT_ANNOTATION].ends_with(command), "{annotations:?}");
+    }
 }

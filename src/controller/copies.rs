@@ -16,9 +16,9 @@ use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::context::Context;
 use super::{Error, Refusal, Step, refused};
-use crate::anchor::{Expected, StoreError, copy_of, parse_map, seen_copy};
+use crate::anchor::{Expected, StoreError, copy_of, is_strangers, parse_map, seen_copy};
 use crate::api::conditions::Reason;
-use crate::apply::read;
+use crate::apply::{name_taken, read};
 use crate::build::NetworkParts;
 use crate::build::config_map::build_anchor_map;
 use crate::cluster::registry::{Absent, HUB, Place};
@@ -198,6 +198,10 @@ fn judge(
         let refuse = |error: String| {
             Refusal::new(Reason::AnchorRefused, format!("the anchor in cluster {cluster}: {error}"))
         };
+        if is_strangers(map) {
+            let message = format!("in cluster {cluster}: {}", name_taken(map));
+            return Err(Refusal::new(Reason::NameTaken, message));
+        }
         let copy = copy_of(map).map_err(|error| refuse(error.to_string()))?;
         if let Some(own) = own.as_ref().filter(|own| own.network_id != copy.network_id) {
             let message = format!(
@@ -278,4 +282,27 @@ pub async fn take_over(
     let map = or_refuse!(refused(ctx.anchors.replace(&ctx.client, key, wish).await)?);
     let expected = Expected { hub_id: ctx.hub_id.clone(), chain_id: next.chain_id.clone() };
     Ok(parse_map(&map, &expected).map_err(Refusal::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A network that was never there has no backup to restore from.
+    #[test]
+    fn a_strangers_map_is_not_asked_for_from_a_backup() {
+        let map = json!({"metadata": {"name": "net-anchor"}, "data": {"a": "b"}});
+        let map: ConfigMap = serde_json::from_value(map).unwrap();
+        let expected = Expected { hub_id: "h1".to_owned(), chain_id: "c".to_owned() };
+        let refusal = judge(None, [("city-a", &map)].into(), &expected).err().unwrap();
+        assert_eq!(refusal.reason, Reason::NameTaken);
+        let words = "in cluster city-a: ConfigMap net-anchor exists and is not this network's";
+        assert!(refusal.message.starts_with(words), "{}", refusal.message);
+        let mut emptied = map;
+        emptied.metadata.finalizers = Some(vec!["bsn-operator.io/keep".to_owned()]);
+        let refusal = judge(None, [("city-a", &emptied)].into(), &expected).err().unwrap();
+        assert_eq!(refusal.reason, Reason::AnchorRefused);
+    }
 }

@@ -105,9 +105,10 @@ pub type Step<T> = Result<Result<T, Refusal>, Error>;
 pub fn refused<T>(result: Result<T, impl Into<Error>>) -> Step<T> {
     match result.map_err(Into::into) {
         Ok(value) => Ok(Ok(value)),
-        Err(Error::Api(error @ ApiError::NameTaken { .. })) => {
-            Ok(Err(Refusal::new(Reason::NameTaken, error.to_string())))
-        }
+        Err(
+            Error::Api(error @ ApiError::NameTaken { .. })
+            | Error::Store(StoreError::Api(error @ ApiError::NameTaken { .. })),
+        ) => Ok(Err(Refusal::new(Reason::NameTaken, error.to_string()))),
         Err(Error::Store(StoreError::Anchor(error))) => Ok(Err(error.into())),
         Err(Error::Store(error @ (StoreError::Missing(_) | StoreError::Taken { .. }))) => {
             Ok(Err(Refusal::new(Reason::AnchorRefused, error.to_string())))

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Secret;
 use super::apply::parse_authority;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::Reason;
-use crate::apply::{ensure, is_ours, read, restore_marks};
+use crate::apply::{ensure, is_ours, is_owned_by, read, restore_marks};
 use crate::build::NetworkParts;
 use crate::build::secret::{TLS_CERT, TLS_KEY, build_client_secret, entry};
 use crate::controller::context::{Context, OperatorLeaf};
@@ -122,14 +122,23 @@ async fn ensure_client(
     authority: &Authority,
 ) -> Step<Timestamp> {
     let name = validated.desired.name.client();
-    let existing: Option<Secret> = read(&ctx.client, &key.namespace, &name).await?;
-    if let Some(secret) = &existing
-        && !is_ours(secret, None, &anchor.network_id)
-    {
-        let message =
-            format!("Secret {name} exists and is not this network's; delete or rename it");
-        return Ok(Err(Refusal::new(Reason::NameTaken, message)));
-    }
+    let marks = network.owned(name.clone());
+    let owners = marks.owner_references.as_deref().unwrap_or_default();
+    let existing = match read::<Secret>(&ctx.client, &key.namespace, &name).await? {
+        // Whose a private key is, its content does not tell.
+        Some(secret)
+            if !is_ours(&secret, None, &anchor.network_id) && !is_owned_by(&secret, owners) =>
+        {
+            let message =
+                format!("Secret {name} exists and is not this network's; delete or rename it");
+            return Ok(Err(Refusal::new(Reason::NameTaken, message)));
+        }
+        Some(secret) => {
+            let restored = restore_marks(&ctx.client, &secret, &marks).await?;
+            Some(restored.unwrap_or(secret))
+        }
+        None => None,
+    };
     let names = client_names(&validated.desired.name.client(), Role::Client, &anchor.network_id);
     // A key that can be read is kept.
     let kept_key = existing

@@ -77,7 +77,8 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
         Ok(observed) => observed,
         Err(refusal) => {
             report::report_refusal(&ctx, &key, &network.metadata, status, refusal).await?;
-            return Ok(Action::requeue(SLOW_LOOK));
+            // No watch shows that a stranger's object goes, or that an anchor comes back without its labels.
+            return Ok(Action::requeue(report::TROUBLED_LOOK));
         }
     };
     let applied = if validated.paused {

@@ -7,14 +7,15 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt;
 
 use super::validate::ValidatedNetwork;
-use crate::anchor::{Expected, copy_of};
+use crate::anchor::{Expected, copy_of, is_strangers};
 use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
+use crate::apply::name_taken;
 use crate::cluster::registry::HUB;
 use crate::controller::context::Context;
 use crate::controller::copies::{self, Ahead, Members};
 use crate::controller::node::end::forgotten;
-use crate::controller::{Refusal, Step};
+use crate::controller::{Refusal, Step, refused};
 use crate::labels;
 use crate::view::NetworkKey;
 
@@ -43,6 +44,12 @@ pub async fn observe_network(
         Expected { hub_id: ctx.hub_id.clone(), chain_id: validated.desired.chain_id.clone() };
     let name = validated.desired.name.anchor();
     let map = ctx.anchors.current(&ctx.client, &ctx.caches.objects.config_maps, key, &name).await?;
+    // Of a network that was here before the anchor is asked for, whatever lies in its place.
+    if let Some(map) = map.as_ref().filter(|map| is_strangers(map))
+        && trace_of_earlier_life(ctx, key, network).is_none()
+    {
+        return refused(Err(name_taken(map)));
+    }
     let own = or_refuse!(map.as_ref().map(copy_of).transpose().map_err(Refusal::from));
     let members = find_members(ctx, key, validated, own.as_ref(), &forgotten(&network.metadata));
     let ahead =

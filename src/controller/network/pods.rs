@@ -8,10 +8,11 @@ use bsn_core::names::is_dns_label;
 use crate::api::{AppContainer, NodePod, NodeSet, Spread};
 use crate::build::application::{AppWorkload, OWN_VARIABLES};
 use crate::build::stateful_set::GRACE_SECONDS;
+use crate::labels;
 
 /// Prefixes and whole keys of labels by which pods are found.
 const TAKEN_LABELS: [&str; 7] = [
-    "bsn-operator.io/",
+    labels::PREFIX,
     "statefulset.kubernetes.io/",
     "apps.kubernetes.io/",
     "app.kubernetes.io/managed-by",
@@ -20,7 +21,7 @@ const TAKEN_LABELS: [&str; 7] = [
     "controller-revision-hash",
 ];
 /// Prefix of the operator's own annotations.
-const TAKEN_ANNOTATIONS: [&str; 1] = ["bsn-operator.io/"];
+const TAKEN_ANNOTATIONS: [&str; 1] = [labels::PREFIX];
 /// Longest that keys and values of annotations may be together, in bytes. The template in force is kept in a
 /// `ConfigMap`, with all else that is in it.
 const MAX_ANNOTATIONS: usize = 32 << 10;

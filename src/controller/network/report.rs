@@ -35,7 +35,7 @@ use crate::view::{Liveness, NetworkKey, NetworkView};
 
 /// Before what failed in a member cluster, or what stands still, is looked at again: it may wait for what no watch shows,
 /// such as a Secret or a genesis that others give.
-const TROUBLED_LOOK: Duration = Duration::from_secs(10);
+pub(super) const TROUBLED_LOOK: Duration = Duration::from_secs(10);
 
 /// Reports a network that can't be looked at any further.
 pub async fn report_refusal(

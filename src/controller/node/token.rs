@@ -9,7 +9,7 @@ use kube::ResourceExt;
 
 use super::apply::Pass;
 use crate::api::conditions::Reason;
-use crate::apply::{delete, ensure_exists, is_ours, read};
+use crate::apply::{delete, ensure_exists, is_ours, is_owned_by, read};
 use crate::build::NodeParts;
 use crate::build::secret::build_token_secret;
 use crate::controller::context::RandomIds;
@@ -55,7 +55,7 @@ impl Pass<'_> {
                     return Ok(Ok(anchor));
                 }
                 TokenStep::Withdraw => {
-                    if let Err(refusal) = self.withdraw_token(&anchor.network_id).await? {
+                    if let Err(refusal) = self.withdraw_token(parts).await? {
                         return Ok(Err(refusal));
                     }
                 }
@@ -108,12 +108,14 @@ impl Pass<'_> {
         Ok(refused(made)?.map(|_| self.ctx.recent.note(namespace, &name)))
     }
 
-    async fn withdraw_token(&self, network_id: &str) -> Step<()> {
+    async fn withdraw_token(&self, parts: &NodeParts<'_>) -> Step<()> {
         let name = self.name.first_start();
         let client = &self.place.client;
         let found: Option<Secret> = read(client, &self.key.namespace, &name).await?;
         let Some(secret) = found else { return Ok(Ok(())) };
-        if !is_ours(&secret, None, network_id) {
+        let owners = parts.owner.map(std::slice::from_ref).unwrap_or_default();
+        let id = parts.network.network_id;
+        if !is_ours(&secret, None, id) && !is_owned_by(&secret, owners) {
             let message = format!("Secret {name} exists and is not this network's; delete it");
             return Ok(Err(Refusal::new(Reason::NameTaken, message)));
         }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bsn_core::retention::KEEP_FINALIZER;
+use bsn_core::retention::{KEEP_FINALIZER, KEPT_ANNOTATION};
 use bsn_operator::api::conditions::Reason;
 use bsn_operator::labels;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::ResourceExt;
 use kube::api::ListParams;
 
@@ -71,7 +71,31 @@ async fn a_deleted_network_that_is_applied_again_is_the_same_chain() {
     assert_eq!(private(world.fingerprint().await), private(before));
     let disks = world.api::<PersistentVolumeClaim>().list(&ListParams::default()).await.unwrap();
     assert_eq!(disks.items.len(), 4);
+
+    // Each of them says how, since nothing else is left to say it; and what it says is enough.
+    let said = said_of_all(&world).await;
+    let (_, command) = said.split_once("on its hub: kubectl ").unwrap();
+    world.kubectl_ok(&command.split(' ').collect::<Vec<_>>());
+    eventually("nothing is kept", 2 * MINUTE, async || {
+        let left = world.api::<ConfigMap>().get_opt("deletion-anchor").await;
+        let left = left.map_err(|error| error.to_string())?;
+        left.map_or(Ok(()), |left| Err(format!("{:?}", left.metadata.finalizers)))
+    })
+    .await;
     world.remove();
+}
+
+/// What the kept objects say of themselves, each the same.
+async fn said_of_all(world: &World) -> String {
+    let anchor = world.api::<ConfigMap>().get("deletion-anchor").await.unwrap();
+    let authority = world.api::<Secret>().get("deletion-ca").await.unwrap();
+    let keys = world.api::<Secret>().get("deletion-nanjing-0-keys").await.unwrap();
+    let disk = world.api::<PersistentVolumeClaim>().get("deletion-nanjing-0-data").await.unwrap();
+    let said = anchor.annotations()[KEPT_ANNOTATION].clone();
+    for other in [authority.annotations(), keys.annotations(), disk.annotations()] {
+        assert_eq!(other[KEPT_ANNOTATION], said);
+    }
+    said
 }
 
 fn delete(world: &World, how: &str) {
@@ -131,16 +155,17 @@ async fn release_one(world: &World, removed: &str, present: &str) {
         namespace,
         "bsn-operator.io/release-",
     ]);
-    // The other's claim stays held, also when somebody takes its finalizer away.
+    // The other's claim stays held, also when somebody takes its finalizer away, and goes on saying so.
     let claim = "pvc/deletion-nanjing-0-data";
-    let patch = r#"{"metadata":{"finalizers":null,"labels":null}}"#;
+    let patch = r#"{"metadata":{"finalizers":null,"labels":null,"annotations":{"bsn-operator.io/kept":null}}}"#;
     world.kubectl_ok(&["patch", claim, "-n", namespace, "--type=merge", "-p", patch]);
-    eventually("its finalizer and labels", MINUTE, async || {
+    eventually("its finalizer, labels and annotation", MINUTE, async || {
         let found = world.api::<PersistentVolumeClaim>().get("deletion-nanjing-0-data").await;
         let meta = found.map_err(|error| error.to_string())?.metadata;
         let held = meta.finalizers.iter().flatten().any(|one| one == KEEP_FINALIZER);
         let marked = meta.labels.iter().flatten().any(|(key, _)| key == labels::IDENTITY_ID);
-        if held && marked { Ok(()) } else { Err(format!("{meta:?}")) }
+        let says = meta.annotations.iter().flatten().any(|(key, _)| key == KEPT_ANNOTATION);
+        if held && marked && says { Ok(()) } else { Err(format!("{meta:?}")) }
     })
     .await;
 }

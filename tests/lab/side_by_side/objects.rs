@@ -113,7 +113,12 @@ async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
     let make = ["create", "service", "clusterip", NODE, "--tcp=80:80", "-n", &namespace];
     world.kubectl_ok(&make);
     let foreign = object(&world, &format!("service/{NODE}")).await.unwrap();
+    // Another's ConfigMap has the anchor's name: of a new network nobody has a backup.
+    let make = ["create", "configmap", "objects-anchor", "--from-literal=a=b", "-n", &namespace];
+    world.kubectl_ok(&make);
     world.apply(&world.yaml(&World::sample_spec()));
+    world.await_stalled(Reason::NameTaken, "delete or rename", LONG).await;
+    world.kubectl_ok(&["delete", "configmap", "objects-anchor", "-n", &namespace]);
     world.await_node_stalled(NODE, Reason::NameTaken, "delete or rename", LONG).await;
     assert_eq!(object(&world, &format!("service/{NODE}")).await.unwrap(), foreign);
     world.kubectl_ok(&["delete", "service", NODE, "-n", &namespace]);
@@ -140,6 +145,12 @@ async fn foreign_objects_stay_and_lost_ones_come_back_or_are_asked_for() {
     let disk = object(&world, &format!("pvc/{NODE}-data")).await.unwrap();
     is_edited_in_vain(&world, &node, other).await;
     assert_eq!(object(&world, &format!("pvc/{NODE}-data")).await.unwrap()["spec"], disk["spec"]);
+
+    // Without labels: nothing owns the first two, and what is in them is enough.
+    let genesis = map_named(&world, "objects-genesis-");
+    for name in ["configmap/objects-ca", &genesis, "secret/objects-client"] {
+        is_edited_in_vain(&world, name, r#"{"metadata":{"labels":null}}"#).await;
+    }
 
     // Deleted. Secrets are not watched but looked at once a minute: meanwhile the rest.
     let client = remove(&world, "secret/objects-client").await;
