@@ -4,6 +4,8 @@
 //! made is never overwritten. Later writes are server-side applies that carry the known uid. Before
 //! either, the wish is compared with what is there: in steady state nothing is written.
 
+mod restore;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+pub use self::restore::restore_spec;
 use crate::labels;
 
 /// Longest a single request may take. The client itself has no bound on reads.
@@ -173,7 +176,7 @@ pub fn is_ours(object: &impl Resource, recorded_uid: Option<&str>, network_id: &
             && label(labels::NETWORK_ID) == Some(network_id))
 }
 
-fn name_taken<K: Object>(object: &K) -> ApiError {
+fn name_taken<K: Object>(object: &impl Resource) -> ApiError {
     let owner = match object.labels().get(labels::NETWORK_ID) {
         Some(id) => format!("it carries the marks of network id {id}"),
         None => "it has no mark of this operator".to_owned(),
@@ -223,7 +226,7 @@ pub async fn ensure_if<K: Object>(
         },
     };
     if !may(&existing) {
-        return Err(name_taken(&existing));
+        return Err(name_taken::<K>(&existing));
     }
     if satisfied(&desired, &existing) {
         return Ok((existing, Outcome::Unchanged));
@@ -294,7 +297,7 @@ pub async fn ensure_exists<K: Object>(
         let restored = restore_marks(client, &object, desired.meta()).await?;
         Ok((restored.unwrap_or(object), outcome))
     } else {
-        Err(name_taken(&object))
+        Err(name_taken::<K>(&object))
     }
 }
 
