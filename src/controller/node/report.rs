@@ -5,6 +5,7 @@ use std::time::Duration;
 use bsn_core::evidence::GuardState;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::Api;
 
@@ -32,6 +33,18 @@ const DISK_LOOK: Duration = Duration::from_mins(1);
 /// Reports a node that can't be looked at any further.
 pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) -> Result<(), Error> {
     report_states(ctx, node, &refusal.states()).await
+}
+
+/// Reports a node whose object does not parse, and of which the metadata is left. `status` = what was said of it.
+pub async fn report_unparsable(
+    ctx: &Context,
+    meta: &ObjectMeta,
+    status: Option<BsnNodeStatus>,
+    message: String,
+) -> Result<(), Error> {
+    let (old, refusal) = (status.unwrap_or_default(), Refusal::new(Reason::Unparsable, message));
+    let status = with_states(&old, &refusal.states(), meta.generation, ctx.now());
+    Ok(write(ctx, meta, &old, &status).await?)
 }
 
 /// Reports a node whose cluster cannot be used now. That says nothing about the node: it may be seen to work all the
@@ -68,12 +81,21 @@ pub async fn report_absent(
 /// Reports these conditions of a node; all else that was said stays.
 async fn report_states(ctx: &Context, node: &BsnNode, states: &[State]) -> Result<(), Error> {
     let old = node.status.clone().unwrap_or_default();
-    let status = BsnNodeStatus {
-        observed_generation: node.metadata.generation,
-        conditions: merge(&old.conditions, states, node.metadata.generation, ctx.now()),
+    let status = with_states(&old, states, node.metadata.generation, ctx.now());
+    Ok(write(ctx, &node.metadata, &old, &status).await?)
+}
+
+fn with_states(
+    old: &BsnNodeStatus,
+    states: &[State],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> BsnNodeStatus {
+    BsnNodeStatus {
+        observed_generation: generation,
+        conditions: merge(&old.conditions, states, generation, now),
         ..old.clone()
-    };
-    Ok(write(ctx, node, &old, &status).await?)
+    }
 }
 
 /// Reports where a pass ended; returns when to look again without a cause.
@@ -100,7 +122,7 @@ pub async fn report_node(pass: &Pass<'_>, applied: &Applied) -> Result<Duration,
             .map(|leaf| leaf.not_after.to_string())
             .or_else(|| old.certificate_ends.clone()),
     };
-    write(ctx, node, &old, &status).await?;
+    write(ctx, &node.metadata, &old, &status).await?;
     let due =
         applied.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     // What a person mends by hand is often something no watch shows.
@@ -250,20 +272,19 @@ fn pod_failure(pod: &Pod) -> Option<String> {
 
 async fn write(
     ctx: &Context,
-    node: &BsnNode,
+    meta: &ObjectMeta,
     old: &BsnNodeStatus,
     status: &BsnNodeStatus,
 ) -> Result<(), ApiError> {
     if old == status {
         return Ok(());
     }
-    let namespace = node.namespace().unwrap_or_default();
-    let api = Api::<GuardedNode>::namespaced(ctx.client.clone(), &namespace);
-    if write_status(&api, &node.metadata, old, status).await? {
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    let api = Api::<GuardedNode>::namespaced(ctx.client.clone(), namespace);
+    if write_status(&api, meta, old, status).await? {
+        let kinds = [READY, STALLED, DISK_AS_DESCRIBED];
         let (before, now) = (&old.conditions, &status.conditions);
-        ctx.events
-            .changes::<BsnNode>(&node.metadata, before, now, &[READY, STALLED, DISK_AS_DESCRIBED])
-            .await;
+        ctx.events.changes::<BsnNode>(meta, before, now, &kinds).await;
     }
     Ok(())
 }
