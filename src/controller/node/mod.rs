@@ -7,6 +7,7 @@ pub(super) mod end;
 mod growth;
 pub(super) mod image;
 mod keys;
+pub(super) mod pod;
 pub(super) mod report;
 pub mod restart;
 mod token;
