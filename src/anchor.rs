@@ -276,7 +276,7 @@ impl AnchorStore {
                         owner,
                     };
                     if is_strangers(&map) {
-                        return Err(name_taken(&map).into());
+                        return Err(name_taken::<ConfigMap>(&map).into());
                     }
                     let copy = copy_of(&map).map_err(|error| taken(error.to_string()))?;
                     match anchor.compare(&copy) {

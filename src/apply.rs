@@ -4,6 +4,8 @@
 //! made is never overwritten. Later writes are server-side applies that carry the known uid. Before
 //! either, the wish is compared with what is there: in steady state nothing is written.
 
+mod restore;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+pub use self::restore::restore_spec;
 use crate::labels;
 
 /// Longest a single request may take. The client itself has no bound on reads.
@@ -204,7 +207,7 @@ pub fn is_marked(object: &impl Resource) -> bool {
 }
 
 /// Somebody else has the object of this name.
-pub fn name_taken<K: Object>(object: &K) -> ApiError {
+pub fn name_taken<K: Object>(object: &impl Resource) -> ApiError {
     let owner = match object.labels().get(labels::NETWORK_ID) {
         Some(id) => format!("it carries the marks of network id {id}"),
         None => "it has no mark of this operator".to_owned(),
@@ -253,7 +256,7 @@ pub async fn ensure_if<K: Object>(
         Created::Already(object) if may(&object) => {
             apply_unless_satisfied(client, object, desired).await
         }
-        Created::Already(object) => Err(name_taken(&object)),
+        Created::Already(object) => Err(name_taken::<K>(&object)),
     }
 }
 
@@ -270,7 +273,7 @@ async fn claim<K: Object>(
         return Ok(object);
     }
     if !is_same_content(&object, desired, network_id) {
-        return Err(name_taken(&object));
+        return Err(name_taken::<K>(&object));
     }
     // Only as it was read: what somebody wrote into it since is not ours.
     let restored = restore_marks(client, &object, desired.meta()).await?;

@@ -81,9 +81,10 @@ impl Play {
             peers: self.peers,
             voting_power: 1000,
             signed: Some(self.last_signed.keys().map(|key| (key.clone(), 12)).collect()),
-            ledger: Some(LedgerReport {
+            // Before the first block there is none.
+            ledger: self.height.checked_sub(1).map(|final_height| LedgerReport {
                 powers: powers.collect(),
-                final_height: self.height - 1,
+                final_height,
                 last_signed: self.last_signed.clone(),
                 pool_changes: Vec::new(),
             }),
@@ -194,6 +195,25 @@ fn if_no_engine_answers_the_voters_last_known_are_down_as_far_as_their_api_serve
     let mut fresh = Play { watch: Watch::default(), ..play };
     fresh.run(30);
     assert_eq!(fresh.liveness(), [Liveness::ProvedDown, Liveness::Unknown]);
+}
+
+/// Four were begun with a description that cannot run; one was cured, and runs alone. There is no block that it could
+/// tell of, and the others' cure must not wait for one.
+#[test]
+fn before_the_first_block_one_that_runs_alone_hides_nobody_who_does_not() {
+    let mut play = Play::new(4);
+    play.watch = Watch::default();
+    (play.height, play.stands) = (0, true);
+    for n in 0..4 {
+        play.down(n);
+    }
+    play.run(30);
+    play.up(0);
+    play.run(30);
+    let sight = play.sight();
+    assert!(sight.ledger.agreed && sight.ledger.head == Head::Standing);
+    assert_eq!(play.liveness()[1..], [Liveness::ProvedDown; 3]);
+    assert_eq!(sight.ledger.members.len(), 4);
 }
 
 #[test]

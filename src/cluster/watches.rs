@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service}
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::core::DeserializeGuard;
+use kube::core::{DeserializeGuard, PartialObjectMeta, PartialObjectMetaExt};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, Resource, ResourceExt};
@@ -202,6 +202,20 @@ fn find_nodes(nodes: &Store<GuardedNode>, namespace: &str, network: &str) -> Vec
         .into_iter()
         .filter_map(|guarded| guarded.0.as_ref().ok().cloned())
         .collect()
+}
+
+/// What is left of those nodes of a network that do not parse, by the cache and their labels.
+pub fn unparsable_nodes_of(
+    caches: &Caches,
+    namespace: &str,
+    network_id: &str,
+) -> Vec<PartialObjectMeta<BsnNode>> {
+    let found = caches.nodes.state_filter(|guarded| {
+        guarded.0.is_err()
+            && guarded.namespace().as_deref() == Some(namespace)
+            && guarded.labels().get(labels::NETWORK_ID).map(String::as_str) == Some(network_id)
+    });
+    found.iter().map(|guarded| guarded.meta().clone().into_response_partial()).collect()
 }
 
 /// The running watches.

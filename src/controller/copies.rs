@@ -199,7 +199,7 @@ fn judge(
             Refusal::new(Reason::AnchorRefused, format!("the anchor in cluster {cluster}: {error}"))
         };
         if is_strangers(map) {
-            let message = format!("in cluster {cluster}: {}", name_taken(map));
+            let message = format!("in cluster {cluster}: {}", name_taken::<ConfigMap>(map));
             return Err(Refusal::new(Reason::NameTaken, message));
         }
         let copy = copy_of(map).map_err(|error| refuse(error.to_string()))?;

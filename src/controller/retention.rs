@@ -10,6 +10,7 @@ use bsn_core::anchor::{ANCHOR_KEY, Anchor};
 use bsn_core::names::{NetworkName, NodeName};
 use bsn_core::retention::{KEEP_FINALIZER, RELEASE_ANNOTATION, plan_release};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt};
 
 use super::Error;
@@ -65,7 +66,9 @@ async fn release(
         return Ok(());
     }
     // Live, just before: what is let go does not come back.
-    let exists = read::<BsnNetwork>(&ctx.client, &namespace, &network).await?.is_some();
+    // One that does not parse is there, too.
+    let found = read::<PartialObjectMeta<BsnNetwork>>(&ctx.client, &namespace, &network).await?;
+    let exists = found.is_some();
     let plan = plan_release(&anchor, &annotation, exists);
     for node in &plan.nodes {
         let done = (uid.clone(), node.to_string());

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use bsn_operator::api::conditions::{CHAIN_LIVE, Reason, find};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{Api, ApiResource, DynamicObject};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use serde_json::{Value, json};
 
 use crate::support::{World, eventually};
 
 const MINUTE: Duration = Duration::from_mins(1);
-const DEFINITION: &str = "customresourcedefinition/bsnnetworks.bsn-operator.io";
+const NETWORKS: &str = "bsnnetworks";
+const NODES: &str = "bsnnodes";
 
 const SPEC: &str = r"
 chainId: unparsable-1
@@ -26,9 +28,10 @@ nodeSets:
     storage: {size: 1Gi}
 ";
 
-/// The definition as it is; putting it back takes any version of it.
-fn definition(world: &World) -> Value {
-    let text = world.kubectl_ok(&["get", DEFINITION, "-o", "json"]);
+/// The definition of a kind as it is; putting it back takes any version of it.
+fn definition(world: &World, kind: &str) -> Value {
+    let name = format!("customresourcedefinition/{kind}.bsn-operator.io");
+    let text = world.kubectl_ok(&["get", &name, "-o", "json"]);
     let mut definition: Value = serde_json::from_str(&text).unwrap();
     let meta = definition["metadata"].as_object_mut().unwrap();
     meta.remove("resourceVersion");
@@ -40,9 +43,9 @@ fn replace(world: &World, definition: &Value) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Stores a description that today's definition would refuse.
-fn store_nonsense(world: &World) {
-    let definition = definition(world);
+/// Stores in an object what today's definition of its kind would refuse.
+fn store_nonsense(world: &World, kind: &str, name: &str, patch: &str) {
+    let definition = definition(world, kind);
     let mut open = definition.clone();
     for version in open["spec"]["versions"].as_array_mut().unwrap() {
         version["schema"]["openAPIV3Schema"] =
@@ -52,9 +55,8 @@ fn store_nonsense(world: &World) {
     // The API server takes a moment to know it.
     let began = std::time::Instant::now();
     loop {
-        let patch = r#"{"spec":{"nodeSets":"many"}}"#;
-        let (network, namespace) = (world.network.as_str(), world.namespace.as_str());
-        let args = ["patch", "bsnnetwork", network, "-n", namespace, "--type=merge", "-p", patch];
+        let namespace = world.namespace.as_str();
+        let args = ["patch", kind, name, "-n", namespace, "--type=merge", "-p", patch];
         let output = world.kubectl(&args, "");
         if output.status.success() {
             break;
@@ -69,7 +71,30 @@ fn store_nonsense(world: &World) {
     replace(world, &definition);
 }
 
-/// Conditions of an object that need not parse.
+/// Stores a description of the network that cannot be read.
+fn store_nonsense_network(world: &World) {
+    store_nonsense(world, NETWORKS, &world.network, r#"{"spec":{"nodeSets":"many"}}"#);
+}
+
+/// Stores the same of a node while no operator runs, so that the next one finds it.
+async fn leave_nonsense_node(world: &World, node: &str) {
+    world.scale_operator(0).await;
+    store_nonsense(world, NODES, node, r#"{"spec":{"role":"Boss","storage":"large"}}"#);
+}
+
+/// The nodes' objects, which need not parse.
+fn stored_nodes(world: &World) -> Vec<Value> {
+    let text = world.kubectl_ok(&["get", NODES, "-n", &world.namespace, "-o", "json"]);
+    let list: Value = serde_json::from_str(&text).unwrap();
+    list["items"].as_array().unwrap().clone()
+}
+
+fn delete_network(world: &World) {
+    let (network, namespace) = (world.network.as_str(), world.namespace.as_str());
+    world.kubectl_ok(&["delete", NETWORKS, network, "-n", namespace, "--wait=false"]);
+}
+
+/// Conditions of a network that need not parse.
 async fn conditions(world: &World) -> Result<Vec<Condition>, String> {
     let kind = ApiResource::erase::<bsn_operator::api::BsnNetwork>(&());
     let api = Api::<DynamicObject>::namespaced_with(world.client.clone(), &world.namespace, &kind);
@@ -95,7 +120,7 @@ async fn a_network_that_no_longer_parses_runs_on_and_disturbs_no_other() {
     world.apply(&world.yaml(SPEC.trim_start()));
     world.await_ready().await;
     let (head, pods) = (world.head().await, world.pod_uids().await);
-    store_nonsense(&world);
+    store_nonsense_network(&world);
     let said = await_unparsable(&world).await;
     let live = find(&said, CHAIN_LIVE).expect("what was said of its chain stays");
     assert_eq!(live.status, "True", "{live:?}");
@@ -117,4 +142,72 @@ async fn a_network_that_no_longer_parses_runs_on_and_disturbs_no_other() {
     assert!(pods.iter().all(|(node, uid)| now.get(node) == Some(uid)), "{now:?}, before {pods:?}");
     world.release();
     other.remove();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_no_longer_parses_gets_its_spec_back_and_ends_with_its_network() {
+    let world = World::new("nonsense").await;
+    let spec = SPEC.trim_start().replace("unparsable-1", "nonsense-1");
+    let node = "nonsense-voter-0";
+    world.apply(&world.yaml(&spec));
+    world.await_ready().await;
+    let (head, pods) = (world.head().await, world.pod_uids().await);
+    let kept = world.fingerprint().await;
+
+    leave_nonsense_node(&world, node).await;
+    world.scale_operator(2).await;
+    eventually("the node's spec as it was", MINUTE, async || {
+        let spec = stored_nodes(&world)[0]["spec"].take();
+        let is_back = spec["role"] == "Validator" && spec["storage"]["size"] == "1Gi";
+        if is_back { Ok(()) } else { Err(spec.to_string()) }
+    })
+    .await;
+    world.await_ready().await;
+    world.await_height_above(head + 5, MINUTE).await;
+    assert_eq!(world.pod_uids().await, pods, "nobody is restarted for it");
+
+    // Nothing holds up its end, and what is kept of any node is kept of it.
+    leave_nonsense_node(&world, node).await;
+    delete_network(&world);
+    world.scale_operator(2).await;
+    eventually("the node's end", 2 * MINUTE, async || {
+        let (nodes, pods) = (stored_nodes(&world), world.pods().await.len());
+        if nodes.is_empty() && pods == 0 { Ok(()) } else { Err(format!("{pods}: {nodes:?}")) }
+    })
+    .await;
+    assert_eq!(world.fingerprint().await, kept);
+
+    policy_that_cannot_be_read(&world, &spec).await;
+    world.remove();
+}
+
+/// What a network's policy names is deleted only on the word of an object that can be read.
+async fn policy_that_cannot_be_read(world: &World, spec: &str) {
+    let yaml = world.yaml(&format!("{spec}deletionPolicy: {{data: Delete, keys: Delete}}\n"));
+    world.apply(&yaml);
+    world.await_ready().await;
+    let (pods, kept) = (world.pod_uids().await, world.fingerprint().await);
+    store_nonsense_network(world);
+    delete_network(world);
+    eventually("the refusal to delete anything", MINUTE, async || {
+        let conditions = conditions(world).await?;
+        let stalled = find(&conditions, "Stalled").ok_or("no such condition")?;
+        let words = ["nothing is deleted", "kubectl patch bsnnetwork"];
+        let told = words.iter().all(|word| stalled.message.contains(word));
+        if told { Ok(()) } else { Err(format!("{stalled:?}")) }
+    })
+    .await;
+    // Longer than a network that ends is looked at again.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!((world.pod_uids().await, world.fingerprint().await), (pods, kept));
+
+    // Corrected, it goes with all that its policy names.
+    world.apply(&yaml);
+    eventually("the network's end", 3 * MINUTE, async || {
+        let gone = world.get().await.is_err();
+        let disks = world.api::<PersistentVolumeClaim>().list(&ListParams::default()).await;
+        let disks = disks.map_err(|error| error.to_string())?.items.len();
+        if gone && disks == 0 { Ok(()) } else { Err(format!("gone: {gone}, disks: {disks}")) }
+    })
+    .await;
 }

@@ -15,6 +15,7 @@ use crate::api::{BsnNode, BsnNodeSpec, BsnNodeStatus, NetworkRef, NodeRole, Stor
 use crate::cluster::registry::HUB;
 use crate::controller::Refusal;
 use crate::controller::node::apply::Applied;
+use crate::controller::node::pod::ObservedWorkload;
 use crate::controller::node::report::compute_states;
 use crate::view::NodeView;
 
@@ -88,11 +89,12 @@ pub(super) fn node(name: &NodeName, world: &NodeWorld) -> BsnNode {
         not_after: now() + SignedDuration::from_hours(2000),
     });
     let pod: Option<Pod> = world.pod.as_ref().map(|status| {
-        let name = format!("{name}-0");
-        serde_json::from_value(json!({"metadata": {"name": name}, "status": status})).unwrap()
+        let meta = json!({"name": format!("{name}-0"), "namespace": "ledger"});
+        serde_json::from_value(json!({"metadata": meta, "status": status})).unwrap()
     });
     let old = BsnNodeStatus::default();
-    let states = compute_states(&old, &applied, pod.as_ref(), world.seen.as_ref(), now());
+    let workload = ObservedWorkload { pod: pod.as_ref(), ..ObservedWorkload::default() };
+    let states = compute_states(&old, &applied, &workload, world.seen.as_ref(), now());
     let status = BsnNodeStatus {
         observed_generation: Some(1),
         conditions: merge(&[], &states, Some(1), now()),
@@ -125,6 +127,10 @@ pub(super) fn node_cases() -> Vec<Case> {
         NodeWorld { seen: Some(seen), ..NodeWorld::default() }
     };
     let unready = json!({"conditions": [{"type": "Ready", "status": "False"}]});
+    let unplaced = json!({"conditions": [{
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+        "message": "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.",
+    }]});
     let failing = json!({
         "conditions": [{"type": "Ready", "status": "False"}],
         "containerStatuses": [{
@@ -164,6 +170,12 @@ pub(super) fn node_cases() -> Vec<Case> {
             InProgress,
             Progressing,
             of(NodeWorld { pod: pod(unready), ..NodeWorld::default() }),
+        ),
+        case(
+            "a_node_that_no_machine_takes",
+            InProgress,
+            Progressing,
+            of(NodeWorld { pod: pod(unplaced), seen: None, ..NodeWorld::default() }),
         ),
         case(
             "a_node_whose_image_is_not_found",

@@ -29,9 +29,9 @@ use super::policies::ensure_policy;
 use super::steps::Steps;
 use super::validate::ValidatedNetwork;
 use crate::anchor::Expected;
-use crate::api::BsnNetwork;
 use crate::api::conditions::Reason;
-use crate::apply::{Outcome, delete, ensure, ensure_exists, read, restore_marks};
+use crate::api::{BsnNetwork, BsnNode};
+use crate::apply::{Outcome, delete, ensure, ensure_exists, read, restore_marks, restore_spec};
 use crate::build::bsn_node::build_bsn_node;
 use crate::build::config_map::{
     build_anchor_map, build_ca_map, build_genesis_map, build_peers_map, peers_of,
@@ -41,7 +41,7 @@ use crate::build::endpoint_slice::Reached;
 use crate::build::secret::{TLS_CERT, TLS_KEY, build_ca_secret, entry};
 use crate::build::{NetworkParts, NodeParts};
 use crate::cluster::registry::{HUB, Place};
-use crate::cluster::watches::{cached, nodes_of};
+use crate::cluster::watches::{cached, nodes_of, unparsable_nodes_of};
 use crate::controller::context::{Context, OperatorLeaf, RandomIds};
 use crate::controller::copies::{self, Ahead};
 use crate::controller::node::brought::fixed_otherwise;
@@ -256,26 +256,63 @@ impl Pass<'_> {
         for (name, identity) in anchor.members() {
             let network = self.parts(anchor);
             let node = NodeParts { network, name: &name, identity, owner: None };
-            let cached = cached(&self.ctx.caches.nodes, &self.key.namespace, name.as_str())
-                .and_then(|guarded| guarded.0.as_ref().ok().cloned());
+            let found = cached(&self.ctx.caches.nodes, &self.key.namespace, name.as_str());
+            let (known, invalid) = match found.as_deref().map(|guarded| &guarded.0) {
+                Some(Ok(known)) => (Some(known), None),
+                Some(Err(invalid)) => (None, Some(invalid)),
+                None => (None, None),
+            };
             // Of a set that is no longer described the disk stays as it was.
             let storage = self.validated.storage.get(&identity.set).cloned();
-            let storage = storage.or_else(|| cached.as_ref().map(|node| node.spec.storage.clone()));
+            let storage = storage.or_else(|| known.map(|node| node.spec.storage.clone()));
             let storage = storage.unwrap_or_default();
             let wish = build_bsn_node(&node, &storage);
             let id = &anchor.network_id;
-            let made = ensure(&self.ctx.client, cached.as_ref(), wish, None, id).await;
+            if let Some(invalid) = invalid {
+                or_refuse!(self.restore_node(&wish, &invalid.error, id).await?);
+                continue;
+            }
+            let made = ensure(&self.ctx.client, known, wish, None, id).await;
             or_refuse!(refused(made)?);
         }
-        for node in nodes_of(&self.ctx.caches, &self.key.namespace, &self.key.name) {
-            let retired = anchor
-                .identity(&NodeName::from_object(&node.name_any()))
-                .is_some_and(|identity| identity.retired);
-            if retired && node.metadata.deletion_timestamp.is_none() {
+        let is_over = |meta: &ObjectMeta| {
+            let name = NodeName::from_object(meta.name.as_deref().unwrap_or_default());
+            let retired = anchor.identity(&name).is_some_and(|identity| identity.retired);
+            retired && meta.deletion_timestamp.is_none()
+        };
+        let (caches, namespace) = (&self.ctx.caches, &self.key.namespace);
+        for node in nodes_of(caches, namespace, &self.key.name) {
+            if is_over(&node.metadata) {
+                delete(&self.ctx.client, &node).await?;
+            }
+        }
+        for node in unparsable_nodes_of(caches, namespace, &anchor.network_id) {
+            if is_over(&node.metadata) {
                 delete(&self.ctx.client, &node).await?;
             }
         }
         Ok(Ok(()))
+    }
+
+    /// Puts back what a node's object says, since it does not parse. It is seen, and looked at as any other, in a later
+    /// pass.
+    async fn restore_node(&self, wish: &BsnNode, error: &str, network_id: &str) -> Step<()> {
+        let (namespace, name) = (&self.key.namespace, wish.name_any());
+        tracing::warn!(%namespace, node = %name, %error, "it does not parse; its spec is put back");
+        let restored = restore_spec(&self.ctx.client, wish, network_id).await;
+        if let Err(why) = &restored
+            && why.code() == Some(422)
+        {
+            // A field that never changes is wrong. Made anew it is right, and without its owner the pod runs on.
+            let message = format!(
+                "BsnNode {namespace}/{name} does not parse ({error}), and the API server does not take its spec back: {why}. \
+                 Take the object away, its pod runs on: kubectl patch bsnnode {name} -n {namespace} --type=merge -p \
+                 '{{\"metadata\":{{\"finalizers\":null}}}}', then kubectl delete bsnnode {name} -n {namespace} \
+                 --cascade=orphan"
+            );
+            return Ok(Err(Refusal::new(Reason::Unparsable, message)));
+        }
+        refused(restored)
     }
 
     /// Whether nodes were made with the keys that are described for them.

@@ -12,6 +12,7 @@ use bsn_core::names::{NetworkName, NodeName};
 use bsn_core::retention::{KEEP_FINALIZER, POLICY_FINALIZER};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, PartialObjectMeta};
 use kube::runtime::controller::Action;
@@ -121,9 +122,9 @@ pub(super) async fn end_network(
         }
         Err(refusal) => {
             let message = format!(
-                "{}. Until then deletionPolicy is not followed to its end. To let the network go, and what is left of it \
-                 stay: kubectl patch bsnnetwork {} -n {} --type=merge -p '{{\"metadata\":{{\"finalizers\":null}}}}'",
-                refusal.message, key.name, key.namespace
+                "{}. Until then deletionPolicy is not followed to its end. {}",
+                refusal.message,
+                how_to_let_go(key)
             );
             let refusal = Refusal::new(refusal.reason, message);
             let status = network.status.as_ref();
@@ -131,6 +132,31 @@ pub(super) async fn end_network(
             Ok(Action::requeue(REFUSED_LOOK))
         }
     }
+}
+
+/// Why nothing is done about a network that does not parse. One that is being deleted may be held by its policy, which is
+/// not known then: what it does not name must not go.
+pub(super) fn refuse_unparsable(key: &NetworkKey, meta: &ObjectMeta, error: &str) -> Refusal {
+    let held = meta.finalizers.iter().flatten().any(|finalizer| finalizer == POLICY_FINALIZER);
+    let what = if held && meta.deletion_timestamp.is_some() {
+        let go = how_to_let_go(key);
+        format!(
+            "it is being deleted, and its deletionPolicy cannot be read: nothing is deleted, and its nodes run on. Correct \
+             it, then it goes as the policy says. {go}"
+        )
+    } else {
+        "correct it, its nodes run on".to_owned()
+    };
+    let message = format!("this object does not parse as v1alpha1: {error}; {what}");
+    Refusal::new(Reason::Unparsable, message)
+}
+
+fn how_to_let_go(key: &NetworkKey) -> String {
+    format!(
+        "To let the network go, and what is left of it stay: kubectl patch bsnnetwork {} -n {} --type=merge -p \
+         '{{\"metadata\":{{\"finalizers\":null}}}}'",
+        key.name, key.namespace
+    )
 }
 
 async fn end(ctx: &Context, key: &NetworkKey, network: &BsnNetwork) -> Step<End> {
@@ -296,4 +322,33 @@ async fn left<K: Object>(
     let params = ListParams::default().labels(&format!("{label}={value}"));
     let what = || format!("list {} in {namespace}", K::plural(&()));
     Ok(bounded(what, api.list_metadata(&params)).await?.items)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    use super::*;
+
+    #[test]
+    fn a_network_that_does_not_parse_is_deleted_only_once_its_policy_can_be_read() {
+        let key = NetworkKey { namespace: "ledger".to_owned(), name: "city".to_owned() };
+        let said = |meta: &ObjectMeta| refuse_unparsable(&key, meta, "invalid type").message;
+        let held = ObjectMeta {
+            finalizers: Some(vec![POLICY_FINALIZER.to_owned()]),
+            ..ObjectMeta::default()
+        };
+        let stays =
+            "this object does not parse as v1alpha1: invalid type; correct it, its nodes run on";
+        assert_eq!(said(&held), stays);
+        let going =
+            ObjectMeta { deletion_timestamp: Some(Time(jiff::Timestamp::UNIX_EPOCH)), ..held };
+        let message = said(&going);
+        for words in ["nothing is deleted", "kubectl patch bsnnetwork city -n ledger"] {
+            assert!(message.contains(words), "{message}");
+        }
+        // What others hold it for is theirs.
+        let other = ObjectMeta { finalizers: Some(vec!["example.com/other".to_owned()]), ..going };
+        assert_eq!(said(&other), stays);
+    }
 }

@@ -42,11 +42,7 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
     let network = match &guarded.0 {
         Ok(network) => network,
         Err(invalid) => {
-            let message = format!(
-                "this object does not parse as v1alpha1: {}; correct it, its nodes run on",
-                invalid.error
-            );
-            let refusal = Refusal::new(Reason::Unparsable, message);
+            let refusal = deletion::refuse_unparsable(&key, &invalid.metadata, &invalid.error);
             // What was said of its chain and its nodes stays; of the status at least, the form is known.
             let old = read_status::<BsnNetwork, _>(&ctx.client, &key.namespace, &key.name).await?;
             report::report_refusal(&ctx, &key, &invalid.metadata, old.as_ref(), refusal).await?;

@@ -48,7 +48,7 @@ pub async fn observe_network(
     if let Some(map) = map.as_ref().filter(|map| is_strangers(map))
         && trace_of_earlier_life(ctx, key, network).is_none()
     {
-        return refused(Err(name_taken(map)));
+        return refused(Err(name_taken::<ConfigMap>(map)));
     }
     let own = or_refuse!(map.as_ref().map(copy_of).transpose().map_err(Refusal::from));
     let members = find_members(ctx, key, validated, own.as_ref(), &forgotten(&network.metadata));

@@ -7,9 +7,11 @@ pub(super) mod end;
 mod growth;
 pub(super) mod image;
 mod keys;
+pub(super) mod pod;
 pub(super) mod report;
 pub mod restart;
 mod token;
+mod unparsable;
 mod workload;
 
 use std::sync::Arc;
@@ -17,8 +19,9 @@ use std::time::Duration;
 
 use bsn_core::names::NodeName;
 use bsn_core::retention::NODE_FINALIZER;
-use kube::ResourceExt;
+use kube::core::{PartialObjectMeta, PartialObjectMetaExt};
 use kube::runtime::controller::Action;
+use kube::{Resource, ResourceExt};
 
 use super::context::Context;
 use super::network::validate::validate_network;
@@ -43,11 +46,7 @@ pub async fn reconcile(guarded: Arc<GuardedNode>, ctx: Arc<Context>) -> Result<A
     let namespace = guarded.namespace().unwrap_or_default();
     let node = match &guarded.0 {
         Ok(node) => node,
-        Err(invalid) => {
-            // The network controller puts its spec back.
-            tracing::warn!(%namespace, node = %guarded.name_any(), error = %invalid.error, "BsnNode does not parse");
-            return Ok(Action::await_change());
-        }
+        Err(invalid) => return unparsable::look_at(&ctx, &guarded, &invalid.error).await,
     };
     let key = NetworkKey { namespace, name: node.spec.network_ref.name.clone() };
     if node.metadata.deletion_timestamp.is_some() && !stays_for_now(&ctx, &key, node).await? {
@@ -127,14 +126,22 @@ async fn let_go(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> Result<Actio
         report::report_refusal(ctx, node, &refusal).await?;
         return Ok(Action::requeue(SLOW_LOOK));
     }
-    drop_finalizer(&ctx.client, node, NODE_FINALIZER).await?;
+    // By its metadata: what the API server has may not parse.
+    let object = node.metadata.clone().into_response_partial::<BsnNode>();
+    drop_finalizer(&ctx.client, &object, NODE_FINALIZER).await?;
     Ok(Action::await_change())
 }
 
 /// Whether a node whose object was deleted runs on: its network exists, and replaces it first. Live, since
 /// a network that goes takes its nodes with it, and must not be seen as one that loses them.
-async fn stays_for_now(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> Result<bool, Error> {
-    let network = read::<BsnNetwork>(&ctx.client, &key.namespace, &key.name).await?;
+async fn stays_for_now(
+    ctx: &Context,
+    key: &NetworkKey,
+    node: &impl Resource,
+) -> Result<bool, Error> {
+    // Whether it is there does not depend on whether it parses.
+    let (namespace, name) = (&key.namespace, &key.name);
+    let network = read::<PartialObjectMeta<BsnNetwork>>(&ctx.client, namespace, name).await?;
     let Some(network) = network.filter(|network| network.metadata.deletion_timestamp.is_none())
     else {
         return Ok(false);
@@ -144,7 +151,7 @@ async fn stays_for_now(ctx: &Context, key: &NetworkKey, node: &BsnNode) -> Resul
 }
 
 /// Whether a node's object was stamped by the network object of this uid.
-pub fn is_stamped_by(node: &BsnNode, network_uid: Option<&str>) -> bool {
+pub fn is_stamped_by(node: &impl Resource, network_uid: Option<&str>) -> bool {
     let mut owners = node.owner_references().iter();
     owners.any(|owner| owner.controller == Some(true) && Some(owner.uid.as_str()) == network_uid)
 }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use bsn_core::evidence::GuardState;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::Api;
 
 use super::SLOW_LOOK;
 use super::apply::{Applied, Pass};
+use super::pod::{ObservedWorkload, failure, is_ready, next_look, why_absent, why_not_ready};
 use crate::api::conditions::{
     CERTIFICATES_VALID, DISK_AS_DESCRIBED, READY, RECONCILING, Reason, STALLED, State, find, merge,
 };
@@ -32,6 +33,18 @@ const DISK_LOOK: Duration = Duration::from_mins(1);
 /// Reports a node that can't be looked at any further.
 pub async fn report_refusal(ctx: &Context, node: &BsnNode, refusal: &Refusal) -> Result<(), Error> {
     report_states(ctx, node, &refusal.states()).await
+}
+
+/// Reports a node whose object does not parse, and of which the metadata is left. `status` = what was said of it.
+pub async fn report_unparsable(
+    ctx: &Context,
+    meta: &ObjectMeta,
+    status: Option<BsnNodeStatus>,
+    message: String,
+) -> Result<(), Error> {
+    let (old, refusal) = (status.unwrap_or_default(), Refusal::new(Reason::Unparsable, message));
+    let status = with_states(&old, &refusal.states(), meta.generation, ctx.now());
+    Ok(write(ctx, meta, &old, &status).await?)
 }
 
 /// Reports a node whose cluster cannot be used now. That says nothing about the node: it may be seen to work all the
@@ -68,24 +81,38 @@ pub async fn report_absent(
 /// Reports these conditions of a node; all else that was said stays.
 async fn report_states(ctx: &Context, node: &BsnNode, states: &[State]) -> Result<(), Error> {
     let old = node.status.clone().unwrap_or_default();
-    let status = BsnNodeStatus {
-        observed_generation: node.metadata.generation,
-        conditions: merge(&old.conditions, states, node.metadata.generation, ctx.now()),
+    let status = with_states(&old, states, node.metadata.generation, ctx.now());
+    Ok(write(ctx, &node.metadata, &old, &status).await?)
+}
+
+fn with_states(
+    old: &BsnNodeStatus,
+    states: &[State],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> BsnNodeStatus {
+    BsnNodeStatus {
+        observed_generation: generation,
+        conditions: merge(&old.conditions, states, generation, now),
         ..old.clone()
-    };
-    Ok(write(ctx, node, &old, &status).await?)
+    }
 }
 
 /// Reports where a pass ended; returns when to look again without a cause.
 pub async fn report_node(pass: &Pass<'_>, applied: &Applied) -> Result<Duration, Error> {
     let Pass { ctx, place, key, node, name, .. } = *pass;
-    let pod = cached(&place.objects.pods, &key.namespace, &format!("{name}-0"));
+    let (objects, namespace) = (&place.objects, &key.namespace);
+    let set = cached(&objects.stateful_sets, namespace, name.as_str());
+    let pod = cached(&objects.pods, namespace, &format!("{name}-0"));
+    let claim = cached(&objects.disks, namespace, &name.disk());
+    let workload =
+        ObservedWorkload { set: set.as_deref(), pod: pod.as_deref(), claim: claim.as_deref() };
     let view = ctx.views.get(key);
     let seen =
         view.as_ref().and_then(|view| view.nodes.iter().find(|node| node.name == name.as_str()));
     let old = node.status.clone().unwrap_or_default();
     let now = ctx.now();
-    let states = compute_states(&old, applied, pod.as_deref(), seen, now);
+    let states = compute_states(&old, applied, &workload, seen, now);
     let identity = applied.anchor.identity(name);
     let keys = identity.and_then(|identity| identity.keys.as_ref());
     let status = BsnNodeStatus {
@@ -100,7 +127,7 @@ pub async fn report_node(pass: &Pass<'_>, applied: &Applied) -> Result<Duration,
             .map(|leaf| leaf.not_after.to_string())
             .or_else(|| old.certificate_ends.clone()),
     };
-    write(ctx, node, &old, &status).await?;
+    write(ctx, &node.metadata, &old, &status).await?;
     let due =
         applied.renew_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
     // What a person mends by hand is often something no watch shows.
@@ -110,6 +137,8 @@ pub async fn report_node(pass: &Pass<'_>, applied: &Applied) -> Result<Duration,
         None if disk_waits => DISK_LOOK,
         None => SLOW_LOOK,
     };
+    let starts = workload.pod.and_then(|pod| next_look(pod, now)).unwrap_or(look);
+    let look = look.min(starts.max(Duration::from_secs(1)));
     Ok(due.unwrap_or(look).clamp(Duration::from_secs(1), look))
 }
 
@@ -117,7 +146,7 @@ pub async fn report_node(pass: &Pass<'_>, applied: &Applied) -> Result<Duration,
 pub(in crate::controller) fn compute_states(
     old: &BsnNodeStatus,
     applied: &Applied,
-    pod: Option<&Pod>,
+    workload: &ObservedWorkload<'_>,
     seen: Option<&NodeView>,
     now: Timestamp,
 ) -> Vec<State> {
@@ -131,7 +160,7 @@ pub(in crate::controller) fn compute_states(
     if let Some(refusal) = refusal {
         return refusal.states().into_iter().chain(others).collect();
     }
-    let ready = ready(old, applied, pod, &judge(seen));
+    let ready = ready(old, applied, workload, &judge(seen), now);
     let working = ready.status != Some(true);
     let reconciling = State::new(RECONCILING, working, ready.reason, ready.message.clone());
     let stalled = State::new(STALLED, false, Reason::AsDescribed, "");
@@ -141,20 +170,22 @@ pub(in crate::controller) fn compute_states(
 fn ready(
     old: &BsnNodeStatus,
     applied: &Applied,
-    pod: Option<&Pod>,
+    workload: &ObservedWorkload<'_>,
     observation: &Observation,
+    now: Timestamp,
 ) -> State {
     if !applied.anchor.formed {
         return State::new(READY, false, Reason::Forming, "waiting for the genesis");
     }
-    let Some(pod) = pod else {
-        return State::new(READY, false, Reason::NodesStarting, "its pod is not there yet");
+    let Some(pod) = workload.pod else {
+        return State::new(READY, false, Reason::NodesStarting, why_absent(workload.set));
     };
-    if let Some(why) = pod_failure(pod) {
+    if let Some(why) = failure(pod) {
         return State::new(READY, false, Reason::PodFailing, why);
     }
-    if !pod_ready(pod) {
-        return State::new(READY, false, Reason::PodNotReady, "its pod is not ready");
+    if !is_ready(pod) {
+        let why = why_not_ready(pod, workload.claim, now);
+        return State::new(READY, false, Reason::PodNotReady, why);
     }
     // A ready pod alone proves nothing: the node must be seen to follow the chain.
     match observation {
@@ -195,23 +226,6 @@ fn certificates(old: &BsnNodeStatus, applied: &Applied, now: Timestamp) -> State
     }
 }
 
-/// Whether all containers of a pod answer their probes.
-fn pod_ready(pod: &Pod) -> bool {
-    pod.metadata.deletion_timestamp.is_none()
-        && pod
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.as_ref())
-            .is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
-}
-
-fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    let status = pod.status.as_ref();
-    let init = status.and_then(|status| status.init_container_statuses.as_ref());
-    let main = status.and_then(|status| status.container_statuses.as_ref());
-    init.into_iter().flatten().chain(main.into_iter().flatten())
-}
-
 /// The guard's refusal, if it refuses. While nobody knows, what it said before stays.
 fn guard_refusal(old: &BsnNodeStatus, seen: Option<&NodeView>) -> Option<Refusal> {
     if let Some(guard) = seen.and_then(|node| node.guard.as_ref()) {
@@ -223,47 +237,21 @@ fn guard_refusal(old: &BsnNodeStatus, seen: Option<&NodeView>) -> Option<Refusal
         .map(|was| Refusal::new(Reason::DiskRefused, was.message.clone()))
 }
 
-/// Why a container cannot run, if the kubelet has given up for now.
-fn pod_failure(pod: &Pod) -> Option<String> {
-    containers(pod).find_map(|container| {
-        let waiting = container.state.as_ref()?.waiting.as_ref()?;
-        let reason = waiting.reason.as_deref()?;
-        let failing = matches!(
-            reason,
-            "CrashLoopBackOff"
-                | "ImagePullBackOff"
-                | "ErrImagePull"
-                | "ErrImageNeverPull"
-                | "InvalidImageName"
-                | "CreateContainerConfigError"
-                | "CreateContainerError"
-        );
-        failing.then(|| {
-            format!(
-                "container {}: {reason}; see kubectl describe pod {}",
-                container.name,
-                pod.name_any()
-            )
-        })
-    })
-}
-
 async fn write(
     ctx: &Context,
-    node: &BsnNode,
+    meta: &ObjectMeta,
     old: &BsnNodeStatus,
     status: &BsnNodeStatus,
 ) -> Result<(), ApiError> {
     if old == status {
         return Ok(());
     }
-    let namespace = node.namespace().unwrap_or_default();
-    let api = Api::<GuardedNode>::namespaced(ctx.client.clone(), &namespace);
-    if write_status(&api, &node.metadata, old, status).await? {
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    let api = Api::<GuardedNode>::namespaced(ctx.client.clone(), namespace);
+    if write_status(&api, meta, old, status).await? {
+        let kinds = [READY, STALLED, DISK_AS_DESCRIBED];
         let (before, now) = (&old.conditions, &status.conditions);
-        ctx.events
-            .changes::<BsnNode>(&node.metadata, before, now, &[READY, STALLED, DISK_AS_DESCRIBED])
-            .await;
+        ctx.events.changes::<BsnNode>(meta, before, now, &kinds).await;
     }
     Ok(())
 }

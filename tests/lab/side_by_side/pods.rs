@@ -204,6 +204,19 @@ async fn await_disk(world: &World, node: &str, status: &str, reason: Reason) -> 
     .await
 }
 
+/// Waits until a node says that it is not ready, with all these words.
+async fn await_not_ready(world: &World, node: &str, words: &[&str]) {
+    eventually(&format!("{node} not ready: {words:?}"), 3 * MINUTE, async || {
+        let nodes = world.nodes().await;
+        let found = nodes.iter().find(|one| one.name_any() == node).ok_or("no such node")?;
+        let conditions = found.status.as_ref().map(|status| status.conditions.as_slice());
+        let told = find(conditions.unwrap_or_default(), READY).ok_or("no such condition")?;
+        let named = words.iter().all(|word| told.message.contains(word));
+        if told.status == "False" && named { Ok(()) } else { Err(format!("{told:?}")) }
+    })
+    .await;
+}
+
 /// Waits until the network says this for this reason, in a message with these words.
 async fn await_told(world: &World, kind: &str, reason: Reason, words: &[&str]) {
     eventually(&format!("{kind}: {reason}: {words:?}"), 3 * MINUTE, async || {
@@ -263,8 +276,11 @@ async fn what_is_added_to_pods_comes_one_by_one_and_disks_grow_without_a_restart
 
     // Disks grow, all but one; nothing else waits for that one.
     let (voter, fixed) = ("pods-a-0", "pods-fixed-0");
-    make_fixed_volume(&world, &world.volume(voter).with_file_name(CLASS));
     Described::with_disks("1Gi").apply(&world);
+    // Its class is not there yet.
+    let class = format!("its storage class is {CLASS}");
+    await_not_ready(&world, fixed, &["on no machine yet", &class, "kubectl describe pvc"]).await;
+    make_fixed_volume(&world, &world.volume(voter).with_file_name(CLASS));
     world.await_converged(LONG).await;
     let before = world.pod_uids().await;
     Described::with_disks("2Gi").apply(&world);
