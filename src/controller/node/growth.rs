@@ -138,6 +138,7 @@ fn refused_state(error: &ApiError, wanted: &str, claim: &PersistentVolumeClaim) 
             format!("{name}: {wanted} were not asked for yet, it is tried again: {error}");
         return State::new(DISK_AS_DESCRIBED, false, Reason::DiskGrowing, message);
     }
+    let why = error.answer();
     let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
     let class = class.filter(|class| !class.is_empty()).map_or_else(
         || "the claim has no storage class, so its volume cannot grow".to_owned(),
@@ -149,7 +150,7 @@ fn refused_state(error: &ApiError, wanted: &str, claim: &PersistentVolumeClaim) 
         },
     );
     let message = format!(
-        "{name}: {wanted} are described, and the API server refuses: {error}. {class}. Else replace the node: a new one \
+        "{name}: {wanted} are described, and the API server refuses: {why}. {class}. Else replace the node: a new one \
          gets a disk as described. It is tried again every minute; the node runs on"
     );
     State::new(DISK_AS_DESCRIBED, false, Reason::DiskGrowthRefused, message)
