@@ -118,8 +118,10 @@ type Mirrored = BTreeMap<(String, NetworkKey), (Anchor, Instant)>;
 
 /// Reads and writes anchors. Writers of one process take turns, so that they do not fail each other's swaps;
 /// and nobody is given an anchor from the cache that is older than what this process wrote.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct AnchorStore {
+    /// Random id of this process.
+    term: String,
     turns: Turns<NetworkKey>,
     /// Version of each anchor that the cache must show before it is believed.
     written: Arc<Mutex<BTreeMap<NetworkKey, String>>>,
@@ -129,6 +131,17 @@ pub struct AnchorStore {
 }
 
 impl AnchorStore {
+    /// The store of the process with this random id.
+    pub fn new(term: String) -> Self {
+        Self {
+            term,
+            turns: Turns::default(),
+            written: Arc::default(),
+            copies: Turns::default(),
+            mirrored: Arc::default(),
+        }
+    }
+
     /// This process wrote the anchor; `version` = its resourceVersion now.
     pub fn note_written(&self, key: &NetworkKey, version: Option<String>) {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,6 +202,7 @@ impl AnchorStore {
             if after == before {
                 return Ok(after);
             }
+            after.enter_term(&self.term);
             after.revision = before.revision + 1;
             map.data.get_or_insert_default().insert(ANCHOR_KEY.to_owned(), after.to_json());
             // The map still carries the resourceVersion that was read: the swap's comparison.

@@ -35,6 +35,10 @@ pub struct Anchor {
     /// up to that one is only late.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub former_hubs: BTreeMap<String, u64>,
+    /// Who wrote it, newest last: revisions alone do not tell an image of this anchor from one of another history, which a
+    /// hub that came from a backup has begun and carried on for longer. At most [`MAX_TERMS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terms: Vec<Term>,
     /// Random id of the network. Not the object's uid: that changes when it is deleted and applied
     /// again, the network stays the same.
     pub network_id: String,
@@ -334,6 +338,19 @@ pub enum CopyStanding {
     AnotherNetwork,
 }
 
+/// How many terms an anchor remembers: operators that ended while a copy could not be written.
+const MAX_TERMS: usize = 32;
+
+/// The time of one operator process that wrote an anchor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Term {
+    /// Random id of the process.
+    pub id: String,
+    /// Revision that it found.
+    pub since: u64,
+}
+
 impl Anchor {
     /// Reads an anchor whose hub may be another one, as a copy's.
     pub fn parse_copy(text: &str) -> Result<Self, AnchorError> {
@@ -359,10 +376,27 @@ impl Anchor {
             if late(&copy.hub_id) { CopyStanding::Behind } else { CopyStanding::AnotherHub }
         } else if copy == self {
             CopyStanding::Current
-        } else if copy.revision < self.revision {
+        } else if copy.revision < self.revision && copy.revision <= self.last_of(copy.terms.last()) {
             CopyStanding::Behind
         } else {
             CopyStanding::Ahead
+        }
+    }
+
+    /// The newest revision that was written in a term, or before all of them, and went into this anchor.
+    fn last_of(&self, term: Option<&Term>) -> u64 {
+        let found = term.and_then(|term| self.terms.iter().position(|own| own.id == term.id));
+        // Of a term that is not known nothing went in, but what the oldest that is known began with.
+        let next = self.terms.get(found.map_or(0, |index| index + 1));
+        next.map_or(self.revision, |next| next.since)
+    }
+
+    /// Notes that it is written by the process of this id, which found it as it is.
+    pub fn enter_term(&mut self, id: &str) {
+        if self.terms.last().is_none_or(|last| last.id != id) {
+            self.terms.push(Term { id: id.to_owned(), since: self.revision });
+            let over = self.terms.len().saturating_sub(MAX_TERMS);
+            self.terms.drain(..over);
         }
     }
 
@@ -371,6 +405,8 @@ impl Anchor {
     pub fn taken_over<'a>(&self, hub_id: &str, found: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut next = self.clone();
         next.former_hubs.remove(hub_id);
+        // It goes on beyond all of them, whichever history they are of.
+        next.terms.clear();
         let found: Vec<&Self> = found.into_iter().collect();
         for anchor in found.into_iter().chain([self]) {
             next.revision = next.revision.max(anchor.revision + 1);
@@ -446,6 +482,7 @@ mod tests {
             hub_id: "h1".into(),
             revision: 1,
             former_hubs: BTreeMap::new(),
+            terms: Vec::new(),
             network_id: "n1".into(),
             chain_id: "c1".into(),
             genesis_time: "2026-01-01T00:00:00Z".parse().unwrap(),
@@ -487,6 +524,48 @@ mod tests {
         assert_eq!(primary.compare(&copy(1, "h0")), CopyStanding::AnotherHub);
         let stranger = Anchor { network_id: "n2".into(), ..copy(1, "h1") };
         assert_eq!(primary.compare(&stranger), CopyStanding::AnotherNetwork);
+    }
+
+    /// Writes so many times in a term.
+    fn written(mut anchor: Anchor, term: &str, times: u64) -> Anchor {
+        for _ in 0..times {
+            anchor.enter_term(term);
+            anchor.revision += 1;
+        }
+        anchor
+    }
+
+    #[test]
+    fn a_copy_that_was_late_stays_late_whoever_writes_on() {
+        let first = written(anchor(), "t1", 4);
+        let second = written(first.clone(), "t2", 3);
+        let third = written(second.clone(), "t3", 1);
+        for copy in [anchor(), written(anchor(), "t1", 2), first.clone(), second] {
+            assert_eq!(third.compare(&copy), CopyStanding::Behind, "{copy:?}");
+        }
+        let terms: Vec<_> = third.terms.iter().map(|term| (term.id.as_str(), term.since)).collect();
+        assert_eq!(terms, [("t1", 1), ("t2", 5), ("t3", 8)]);
+        // What is forgotten of the terms makes no copy newer.
+        let long = (0..100).fold(first.clone(), |anchor, n| written(anchor, &format!("u{n}"), 1));
+        assert_eq!(long.terms.len(), MAX_TERMS);
+        assert_eq!(long.compare(&first), CopyStanding::Behind);
+    }
+
+    /// The cluster with the newest copy could not be asked, and the restored hub went on for longer than the lost one had.
+    #[test]
+    fn another_history_is_ahead_however_often_this_one_was_written() {
+        let backup = written(anchor(), "t1", 4);
+        for lost in [written(backup.clone(), "t1", 3), written(backup.clone(), "t2", 3)] {
+            let hub = written(backup.clone(), "t9", 20);
+            assert_eq!(hub.compare(&lost), CopyStanding::Ahead);
+            assert_eq!(hub.compare(&backup), CopyStanding::Behind);
+            // A person decides; then the copy is the past.
+            let next = lost.taken_over("h1", [&hub, &lost]);
+            for found in [&hub, &lost, &backup] {
+                assert_eq!(next.compare(found), CopyStanding::Behind);
+                assert_eq!(written(next.clone(), "t9", 1).compare(found), CopyStanding::Behind);
+            }
+        }
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub fn build_anchor(
         hub_id: hub_id.to_owned(),
         revision: 1,
         former_hubs: BTreeMap::new(),
+        terms: Vec::new(),
         network_id: ids.next_id(),
         chain_id: desired.chain_id.clone(),
         // Whole seconds: the engine compares bytes, and people read them.

@@ -87,6 +87,7 @@ mod tests {
             hub_id: "h".into(),
             revision: 1,
             former_hubs: [].into(),
+            terms: Vec::new(),
             network_id: "n1".into(),
             chain_id: "c".into(),
             genesis_time: jiff::Timestamp::UNIX_EPOCH,

@@ -151,7 +151,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         machines: Machines::default(),
         proofs,
         triggers: triggers.clone(),
-        anchors: crate::anchor::AnchorStore::default(),
+        anchors: crate::anchor::AnchorStore::new(hex(&random_bytes::<8>()?)),
         targets: Targets::default(),
         ways: Ways::default(),
         views,

@@ -75,6 +75,7 @@ pub fn holds_node(
             && copy.formed == anchor.formed
             && copy.identity(node) == anchor.identity(node)
             && copy.revision <= anchor.revision
+            && anchor.compare(&copy) != CopyStanding::Ahead
     })
 }
 
@@ -86,7 +87,9 @@ pub fn is_outdated(ctx: &Context, key: &NetworkKey, anchor_name: &str, anchor: &
             .objects(&key.namespace)
             .and_then(|objects| seen_copy(&objects.config_maps, &key.namespace, anchor_name));
         copy.is_some_and(|copy| {
-            copy.network_id == anchor.network_id && copy.revision > anchor.revision
+            copy.network_id == anchor.network_id
+                && (copy.revision > anchor.revision
+                    || anchor.compare(&copy) == CopyStanding::Ahead)
         })
     })
 }
@@ -229,7 +232,9 @@ fn judge(
     let consent = match (found.newest(), newest) {
         (Some((_, record)), _) => Some(record.take_over_consent()),
         (None, newest) => newest.map(|newest| {
-            Record::<RecordedStep>::new(&newest.hub_id, &newest.network_id, 0).take_over_consent()
+            let record = Record::<RecordedStep>::new(&newest.hub_id, &newest.network_id, 0);
+            // Without steps the anchor's own number stands in, so that the consent works once all the same.
+            Record { step_number: newest.revision, ..record }.take_over_consent()
         }),
     };
     let steps_ahead = newest.is_some_and(|newest| {
@@ -252,10 +257,15 @@ fn judge(
 impl Judged {
     fn into_ahead(self) -> Option<Ahead> {
         let Self { ahead, own, copies, consent, has_steps } = self;
-        let newest = copies.iter().max_by_key(|(_, copy)| copy.revision);
-        // Of equals the copy: effects depend on it.
+        // What the hub's anchor knows already is not the newest, and one of another history is, however often the hub
+        // has written since: effects depended on it.
+        let news = |copy: &Anchor| {
+            own.as_ref().is_none_or(|own| {
+                matches!(own.compare(copy), CopyStanding::Ahead | CopyStanding::AnotherHub)
+            })
+        };
         let newest =
-            newest.filter(|(_, copy)| own.as_ref().is_none_or(|own| own.revision <= copy.revision));
+            copies.iter().filter(|(_, copy)| news(copy)).max_by_key(|(_, copy)| copy.revision);
         let (cluster, newest) = match newest {
             Some((cluster, copy)) => (Some(cluster.clone()), copy.clone()),
             None => (None, own.clone()?),
