@@ -376,7 +376,8 @@ impl Anchor {
             if late(&copy.hub_id) { CopyStanding::Behind } else { CopyStanding::AnotherHub }
         } else if copy == self {
             CopyStanding::Current
-        } else if copy.revision < self.revision && copy.revision <= self.last_of(copy.terms.last()) {
+        } else if copy.revision < self.revision && copy.revision <= self.last_of(copy.terms.last())
+        {
             CopyStanding::Behind
         } else {
             CopyStanding::Ahead

@@ -88,8 +88,7 @@ pub fn is_outdated(ctx: &Context, key: &NetworkKey, anchor_name: &str, anchor: &
             .and_then(|objects| seen_copy(&objects.config_maps, &key.namespace, anchor_name));
         copy.is_some_and(|copy| {
             copy.network_id == anchor.network_id
-                && (copy.revision > anchor.revision
-                    || anchor.compare(&copy) == CopyStanding::Ahead)
+                && (copy.revision > anchor.revision || anchor.compare(&copy) == CopyStanding::Ahead)
         })
     })
 }

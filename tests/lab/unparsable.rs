@@ -72,8 +72,8 @@ fn store_nonsense(world: &World, kind: &str, name: &str, patch: &str) {
 }
 
 /// Stores a description of the network that cannot be read.
-fn store_nonsense_network(world: &World) {
-    store_nonsense(world, NETWORKS, &world.network, r#"{"spec":{"nodeSets":"many"}}"#);
+fn store_nonsense_network(world: &World, spec: &str) {
+    store_nonsense(world, NETWORKS, &world.network, &format!(r#"{{"spec":{spec}}}"#));
 }
 
 /// Stores the same of a node while no operator runs, so that the next one finds it.
@@ -120,7 +120,7 @@ async fn a_network_that_no_longer_parses_runs_on_and_disturbs_no_other() {
     world.apply(&world.yaml(SPEC.trim_start()));
     world.await_ready().await;
     let (head, pods) = (world.head().await, world.pod_uids().await);
-    store_nonsense_network(&world);
+    store_nonsense_network(&world, r#"{"nodeSets":"many"}"#);
     let said = await_unparsable(&world).await;
     let live = find(&said, CHAIN_LIVE).expect("what was said of its chain stays");
     assert_eq!(live.status, "True", "{live:?}");
@@ -187,7 +187,7 @@ async fn policy_that_cannot_be_read(world: &World, spec: &str) {
     world.apply(&yaml);
     world.await_ready().await;
     let (pods, kept) = (world.pod_uids().await, world.fingerprint().await);
-    store_nonsense_network(world);
+    store_nonsense_network(world, r#"{"deletionPolicy":{"data":"Perhaps"}}"#);
     delete_network(world);
     eventually("the refusal to delete anything", MINUTE, async || {
         let conditions = conditions(world).await?;

@@ -45,7 +45,17 @@ pub async fn reconcile(guarded: Arc<GuardedNetwork>, ctx: Arc<Context>) -> Resul
             let refusal = deletion::refuse_unparsable(&key, &invalid.metadata, &invalid.error);
             // What was said of its chain and its nodes stays; of the status at least, the form is known.
             let old = read_status::<BsnNetwork, _>(&ctx.client, &key.namespace, &key.name).await?;
-            report::report_refusal(&ctx, &key, &invalid.metadata, old.as_ref(), refusal).await?;
+            let (meta, message) = (&invalid.metadata, refusal.message.clone());
+            match report::report_refusal(&ctx, &key, meta, old.as_ref(), refusal).await {
+                // What breaks the schema's rules takes no status either.
+                Err(Error::Api(error)) if error.code() == Some(422) => {
+                    tracing::warn!(network = %key, %error, "no condition can be written: {message}");
+                    let reason = Reason::Unparsable.as_str();
+                    ctx.events.tell::<BsnNetwork>(meta, false, reason, "Read", message).await;
+                    return Ok(Action::requeue(SLOW_LOOK));
+                }
+                told => told?,
+            }
             return Ok(Action::await_change());
         }
     };

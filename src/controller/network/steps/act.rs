@@ -243,7 +243,7 @@ impl Acting<'_> {
                 Some(noted.await?)
             }
             (Effect::Switch(_), _) => Some(self.end_switch().await?),
-            (Effect::Change(_), _) => None,
+            (Effect::Change(_), _) => self.return_consents(intent).await?.transpose(),
         };
         let anchor = match noted {
             Some(Ok(anchor)) => Some(anchor),
@@ -270,10 +270,13 @@ impl Acting<'_> {
         }
     }
 
-    /// The consent that gives up a step which was sent, without proof of what became of it.
+    /// The consent that gives up a change which was sent, without proof of what became of it. Of other steps nothing is
+    /// sent that could stay open: nodes that were halted for a switch must not go on beside those that have switched.
     pub fn abandon_consent(&self) -> Option<String> {
         let (record, intent) = (self.world.record?, self.world.intent()?);
-        (intent.phase == Phase::Sent).then(|| record.abandon_consent(intent.number))
+        let is_open =
+            intent.phase == Phase::Sent && matches!(intent.step.effect, Effect::Change(_));
+        is_open.then(|| record.abandon_consent(intent.number))
     }
 
     /// Gives up the step under way, since a person consented to exactly that.
@@ -290,6 +293,9 @@ impl Acting<'_> {
     }
 
     pub(super) async fn withdraw(&self, intent: &StepIntent, memory: &mut Memory) -> Taken {
+        if let Err(refusal) = self.return_consents(intent).await? {
+            return Ok(Err(refusal));
+        }
         let task = Task::Withdraw { ledger: LEDGER.to_owned(), number: intent.number };
         let done = self.drive(task, memory, nothing).await?;
         if done.is_ok() {
@@ -378,6 +384,19 @@ impl Acting<'_> {
             })
             .await?;
         Ok(recorded.map(Some))
+    }
+
+    /// What was consented to had no effect: the consents were not used up by it, and the same step needs no others.
+    async fn return_consents(&self, intent: &StepIntent) -> Taken {
+        let used = |number: &u64| *number == intent.number;
+        if !self.world.anchor.used_consents.values().any(used) {
+            return Ok(Ok(None));
+        }
+        let returned = self
+            .pass
+            .update(|stored| stored.used_consents.retain(|_, number| *number != intent.number))
+            .await?;
+        Ok(returned.map(Some))
     }
 
     pub(super) async fn change_identity(
