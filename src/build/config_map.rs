@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use bsn_core::anchor::{ANCHOR_KEY, Anchor};
-use bsn_core::engine::cometbft::P2P_PORT;
 use bsn_core::engine::cometbft::config::{
     Application, CONFIG_FILE, ExternalPeer, NodeConfig, Paths, Peer, render_config,
 };
@@ -126,10 +125,8 @@ pub fn build_config_map(
     application: Application,
     timeout_commit: Option<&str>,
 ) -> ConfigMap {
-    let host = node.name.service_dns(node.network.namespace);
     let text = render_config(&NodeConfig {
         moniker: node.name.as_str(),
-        external_address: &format!("{host}:{P2P_PORT}"),
         application,
         timeout_commit,
         paths: &Paths {

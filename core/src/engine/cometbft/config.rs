@@ -38,8 +38,6 @@ pub struct Paths {
 pub struct NodeConfig<'a> {
     /// The node's name, shown to peers.
     pub moniker: &'a str,
-    /// The name and port under which peers reach this node.
-    pub external_address: &'a str,
     /// The application.
     pub application: Application,
     /// File locations.
@@ -61,7 +59,7 @@ struct File<'a> {
     priv_validator_state_file: String,
     node_key_file: String,
     rpc: Rpc,
-    p2p: P2p<'a>,
+    p2p: P2p,
     consensus: Consensus<'a>,
 }
 
@@ -71,9 +69,8 @@ struct Rpc {
 }
 
 #[derive(Serialize)]
-struct P2p<'a> {
+struct P2p {
     laddr: String,
-    external_address: &'a str,
     addr_book_file: String,
     addr_book_strict: bool,
     allow_duplicate_ip: bool,
@@ -108,7 +105,8 @@ pub fn render_config(node: &NodeConfig<'_>) -> String {
         rpc: Rpc { laddr: format!("tcp://127.0.0.1:{RPC_PORT}") },
         p2p: P2p {
             laddr: format!("tcp://0.0.0.0:{P2P_PORT}"),
-            external_address: node.external_address,
+            // No `external_address`: nobody dials what a node says of itself, and a name there must resolve wherever a peer
+            // runs, in other owners' clusters too, or that peer refuses the connection (`DefaultNodeInfo.Validate`).
             // Beside the data, since the home directory does not outlive the pod.
             addr_book_file: format!("{}/addrbook.json", paths.data),
             // Service addresses are private ones.
@@ -270,7 +268,6 @@ mod tests {
         };
         render_config(&NodeConfig {
             moniker: "city-ledger-hangzhou-0",
-            external_address: "city-ledger-hangzhou-0.ledger.svc:26656",
             application,
             paths: &paths,
             timeout_commit: None,
