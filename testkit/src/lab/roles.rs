@@ -36,9 +36,9 @@ impl Roles {
         Self { hub, members: [hub + 1, hub + 2] }
     }
 
-    /// Clusters that have an operator of their own: stories that need no member run in either.
-    pub fn hubs(self) -> [usize; 2] {
-        [self.hub, self.members[0]]
+    /// Clusters that have an operator of their own: stories that need no member run in any of them.
+    pub fn hubs(self) -> [usize; 3] {
+        self.all()
     }
 
     /// All of them, the hub first.
