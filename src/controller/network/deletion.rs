@@ -160,12 +160,17 @@ fn how_to_let_go(key: &NetworkKey) -> String {
 }
 
 async fn end(ctx: &Context, key: &NetworkKey, network: &BsnNetwork) -> Step<End> {
-    let policy = network.spec.deletion_policy;
     let Ok(name) = NetworkName::parse(&key.name) else { return Ok(Ok(End::Over)) };
+    let namespace = key.namespace.as_str();
+    // Live, just before: what is deleted does not come back, and the policy may say something else by now.
+    let live = read::<BsnNetwork>(&ctx.client, namespace, &key.name).await?;
+    let live = live.filter(|live| live.metadata.uid == network.metadata.uid);
+    let Some(policy) = live.map(|live| live.spec.deletion_policy) else {
+        return Ok(Ok(End::Over));
+    };
     if !policy.names_something() {
         return Ok(Ok(End::Over));
     }
-    let namespace = key.namespace.as_str();
     let Some(map) = read::<ConfigMap>(&ctx.client, namespace, &name.anchor()).await? else {
         if network.status.as_ref().is_none_or(|status| status.network_id.is_none()) {
             // Nothing was made, or nothing is left: see below.
