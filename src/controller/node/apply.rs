@@ -295,7 +295,10 @@ impl Pass<'_> {
             }
         }
         let class = self.place.defaults.storage_class_name.as_deref();
-        let wish = build_disk(parts, &self.node.spec.storage, class);
+        // The stamp may have been edited a moment ago; of a set that left the description nothing else is known.
+        let described = self.validated.storage.get(&parts.identity.set);
+        let storage = described.unwrap_or(&self.node.spec.storage);
+        let wish = build_disk(parts, storage, class);
         let id = parts.network.network_id;
         let made = ensure_exists(&self.place.client, known.as_ref(), wish, recorded, id).await;
         Ok(refused(made)?.map(|(disk, _)| disk.uid().unwrap_or_default()))
