@@ -42,7 +42,7 @@ pub const GROUPS: [Group; 3] = [
 
 /// Told when they are asked for by name, or when there is time for everything ([`THOROUGH`]): with them a run takes longer
 /// than a change can wait for.
-const LONG: [&str; 10] = [
+const LONG: [&str; 9] = [
     "clusters::cuts::",
     "clusters::drains::",
     "clusters::exposed::",
@@ -51,7 +51,6 @@ const LONG: [&str; 10] = [
     "clusters::restored::",
     "clusters::slow::",
     "clusters::wrong::",
-    "installed::",
     "killed::the_operator_killed",
 ];
 /// Set if there is time for everything. Stories look at it, too.
