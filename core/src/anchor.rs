@@ -467,6 +467,12 @@ impl Anchor {
         known.or_else(|| Some(founder()?.power)).unwrap_or(0)
     }
 
+    /// Whether the chain may have blocks: it was formed here, or others formed it, whether its genesis was taken over yet or
+    /// not.
+    pub fn has_begun(&self) -> bool {
+        self.formed || self.joins
+    }
+
     /// The identity of a node.
     pub fn identity(&self, node: &NodeName) -> Option<&Identity> {
         self.identities.get(node.as_str())
@@ -525,6 +531,13 @@ mod tests {
         assert_eq!(primary.compare(&copy(1, "h0")), CopyStanding::AnotherHub);
         let stranger = Anchor { network_id: "n2".into(), ..copy(1, "h1") };
         assert_eq!(primary.compare(&stranger), CopyStanding::AnotherNetwork);
+    }
+
+    #[test]
+    fn a_chain_of_others_has_blocks_before_its_genesis_is_here() {
+        assert!(!anchor().has_begun());
+        assert!(Anchor { joins: true, ..anchor() }.has_begun());
+        assert!(Anchor { formed: true, ..anchor() }.has_begun());
     }
 
     /// Writes so many times in a term.

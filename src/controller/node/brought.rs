@@ -112,9 +112,7 @@ impl Pass<'_> {
             self.ctx.watches.sight(self.key, &anchor.network_id, &anchor.chain_id, &known, None);
         let ledger = sight.as_ref().map(|(sight, _)| &sight.ledger);
         let address = key.validator_address();
-        // What others formed goes on, whether its genesis has been taken over here or not.
-        let begun = anchor.formed || anchor.joins;
-        may_take(begun, ledger, &self.validated.policy, &address).map_err(|why| {
+        may_take(anchor.has_begun(), ledger, &self.validated.policy, &address).map_err(|why| {
             let message = format!("the key that is brought for it (address {address}): {why}");
             Refusal::new(Reason::KeySignsElsewhere, message)
         })
