@@ -236,8 +236,18 @@ pub async fn ensure<K: Object>(
     }
 }
 
-/// One of these owns the object: that names it as ours, too, when somebody took its labels away.
-pub fn is_owned_by(object: &impl Resource, owners: &[OwnerReference]) -> bool {
+/// Whether [`is_ours`] holds, or what `desired` names as an owner owns the object: by that, too, it is ours when somebody took its labels away.
+pub fn is_ours_by(
+    object: &impl Resource,
+    recorded_uid: Option<&str>,
+    network_id: &str,
+    desired: &ObjectMeta,
+) -> bool {
+    let owners = desired.owner_references.as_deref().unwrap_or_default();
+    is_ours(object, recorded_uid, network_id) || is_owned_by(object, owners)
+}
+
+fn is_owned_by(object: &impl Resource, owners: &[OwnerReference]) -> bool {
     let named = object.meta().owner_references.iter().flatten();
     let mut named = named.map(|owner| &owner.uid);
     named.any(|uid| owners.iter().any(|owner| owner.uid == *uid))
@@ -268,8 +278,7 @@ async fn claim<K: Object>(
     recorded_uid: Option<&str>,
     network_id: &str,
 ) -> Result<K, ApiError> {
-    let owners = desired.meta().owner_references.as_deref().unwrap_or_default();
-    if is_ours(&object, recorded_uid, network_id) || is_owned_by(&object, owners) {
+    if is_ours_by(&object, recorded_uid, network_id, desired.meta()) {
         return Ok(object);
     }
     if !is_same_content(&object, desired, network_id) {

@@ -33,7 +33,9 @@ pub struct Release {
 /// that could is gone by then. The command comes last, to be copied.
 pub fn render_kept(namespace: &str, network: &NetworkName, network_id: &str) -> String {
     format!(
-        "kept when BsnNetwork {network} or this namespace is deleted: keys, disks, CA and anchor are not made again. To let all of them go for good, delete the BsnNetwork, then on its hub: kubectl annotate configmap {} -n {namespace} --overwrite {RELEASE_ANNOTATION}={network_id}",
+        "kept when BsnNetwork {network} or this namespace is deleted: keys, disks, CA and anchor are not made again. To let all \
+         of them go for good, delete the BsnNetwork, then on its hub: kubectl annotate configmap {} -n {namespace} --overwrite \
+         {RELEASE_ANNOTATION}={network_id}",
         network.anchor()
     )
 }

@@ -6,9 +6,7 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::core::{ApiResource, DynamicObject};
 use serde_json::{Value, json};
 
-use super::{
-    ApiError, Object, bounded, describe, is_ours, is_owned_by, name_taken, null_what_is_gone,
-};
+use super::{ApiError, Object, bounded, describe, is_ours_by, name_taken, null_what_is_gone};
 use crate::labels;
 
 /// Puts back the spec of an object that does not parse as `desired` has it, and takes its status away if that does not
@@ -25,8 +23,7 @@ pub async fn restore_spec<K: Object>(
     let found = bounded(|| describe::<K>("get", &namespace, &name), api.get_opt(&name)).await?;
     // Gone meanwhile: the next pass makes it.
     let Some(found) = found else { return Ok(()) };
-    let owners = desired.meta().owner_references.clone().unwrap_or_default();
-    if !is_ours(&found, None, network_id) && !is_owned_by(&found, &owners) {
+    if !is_ours_by(&found, None, network_id, desired.meta()) {
         return Err(name_taken::<K>(&found));
     }
     // The cache was behind.

@@ -74,7 +74,6 @@ pub fn holds_node(
             && copy.genesis_hash == anchor.genesis_hash
             && copy.formed == anchor.formed
             && copy.identity(node) == anchor.identity(node)
-            && copy.revision <= anchor.revision
             && anchor.compare(&copy) != CopyStanding::Ahead
     })
 }
@@ -244,13 +243,15 @@ fn judge(
         || match &own {
             None => !copies.is_empty(),
             Some(own) => {
-                own.hub_id != expected.hub_id
-                    || copies.values().map(|copy| own.compare(copy)).any(|standing| {
-                        matches!(standing, CopyStanding::Ahead | CopyStanding::AnotherHub)
-                    })
+                own.hub_id != expected.hub_id || copies.values().any(|copy| knows_more(copy, own))
             }
         };
     Ok(Judged { ahead, own, copies, consent, has_steps: found.newest().is_some() })
+}
+
+/// Whether a copy knows what the anchor on the hub does not.
+fn knows_more(copy: &Anchor, own: &Anchor) -> bool {
+    matches!(own.compare(copy), CopyStanding::Ahead | CopyStanding::AnotherHub)
 }
 
 impl Judged {
@@ -258,11 +259,7 @@ impl Judged {
         let Self { ahead, own, copies, consent, has_steps } = self;
         // What the hub's anchor knows already is not the newest, and one of another history is, however often the hub
         // has written since: effects depended on it.
-        let news = |copy: &Anchor| {
-            own.as_ref().is_none_or(|own| {
-                matches!(own.compare(copy), CopyStanding::Ahead | CopyStanding::AnotherHub)
-            })
-        };
+        let news = |copy: &Anchor| own.as_ref().is_none_or(|own| knows_more(copy, own));
         let newest =
             copies.iter().filter(|(_, copy)| news(copy)).max_by_key(|(_, copy)| copy.revision);
         let (cluster, newest) = match newest {

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Secret;
 use super::apply::parse_authority;
 use super::validate::ValidatedNetwork;
 use crate::api::conditions::Reason;
-use crate::apply::{ensure, is_ours, is_owned_by, read, restore_marks};
+use crate::apply::{ensure, is_ours_by, read, restore_marks};
 use crate::build::NetworkParts;
 use crate::build::secret::{TLS_CERT, TLS_KEY, build_client_secret, entry};
 use crate::controller::context::{Context, OperatorLeaf};
@@ -123,12 +123,9 @@ async fn ensure_client(
 ) -> Step<Timestamp> {
     let name = validated.desired.name.client();
     let marks = network.owned(name.clone());
-    let owners = marks.owner_references.as_deref().unwrap_or_default();
     let existing = match read::<Secret>(&ctx.client, &key.namespace, &name).await? {
         // Whose a private key is, its content does not tell.
-        Some(secret)
-            if !is_ours(&secret, None, &anchor.network_id) && !is_owned_by(&secret, owners) =>
-        {
+        Some(secret) if !is_ours_by(&secret, None, &anchor.network_id, &marks) => {
             let message =
                 format!("Secret {name} exists and is not this network's; delete or rename it");
             return Ok(Err(Refusal::new(Reason::NameTaken, message)));

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 
 use super::apply::Pass;
 use crate::api::conditions::Reason;
-use crate::apply::{delete, ensure_exists, is_ours, is_owned_by, read};
+use crate::apply::{delete, ensure_exists, is_ours_by, read};
 use crate::build::NodeParts;
 use crate::build::secret::build_token_secret;
 use crate::controller::context::RandomIds;
@@ -113,9 +113,8 @@ impl Pass<'_> {
         let client = &self.place.client;
         let found: Option<Secret> = read(client, &self.key.namespace, &name).await?;
         let Some(secret) = found else { return Ok(Ok(())) };
-        let owners = parts.owner.map(std::slice::from_ref).unwrap_or_default();
-        let id = parts.network.network_id;
-        if !is_ours(&secret, None, id) && !is_owned_by(&secret, owners) {
+        let marks = parts.owned(name.clone());
+        if !is_ours_by(&secret, None, parts.network.network_id, &marks) {
             let message = format!("Secret {name} exists and is not this network's; delete it");
             return Ok(Err(Refusal::new(Reason::NameTaken, message)));
         }
